@@ -1,0 +1,70 @@
+"""Fast-dLLM's block caches (arXiv 2505.22618, section 3.2): prefix and dual."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..core.canvas import Canvas, Update
+from ..core.config import Configured
+from ..core.protocols import Ask, Block, Geometry, Plan
+from ..core.rows import Rows
+from ..core.store import Store, attend_stored, visible
+
+
+@dataclass(frozen=True)
+class BlockState:
+    """Keys and values, and ``start [B]``: where the window stood at the last refresh (-1: never)."""
+
+    store: Store
+    start: Tensor
+
+
+@dataclass(frozen=True)
+class DualCache(Configured):
+    """Recomputes everything when the policy's window moves to a new start; until then only the window.
+
+    Keys and values before and behind the window stay as they were at the refresh. Per row.
+    """
+
+    name = "dual"
+    paper = "arXiv 2505.22618"
+    suffix = False
+
+    def init(self, canvas: Canvas, geometry: Geometry, like: Tensor) -> BlockState:
+        """Empty store, never refreshed."""
+        return BlockState(Store.empty(canvas, geometry, like), torch.full_like(canvas.prompt, -1))
+
+    def plan(self, canvas: Canvas, ask: Ask, need: Tensor, state: BlockState) -> tuple[Plan, BlockState]:
+        """All visible positions at a refresh; else the window (prefix: and what follows), and what was never seen."""
+        keys = visible(canvas, ask, need)
+        start = canvas.first(ask.window)
+        start = torch.where(start < ask.window.shape[1], start, state.start)
+        fresh = start != state.start
+        if ask.refresh is not None:
+            fresh = fresh | ask.refresh
+        part = canvas.position >= start[:, None] if self.suffix else ask.window
+        if ask.stale is not None:
+            part = part & ~ask.stale
+        compute = keys & (fresh[:, None] | part | ~state.store.known) | need
+        return Plan(compute, keys, compute.sum(1).double()), replace(
+            state, store=state.store.learn(compute), start=start
+        )
+
+    def layer(self, index: int, block: Block, hidden: Tensor, rows: Rows, state: BlockState) -> Tensor:
+        """The ordinary layer against the store."""
+        return attend_stored(index, block, hidden, rows, state.store)
+
+    def note(self, update: Update, state: BlockState) -> BlockState:
+        """Nothing to learn."""
+        return state
+
+
+@dataclass(frozen=True)
+class PrefixCache(DualCache):
+    """As ``dual``, but the positions behind the window are recomputed with it; only what precedes it is kept."""
+
+    name = "prefix"
+    suffix = True

@@ -1,0 +1,179 @@
+"""dLLM-Cache (arXiv 2506.06295): long intervals for the prompt, short ones and an adaptive share for the response."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..core.canvas import Canvas, Update
+from ..core.config import Configured, param
+from ..core.protocols import Ask, Block, Geometry, Plan
+from ..core.rows import Rows
+from ..core.store import Store, put, visible
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one layer recomputes.
+
+    Attributes:
+        due: ``[B, T]`` positions recomputed for certain.
+        open: ``[B, T]`` positions among which the similarity of their values chooses.
+        share: ``[B]`` how many of these.
+        most: the largest number of positions of any row; -1 when all that are carried are due.
+        looks: whether any row chooses.
+    """
+
+    due: Tensor
+    open: Tensor
+    share: Tensor
+    most: int = -1
+    looks: bool = False
+
+
+@dataclass(frozen=True)
+class IntervalState:
+    """Stores and clocks.
+
+    Attributes:
+        store: keys and values.
+        attention, feed_forward: per layer ``[B, T + 1, C]``, the outputs that skipped positions reuse.
+        age: ``[B]`` forwards so far less one.
+        first, rest: what this forward recomputes in layer 0 and in the others.
+    """
+
+    store: Store
+    attention: list[Tensor]
+    feed_forward: list[Tensor]
+    age: Tensor
+    first: Work
+    rest: Work
+
+
+@dataclass(frozen=True)
+class IntervalCache(Configured):
+    """Per layer keeps keys, values, attention output and feed-forward output of every position.
+
+    Prompt positions refresh every ``kp`` forwards, response positions every ``kr``. In between, values of the response
+    are recomputed in every layer and the share ``rho`` whose values changed most (lowest cosine similarity with the
+    forward before) is recomputed; all others reuse their outputs (paper, algorithm 1). Memory: 4 T d layers.
+    """
+
+    name = "dllm"
+    paper = "arXiv 2506.06295"
+
+    kp: int = param(50, "forwards between refreshes of the prompt", ge=1)
+    kr: int = param(7, "forwards between refreshes of the response", ge=1)
+    rho: float = param(0.25, "share of response positions recomputed between refreshes", ge=0, le=1)
+    first_layer: str = param(
+        "full",
+        "response in layer 0: always in full (the authors' later code), or like the others",
+        choices=("full", "adaptive"),
+    )
+
+    def init(self, canvas: Canvas, geometry: Geometry, like: Tensor) -> IntervalState:
+        """Empty stores."""
+        shape = (len(canvas.tokens), canvas.tokens.shape[1] + 1, geometry.width)
+        outputs = [[like.new_zeros(shape) for _ in range(geometry.layers)] for _ in range(2)]
+        never = torch.full_like(canvas.prompt, -1)
+        nothing = torch.zeros_like(canvas.valid)
+        work = Work(nothing, nothing, torch.zeros_like(never))
+        return IntervalState(Store.empty(canvas, geometry, like), outputs[0], outputs[1], never, work, work)
+
+    def plan(self, canvas: Canvas, ask: Ask, need: Tensor, state: IntervalState) -> tuple[Plan, IntervalState]:
+        """Positions carried through the layers: those due, those needed, and the response where it is looked at."""
+        keys = visible(canvas, ask, need)
+        age = state.age + 1 if ask.skipped is None else state.age + 1 + ask.skipped
+        prompt_due, response_due = (self._due(state.age, age, every, ask.refresh) for every in (self.kp, self.kr))
+        response = keys & canvas.response
+        if ask.stale is not None:
+            response = response & ~ask.stale
+        due = (
+            keys & ~canvas.response & prompt_due[:, None] | response & response_due[:, None] | keys & ~state.store.known
+        )
+        share = torch.where(response_due, 0, (self.rho * response.sum(1)).floor().long())
+        always = self.first_layer == "full"
+        compute = due | need | response if always or self.rho else due | need
+        open_ = response & ~due if self.rho else torch.zeros_like(due)
+        rest = self._work(due, open_, share, compute)
+        first = self._work(due | response, torch.zeros_like(due), torch.zeros_like(share), compute) if always else rest
+        layers = len(state.attention)
+        work = (first.due.sum(1) + first.share + (layers - 1) * (due.sum(1) + share)) / layers
+        store = state.store.learn(due)
+        return Plan(compute, keys, work), replace(state, store=store, age=age, first=first, rest=rest)
+
+    @staticmethod
+    def _due(before: Tensor, after: Tensor, every: int, refresh: Tensor | None) -> Tensor:
+        due = after.div(every, rounding_mode="floor") != before.div(every, rounding_mode="floor")
+        return due if refresh is None else due | refresh
+
+    @staticmethod
+    def _work(due: Tensor, open_: Tensor, share: Tensor, compute: Tensor) -> Work:
+        left, most, choice = torch.stack([(compute & ~due).sum(), (due.sum(1) + share).amax(), open_.sum()]).tolist()
+        return Work(due, open_, share, most if left else -1, bool(choice))
+
+    def layer(self, index: int, block: Block, hidden: Tensor, rows: Rows, state: IntervalState) -> Tensor:
+        """Recompute the chosen positions, reuse the outputs of the others."""
+        work = state.rest if index else state.first
+        store, attention, feed_forward = state.store, state.attention[index], state.feed_forward[index]
+        if work.most < 0:
+            return self._all(index, block, hidden, rows, state)
+        if not work.most and not work.looks:
+            return hidden + _at(attention, rows) + _at(feed_forward, rows)
+        chosen, position = self._choose(index, block, hidden, rows, store, work)
+        place = rows.index_of(position)
+        row = torch.arange(len(hidden), device=hidden.device)[:, None]
+        rotary = rows.rotary[row if len(rows.rotary) > 1 else 0, chosen]
+        query, key, value = block.qkv(hidden[row, chosen], rotary)
+        put(store.key[index], rows, key, place)
+        put(store.value[index], rows, value, place)
+        key, value = store.key[index][:, : rows.extent], store.value[index][:, : rows.extent]
+        put(attention, rows, block.attend(query, key, value, rows.keys), place)
+        hidden = hidden + _at(attention, rows)
+        put(feed_forward, rows, block.mlp(hidden[row, chosen]), place)
+        return hidden + _at(feed_forward, rows)
+
+    @staticmethod
+    def _all(index: int, block: Block, hidden: Tensor, rows: Rows, state: IntervalState) -> Tensor:
+        query, key, value = block.qkv(hidden, rows.rotary)
+        put(state.store.key[index], rows, key)
+        put(state.store.value[index], rows, value)
+        key, value = (part[index][:, : rows.extent] for part in (state.store.key, state.store.value))
+        attended = block.attend(query, key, value, rows.keys)
+        put(state.attention[index], rows, attended)
+        hidden = hidden + attended
+        fed = block.mlp(hidden)
+        put(state.feed_forward[index], rows, fed)
+        return hidden + fed
+
+    @staticmethod
+    def _choose(
+        index: int, block: Block, hidden: Tensor, rows: Rows, store: Store, work: Work
+    ) -> tuple[Tensor, Tensor]:
+        """Slots to recompute, ``[B, most]``, and their positions (T behind the row's own count)."""
+        due = F.pad(work.due, (0, 1)).gather(1, rows.position)
+        score = torch.where(due, -torch.inf, torch.inf)
+        if work.looks:
+            value = block.value(hidden)
+            before = store.value[index].flatten(0, 1)[rows.index].view_as(value)
+            change = F.cosine_similarity(value.flatten(2).float(), before.flatten(2).float(), dim=-1)
+            put(store.value[index], rows, value)
+            score = torch.where(F.pad(work.open, (0, 1)).gather(1, rows.position), change, score)
+        chosen = score.topk(work.most, dim=1, largest=False).indices
+        count = due.sum(1) + work.share
+        kept = torch.arange(work.most, device=hidden.device) < count[:, None]
+        return chosen, torch.where(kept, rows.position.gather(1, chosen), rows.total)
+
+    def note(self, update: Update, state: IntervalState) -> IntervalState:
+        """Nothing to learn."""
+        return state
+
+
+def _at(store: Tensor, rows: Rows) -> Tensor:
+    """What ``store`` holds at the rows' slots, ``[B, Q, C]``."""
+    if rows.whole:
+        return store[:, : rows.total]
+    return store.flatten(0, 1)[rows.index].view(*rows.position.shape, -1)

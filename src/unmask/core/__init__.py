@@ -1,0 +1,1 @@
+"""F0: canvas, rows, prediction, picks and the spec grammar. Needs torch and nothing of unmask."""

@@ -1,0 +1,182 @@
+"""The canvas: the text of every row of a batch, and all that can be derived from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from .errors import RequestError
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What decoding must know about a checkpoint; the only owner of special ids.
+
+    Attributes:
+        mask: id of the mask token; never sampled, never accepted in a prompt.
+        eos: ids that end a response.
+        pad: id behind the end of short rows.
+        vocab: size of the logits.
+        limit: ids from here on are unknown to the tokenizer and are never sampled.
+        context: most positions (prompt + response) the model was made for.
+        shift: whether position i is predicted by the network output at i-1 (Dream).
+    """
+
+    mask: int
+    eos: tuple[int, ...]
+    pad: int
+    vocab: int
+    limit: int
+    context: int
+    shift: bool = False
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a policy decided, all ``[B, T]``: ``token`` is read where ``write``; ``remask`` positions are masks again."""
+
+    write: Tensor
+    token: Tensor
+    remask: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """Rows of text, left-aligned, padded at the end. Immutable: :meth:`apply` returns the next one.
+
+    Attributes:
+        tokens: ``[B, T]`` ids.
+        prompt: ``[B]`` prompt lengths.
+        length: ``[B]`` prompt + response lengths.
+        eos_stop: ``[B]`` whether a row is finished once its response has an end of text with no mask before it.
+        spec: the model's ids.
+    """
+
+    tokens: Tensor
+    prompt: Tensor
+    length: Tensor
+    eos_stop: Tensor
+    spec: ModelSpec
+
+    @staticmethod
+    def blank(
+        prompts: Sequence[Sequence[int]],
+        lengths: Sequence[int],
+        spec: ModelSpec,
+        *,
+        eos_stop: bool | Sequence[bool] = True,
+        device: torch.device | str = "cpu",
+    ) -> Canvas:
+        """One row per prompt, followed by ``lengths[i]`` masks.
+
+        Raises:
+            RequestError: no rows, an empty prompt, ids out of range or the mask id in a prompt, a response length
+                below 1, or more positions than the model's context.
+        """
+        if not prompts:
+            raise RequestError("no prompts: the batch is empty")
+        if len(lengths) != len(prompts):
+            raise RequestError(f"{len(prompts)} prompts but {len(lengths)} response lengths")
+        for i, (prompt, gen) in enumerate(zip(prompts, lengths, strict=True)):
+            _check_request(i, prompt, gen, spec)
+        size = [len(p) + n for p, n in zip(prompts, lengths, strict=True)]
+        tokens = torch.full((len(prompts), max(size)), spec.pad, dtype=torch.long)
+        for i, prompt in enumerate(prompts):
+            tokens[i, : len(prompt)] = torch.as_tensor(prompt, dtype=torch.long)
+            tokens[i, len(prompt) : size[i]] = spec.mask
+        stop = [eos_stop] * len(prompts) if isinstance(eos_stop, bool) else list(eos_stop)
+        return Canvas(
+            tokens.to(device),
+            torch.tensor([len(p) for p in prompts], device=device),
+            torch.tensor(size, device=device),
+            torch.tensor(stop, device=device),
+            spec,
+        )
+
+    @cached_property
+    def position(self) -> Tensor:
+        """``[1, T]`` 0, 1, 2, ..."""
+        return torch.arange(self.tokens.shape[1], device=self.tokens.device)[None]
+
+    @cached_property
+    def valid(self) -> Tensor:
+        """``[B, T]`` positions that belong to the row."""
+        return self.position < self.length[:, None]
+
+    @cached_property
+    def response(self) -> Tensor:
+        """``[B, T]`` positions behind the prompt."""
+        return self.valid & (self.position >= self.prompt[:, None])
+
+    @cached_property
+    def eos_at(self) -> Tensor:
+        """``[B]`` position of the response's first end of text; T where there is none."""
+        ends = torch.zeros_like(self.valid)
+        for eos in self.spec.eos:
+            ends = ends | (self.tokens == eos)
+        return self.first(ends & self.response)
+
+    @cached_property
+    def masked(self) -> Tensor:
+        """``[B, T]`` masks still to be filled; none in a row that has reached its end of text."""
+        masks = (self.tokens == self.spec.mask) & self.valid
+        ended = self.eos_stop & (self.eos_at < self.first(masks))
+        return masks & ~ended[:, None]
+
+    @cached_property
+    def done(self) -> Tensor:
+        """``[B]`` rows with nothing left to fill."""
+        return ~self.masked.any(1)
+
+    @cached_property
+    def frontier(self) -> Tensor:
+        """``[B]`` position of the first mask to be filled; T in finished rows."""
+        return self.first(self.masked)
+
+    def first(self, mask: Tensor) -> Tensor:
+        """``[B]`` first true position of a ``[B, T]`` mask; T where there is none."""
+        return torch.where(mask, self.position, mask.shape[1]).amin(1)
+
+    def block_start(self, size: int | None) -> Tensor:
+        """``[B]`` first position of the current block, the one that holds the frontier; blocks count from the prompt."""
+        if size is None:
+            return self.prompt
+        return self.prompt + (self.frontier - self.prompt).clamp(min=0) // size * size
+
+    def block(self, size: int | None) -> Tensor:
+        """``[B, T]`` the current block of ``size`` positions (None: the whole response); empty in finished rows."""
+        low = self.block_start(size)[:, None]
+        inside = self.valid & (self.position >= low) & ~self.done[:, None]
+        return inside if size is None else inside & (self.position < low + size)
+
+    def apply(self, update: Update) -> Canvas:
+        """The canvas after an update."""
+        tokens = torch.where(update.write, update.token, self.tokens)
+        if update.remask is not None:
+            tokens = tokens.masked_fill(update.remask, self.spec.mask)
+        after = replace(self, tokens=tokens)
+        for name in ("position", "valid", "response"):  # unchanged by an update
+            if name in self.__dict__:
+                after.__dict__[name] = self.__dict__[name]
+        return after
+
+
+def _check_request(index: int, prompt: Sequence[int], gen_length: int, spec: ModelSpec) -> None:
+    if len(prompt) == 0:
+        raise RequestError(f"prompt {index} is empty; at least one token is needed")
+    if gen_length < 1:
+        raise RequestError(f"gen_length of prompt {index} must be at least 1, got {gen_length}")
+    if len(prompt) + gen_length > spec.context:
+        raise RequestError(
+            f"prompt {index} has {len(prompt)} tokens and gen_length is {gen_length}: together "
+            f"{len(prompt) + gen_length}, but the model's context is {spec.context}"
+        )
+    low, high = min(prompt), max(prompt)
+    if low < 0 or high >= spec.vocab:
+        raise RequestError(f"prompt {index} has the id {low if low < 0 else high}; accepted are 0 to {spec.vocab - 1}")
+    if spec.mask in prompt:
+        raise RequestError(f"prompt {index} contains the mask id {spec.mask}; masks are only allowed in the response")

@@ -1,0 +1,29 @@
+"""Which of the scored positions to take, per row. Scores are ``[B, T]`` with -inf where a position is no candidate."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def best(score: Tensor) -> Tensor:
+    """``[B, T]`` the best candidate of each row (the first of equals); nothing in rows without candidates."""
+    top = torch.zeros_like(score, dtype=torch.bool).scatter_(1, score.argmax(1, keepdim=True), True)
+    return top & (score > -torch.inf)
+
+
+def top(score: Tensor, count: int | Tensor) -> Tensor:
+    """``[B, T]`` the ``count`` best candidates of each row; ``count`` is a number or ``[B]``."""
+    if isinstance(count, int) and count == 1:
+        return best(score)
+    order = score.argsort(dim=1, descending=True, stable=True)
+    place = torch.arange(score.shape[1], device=score.device).expand_as(order)
+    rank = torch.empty_like(order).scatter_(1, order, place)
+    limit = count[:, None] if isinstance(count, Tensor) else count
+    return (rank < limit) & (score > -torch.inf)
+
+
+def at_least(score: Tensor, threshold: float | Tensor) -> Tensor:
+    """``[B, T]`` candidates that reach ``threshold`` (a number or ``[B]``)."""
+    limit = threshold[:, None] if isinstance(threshold, Tensor) else threshold
+    return (score >= limit) & (score > -torch.inf)

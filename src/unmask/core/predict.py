@@ -1,0 +1,98 @@
+"""From logits to a proposed token and its confidence, per position."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .canvas import ModelSpec
+from .protocols import Sampling
+
+_GOLDEN = -7046029254386353131  # 2**64 / golden ratio, as a signed integer
+_MIX1, _MIX2 = -4658895280553007687, -7723592293110705685  # splitmix64's multipliers, signed
+
+
+def forbid(logits: Tensor, spec: ModelSpec) -> Tensor:
+    """Give the mask id and ids outside the tokenizer probability zero, in place."""
+    logits[:, spec.mask] = -torch.inf
+    if spec.limit < logits.shape[1]:
+        logits[:, spec.limit :] = -torch.inf
+    return logits
+
+
+def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Greedy choice: argmax and its softmax probability in float64.
+
+    The probability is 1 / (1 + rest), where rest sums the other tokens' odds against the best. Unlike a softmax in
+    float32 it does not saturate at 1 where a model is sure, so confident positions keep their order.
+
+    Args:
+        logits: ``[N, V]`` floating point.
+    """
+    top, token = logits.max(-1, keepdim=True)
+    odds = (logits - top).exp_().scatter_(-1, token, 0.0)
+    return token[:, 0], 1.0 / (1.0 + odds.sum(-1).double())
+
+
+def sample(logits: Tensor, sampling: Sampling, row: Tensor, position: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+    """Gumbel-max sampling at each row's temperature after top-k and top-p; rows at temperature 0 stay greedy.
+
+    The confidence is the untempered, unfiltered probability of the sampled token (LLaDA, ``low_confidence``).
+
+    Args:
+        logits: ``[N, V]``.
+        sampling: ``[B]`` parameters.
+        row, position, step: ``[N]`` batch row, absolute position and the row's own step of each line of logits.
+    """
+    greedy, confidence = likeliest(logits)
+    hot = sampling.temperature[row] > 0
+    temperature = torch.where(hot, sampling.temperature[row], 1.0)[:, None]
+    filtered = _filter(logits.double() / temperature, sampling.top_k[row], sampling.top_p[row])
+    noise = gumbel(sampling.seed[row], position, step, logits.shape[1])
+    drawn = (filtered + noise).argmax(-1)
+    probability = logits.double().softmax(-1).gather(-1, drawn[:, None])[:, 0]
+    return torch.where(hot, drawn, greedy), torch.where(hot, probability, confidence)
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """``[N]`` entropy in nats of ``[N, V]`` logits (-inf allowed)."""
+    logp = logits.log_softmax(-1)
+    return -(logp.exp() * logp.clamp(min=torch.finfo(logp.dtype).min)).sum(-1)
+
+
+def _filter(scaled: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    """Keep the k best (0: all), then the smallest set whose probability reaches p; the best token always stays."""
+    ordered, order = scaled.sort(dim=-1, descending=True, stable=True)
+    rank = torch.arange(scaled.shape[1], device=scaled.device)
+    drop = (top_k[:, None] > 0) & (rank >= top_k[:, None])
+    probability = ordered.masked_fill(drop, -torch.inf).softmax(-1)
+    drop |= (probability.cumsum(-1) - probability >= top_p[:, None]) & (top_p[:, None] < 1)
+    drop[:, 0] = False
+    return scaled.masked_fill(torch.zeros_like(drop).scatter(-1, order, drop), -torch.inf)
+
+
+def uniform(seed: Tensor, position: Tensor, step: Tensor, size: int) -> Tensor:
+    """Counter-based noise: ``[N, size]`` float64 in (0, 1), a function of (seed, position, step, column) alone.
+
+    It does not depend on the batch, the device or the order of calls. ``seed``, ``position``, ``step`` are ``[N]``.
+    """
+    counter = _mix(_mix(_mix(seed + _GOLDEN) ^ position) ^ step)
+    columns = torch.arange(1, size + 1, device=seed.device) * _GOLDEN
+    bits = _mix(counter[:, None] + columns) >> 11 & (1 << 53) - 1
+    return (bits.double() + 0.5) / (1 << 53)
+
+
+def gumbel(seed: Tensor, position: Tensor, step: Tensor, size: int) -> Tensor:
+    """Standard Gumbel noise, ``[N, size]`` float64, from :func:`uniform`."""
+    return -(-uniform(seed, position, step, size).log()).log()
+
+
+def _mix(x: Tensor) -> Tensor:
+    """splitmix64's finaliser on int64 (Steele, Lea, Flood 2014)."""
+    x = (x ^ _shift(x, 30)) * _MIX1
+    x = (x ^ _shift(x, 27)) * _MIX2
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: Tensor, by: int) -> Tensor:
+    return x >> by & (1 << 64 - by) - 1

@@ -1,0 +1,142 @@
+"""What a policy, a cache and the loop say to each other. Every tensor has dimension 0 = row of the batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from .canvas import Canvas, Update
+from .rows import Rows
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a policy wants of the next forward.
+
+    Attributes:
+        window: ``[B, T]`` the region the policy works in; its masked positions get a prediction.
+        visible: ``[B, T]`` positions that may be attended to; the others leave the input altogether. None: all.
+        stale: ``[B, T]`` positions that need not be recomputed: their stored keys and values will do. Given (even all
+            false) it makes every cache keep a store, ``none`` included. None: nothing.
+        refresh: ``[B]`` rows whose caches must recompute everything. None: no row.
+        skipped: ``[B]`` forwards of the policy's schedule left out since the last one because they could not commit
+            anything; caches that refresh by interval age by these too. None: none.
+    """
+
+    window: Tensor
+    visible: Tensor | None = None
+    stale: Tensor | None = None
+    refresh: Tensor | None = None
+    skipped: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model answered.
+
+    Attributes:
+        token: ``[B, T]`` proposed ids, meaningful where asked.
+        confidence: ``[B, T]`` float64, the untempered softmax probability of ``token``; -inf where not asked.
+        entropy: ``[B, T]`` nats, 0 where not asked; only for policies whose ``needs`` has ``"entropy"``.
+    """
+
+    token: Tensor
+    confidence: Tensor
+    entropy: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Sampling parameters of every row, each ``[B]``: ``temperature`` (0 = greedy), ``top_p`` (1 = off), ``top_k``
+    (0 = off), ``seed`` (noise is a function of seed, position and the row's step alone).
+    """
+
+    temperature: Tensor
+    top_p: Tensor
+    top_k: Tensor
+    seed: Tensor
+
+
+class Policy(Protocol):
+    """Decides which masks to fill. Hyper-parameters are frozen fields; what changes lives in the state it returns."""
+
+    name: str
+    paper: str
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Parts of a prediction beyond token and confidence: ``"entropy"``."""
+
+    @property
+    def guidance(self) -> float:
+        """Classifier-free guidance scale; 0: off."""
+
+    def init(self, canvas: Canvas, sampling: Sampling) -> Any:
+        """The state before the first forward: a dataclass of tensors with dimension 0 = row, or None."""
+
+    def ask(self, canvas: Canvas, state: Any) -> Ask:
+        """What the next forward must tell."""
+
+    def decide(self, canvas: Canvas, prediction: Prediction, state: Any) -> tuple[Update, Any]:
+        """What to commit. At least one position of every unfinished row whose window has a mask."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A cache's answer to an ask.
+
+    Attributes:
+        compute: ``[B, T]`` positions carried through the layers; contains every needed one.
+        keys: ``[B, T]`` positions that may be attended to.
+        work: ``[B]`` float, positions whose layers are really computed, averaged over the layers.
+    """
+
+    compute: Tensor
+    keys: Tensor
+    work: Tensor
+
+
+class Block(Protocol):
+    """One transformer layer as a cache sees it: three primitives, no knowledge of caches."""
+
+    def qkv(self, hidden: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries ``[B, Q, H, D]``, rotated keys and values ``[B, Q, H_kv, D]``."""
+
+    def value(self, hidden: Tensor) -> Tensor:
+        """Values alone, ``[B, Q, H_kv, D]``."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, keys: Tensor | None) -> Tensor:
+        """Attention output after the output projection, ``[B, Q, C]``; ``keys [B, S]`` masks keys, None: all count."""
+
+    def mlp(self, hidden: Tensor) -> Tensor:
+        """Feed-forward output, ``[B, Q, C]``."""
+
+
+class Geometry(Protocol):
+    """What a cache must know of a model to allocate its store."""
+
+    layers: int
+    width: int
+    kv_heads: int
+    head_dim: int
+
+
+class Cache(Protocol):
+    """Runs the layers: decides which positions are computed and what their queries attend to."""
+
+    name: str
+    paper: str
+
+    def init(self, canvas: Canvas, geometry: Geometry, like: Tensor) -> Any:
+        """The empty state for these rows; ``like`` gives dtype and device."""
+
+    def plan(self, canvas: Canvas, ask: Ask, need: Tensor, state: Any) -> tuple[Plan, Any]:
+        """Which positions the next forward computes; ``need [B, T]`` must be among them."""
+
+    def layer(self, index: int, block: Block, hidden: Tensor, rows: Rows, state: Any) -> Tensor:
+        """Run layer ``index`` on ``hidden [B, Q, C]``; may write into the state's stores."""
+
+    def note(self, update: Update, state: Any) -> Any:
+        """Learn what was committed."""

@@ -1,0 +1,1 @@
+"""F2: the loop and continuous batching."""

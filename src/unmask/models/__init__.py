@@ -1,0 +1,1 @@
+"""F1: one transformer for every family, checkpoints, and the denoiser that answers asks."""

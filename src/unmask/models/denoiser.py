@@ -1,0 +1,147 @@
+"""The seam between policies and networks: ask -> rows -> prediction. The only place that knows of a shift."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..core.canvas import Canvas, ModelSpec
+from ..core.predict import entropy, forbid, likeliest, sample
+from ..core.protocols import Ask, Cache, Prediction, Sampling
+from ..core.rows import gather
+from .transformer import Transformer
+
+_LOGITS_AT_ONCE = 1 << 26  # elements; bounds the float32 logits that exist at any time to 256 MiB
+
+
+@dataclass(frozen=True)
+class Branches:
+    """Cache states of the conditional branch and, under classifier-free guidance, of the one without prompt."""
+
+    plain: Any
+    free: Any = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A prediction with what it cost: ``work [B]`` positions computed, ``seconds`` spent in the network."""
+
+    prediction: Prediction
+    state: Branches
+    work: Tensor
+    seconds: float
+
+
+class Denoiser:
+    """A transformer with its ids: answers asks, running its layers through a cache."""
+
+    def __init__(self, network: Transformer, spec: ModelSpec) -> None:
+        self.network = network.eval()
+        self.spec = spec
+        arch = network.arch
+        self.layers, self.width, self.kv_heads, self.head_dim = arch.layers, arch.width, arch.kv_heads, arch.head_dim
+
+    def init(self, canvas: Canvas, cache: Cache, guidance: float = 0.0) -> Branches:
+        """Empty cache states for the rows of a canvas; two of them when ``guidance`` is used."""
+        like = self.network.embed.weight
+        return Branches(cache.init(canvas, self, like), cache.init(canvas, self, like) if guidance else None)
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        canvas: Canvas,
+        ask: Ask,
+        cache: Cache,
+        state: Branches,
+        sampling: Sampling,
+        step: Tensor,
+        *,
+        needs: frozenset[str] = frozenset(),
+        guidance: float = 0.0,
+    ) -> Answer:
+        """One forward.
+
+        Args:
+            canvas: the rows.
+            ask: what the policy wants.
+            cache: runs the layers.
+            state: the cache's states, from :meth:`init` or the last answer.
+            sampling: per-row parameters.
+            step: ``[B]`` forwards each row has made, the noise's counter.
+            needs: extra parts of the prediction (``"entropy"``).
+            guidance: classifier-free guidance scale s: logits u + (s + 1)(c - u), u with the prompt masked out.
+        """
+        started = time.perf_counter()
+        want = ask.window & canvas.masked
+        need = F.pad(want[:, 1:], (0, 1)) if self.spec.shift else want
+        row, position = want.nonzero(as_tuple=True)
+        hidden, plain, work = self._hidden(canvas.tokens, canvas, ask, need, cache, state.plain, row, position)
+        if guidance:
+            masked = torch.where(canvas.position < canvas.prompt[:, None], self.spec.mask, canvas.tokens)
+            other, free, more = self._hidden(masked, canvas, ask, need, cache, state.free, row, position)
+            hidden, state, work = torch.stack([hidden, other], 1), Branches(plain, free), work + more
+        else:
+            state = Branches(plain)
+        seconds = time.perf_counter() - started
+        parts = []
+        for at in range(0, len(row), max(1, _LOGITS_AT_ONCE // self.network.arch.vocab)):
+            piece = slice(at, at + max(1, _LOGITS_AT_ONCE // self.network.arch.vocab))
+            started = time.perf_counter()
+            logits = self._guided(hidden[piece], guidance)
+            seconds += time.perf_counter() - started
+            parts.append(self._read(forbid(logits, self.spec), sampling, row[piece], position[piece], step, needs))
+        return Answer(self._spread(want, row, position, parts, needs), state, work, seconds)
+
+    def _hidden(
+        self,
+        tokens: Tensor,
+        canvas: Canvas,
+        ask: Ask,
+        need: Tensor,
+        cache: Cache,
+        state: Any,
+        row: Tensor,
+        position: Tensor,
+    ) -> tuple[Tensor, Any, Tensor]:
+        """Run the layers; the hidden state ``[N, C]`` that predicts each wanted position."""
+        plan, state = cache.plan(canvas, ask, need, state)
+        rows = gather(plan.compute, plan.keys)
+        rows = replace(rows, rotary=self.network.rotate_rows(rows))
+        at = rows.position if rows.whole else rows.position.clamp(max=rows.total - 1)
+        hidden = self.network.embed(tokens.gather(1, at))
+        for index, block in enumerate(self.network.blocks):
+            hidden = cache.layer(index, block, hidden, rows, state)  # type: ignore[arg-type]
+        source = position - 1 if self.spec.shift else position
+        slot = source if rows.whole else (plan.compute.cumsum(1) - 1)[row, source]
+        return hidden[row, slot], state, plan.work
+
+    def _guided(self, hidden: Tensor, guidance: float) -> Tensor:
+        if not guidance:
+            return self.network.logits(hidden)
+        conditional, free = self.network.logits(hidden).unbind(1)
+        return free + (guidance + 1) * (conditional - free)
+
+    def _read(
+        self, logits: Tensor, sampling: Sampling, row: Tensor, position: Tensor, step: Tensor, needs: frozenset[str]
+    ) -> tuple[Tensor, ...]:
+        if bool((sampling.temperature > 0).any()):
+            token, confidence = sample(logits, sampling, row, position, step[row])
+        else:
+            token, confidence = likeliest(logits)
+        return (token, confidence, entropy(logits)) if "entropy" in needs else (token, confidence)
+
+    def _spread(
+        self, want: Tensor, row: Tensor, position: Tensor, parts: list[tuple[Tensor, ...]], needs: frozenset[str]
+    ) -> Prediction:
+        token = torch.zeros_like(want, dtype=torch.long)
+        confidence = torch.full(want.shape, -torch.inf, dtype=torch.float64, device=want.device)
+        extra = torch.zeros(want.shape, device=want.device) if "entropy" in needs else None
+        for target, packed in zip((token, confidence, extra), zip(*parts, strict=True), strict=False):
+            if target is not None:
+                target[row, position] = torch.cat(packed).to(target.dtype)
+        return Prediction(token, confidence, extra)

@@ -1,0 +1,96 @@
+"""Plain decoding of masked diffusion models: a fixed number of tokens per forward (LLaDA, arXiv 2502.09992)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..core.canvas import Canvas, Update
+from ..core.config import Configured, param
+from ..core.errors import RequestError
+from ..core.pick import top
+from ..core.predict import uniform
+from ..core.protocols import Ask, Prediction, Sampling
+
+
+@dataclass(frozen=True)
+class VanillaState:
+    """All ``[B]``: ``steps`` per block, ``start`` of the current block, forwards made in it (``step``), ``masks`` it
+    began with, ``seed`` and forwards made so far (``count``).
+    """
+
+    steps: Tensor
+    start: Tensor
+    step: Tensor
+    masks: Tensor
+    seed: Tensor
+    count: Tensor
+
+
+@dataclass(frozen=True)
+class Vanilla(Configured):
+    """Semi-autoregressive decoding: blocks left to right, each filled in steps / blocks forwards.
+
+    A forward commits floor(masks / forwards) of the block's most confident positions, the first ``masks mod forwards``
+    forwards one more. ``steps = gen_length`` (the default) is one token per forward.
+    """
+
+    name = "vanilla"
+    paper = "arXiv 2502.09992"
+    needs = frozenset[str]()
+
+    steps: int | None = param(None, "forwards for the whole response; none: one per token", ge=1)
+    block_length: int | None = param(32, "positions per block; none: the whole response is one block", ge=1)
+    remasking: str = param(
+        "low_confidence",
+        "which positions stay masked: the least confident ones or random ones",
+        choices=("low_confidence", "random"),
+    )
+    cfg_scale: float = param(0.0, "classifier-free guidance scale; 0: off (each forward costs two otherwise)", ge=0)
+
+    @property
+    def guidance(self) -> float:
+        """The guidance scale."""
+        return self.cfg_scale
+
+    def init(self, canvas: Canvas, sampling: Sampling) -> VanillaState:
+        """Count each row's blocks.
+
+        Raises:
+            RequestError: ``steps`` is not a multiple of a row's number of blocks.
+        """
+        length = canvas.length - canvas.prompt
+        size = length if self.block_length is None else torch.full_like(length, self.block_length)
+        blocks = (length + size - 1) // size
+        steps = size if self.steps is None else self.steps // blocks
+        if self.steps is not None and bool((self.steps % blocks != 0).any()):
+            odd = int(blocks[(self.steps % blocks).argmax()])
+            raise RequestError(
+                f"vanilla: steps must be a multiple of the number of blocks "
+                f"(gen_length / block_length = {odd}), got {self.steps}"
+            )
+        zero = torch.zeros_like(length)
+        return VanillaState(steps, zero - 1, zero, zero, sampling.seed, zero)
+
+    def ask(self, canvas: Canvas, state: VanillaState) -> Ask:
+        """The current block."""
+        return Ask(canvas.block(self.block_length))
+
+    def decide(self, canvas: Canvas, prediction: Prediction, state: VanillaState) -> tuple[Update, VanillaState]:
+        """Commit this forward's quota."""
+        open_ = prediction.confidence > -torch.inf
+        start = canvas.block_start(self.block_length)
+        fresh = start != state.start
+        step = torch.where(fresh, 0, state.step)
+        masks = torch.where(fresh, open_.sum(1), state.masks)
+        quota = masks // state.steps + (step < masks % state.steps)
+        score = prediction.confidence
+        if self.remasking == "random":
+            noise = uniform(state.seed, torch.full_like(start, -1), state.count, score.shape[1])
+            score = torch.where(open_, noise, -torch.inf)
+        single = self.steps is None
+        write = top(score, 1 if single else quota.clamp(min=1))
+        after = VanillaState(state.steps, start, step + 1, masks, state.seed, state.count + 1)
+        return Update(write, prediction.token), after

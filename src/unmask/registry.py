@@ -1,0 +1,103 @@
+"""Every policy and cache by name; loaded when asked for.
+
+Another package adds its own through the entry points ``unmask.policies`` and ``unmask.caches``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Mapping
+from functools import cache as memoise
+from importlib.metadata import entry_points
+from typing import Any
+
+from .core.config import Configured, Spec, parse
+from .core.errors import SpecError
+from .core.protocols import Cache, Policy
+
+POLICIES = {
+    "vanilla": "unmask.policies.vanilla:Vanilla",
+    "threshold": "unmask.policies.threshold:Threshold",
+    "slowfast": "unmask.policies.slowfast:SlowFast",
+}
+CACHES = {
+    "none": "unmask.caches.none:NoCache",
+    "prefix": "unmask.caches.block:PrefixCache",
+    "dual": "unmask.caches.block:DualCache",
+    "dllm": "unmask.caches.interval:IntervalCache",
+    "every": "unmask.caches.every:Every",
+}
+
+
+def policy(spec: str | Spec | Policy) -> Policy:
+    """Build a policy from a spec such as ``"slowfast(tau_high=0.9)"``; a policy is returned as it is.
+
+    Raises:
+        SpecError: unknown name or parameter, or a value out of range.
+    """
+    made: Policy = _build("policy", spec)
+    return made
+
+
+def cache(spec: str | Spec | Cache) -> Cache:
+    """Build a cache from a spec such as ``"every(dual,4)"``; a cache is returned as it is.
+
+    Raises:
+        SpecError: unknown name or parameter, or a value out of range.
+    """
+    made: Cache = _build("cache", spec)
+    return made
+
+
+@memoise
+def table(kind: str) -> Mapping[str, str]:
+    """Names of ``kind`` ("policy" or "cache") and where their classes are, entry points included."""
+    own, group = {"policy": (POLICIES, "unmask.policies"), "cache": (CACHES, "unmask.caches")}[kind]
+    return own | {point.name: point.value for point in entry_points(group=group) if point.name not in own}
+
+
+def lookup(kind: str, name: str) -> type[Configured]:
+    """The class behind a name."""
+    known = table(kind)
+    if name not in known:
+        raise SpecError(f"unknown {kind} {name!r}; known: {', '.join(sorted(known))}")
+    module, _, attribute = known[name].partition(":")
+    found: type[Configured] = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+def _build(kind: str, spec: Any) -> Any:
+    if isinstance(spec, str):
+        spec = parse(spec)
+    if not isinstance(spec, Spec):
+        if isinstance(spec, Configured):
+            return spec
+        raise SpecError(f"expected a {kind} or a spec string, got {spec!r}")
+    cls = lookup(kind, spec.name)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    if len(spec.args) > len(fields):
+        raise SpecError(f"{spec.name} takes at most {len(fields)} values, got {len(spec.args)}")
+    given = dict(zip(fields, spec.args, strict=False))
+    for key, value in spec.kwargs:
+        if key not in fields:
+            known = ", ".join(fields) or "none"
+            raise SpecError(f"{spec.name} has no parameter {key!r}; it has: {known}")
+        if key in given:
+            raise SpecError(f"{spec.name}: {key} is given twice")
+        given[key] = value
+    return cls(**{key: _resolve(fields[key], spec.name, value) for key, value in given.items()})
+
+
+def _resolve(field: dataclasses.Field[Any], owner: str, value: Any) -> Any:
+    """A nested spec becomes what the field holds: a cache, a policy, or (a bare word) a string."""
+    for kind in ("cache", "policy"):
+        if str(field.type) == kind.title():
+            if not isinstance(value, (Spec, Configured)):
+                raise SpecError(f"{owner}: {field.name} must be a {kind}, got {value!r}")
+            return _build(kind, value)
+    if isinstance(value, Spec):
+        if value.args or value.kwargs:
+            raise SpecError(f"{owner}: {field.name} cannot be {value}")
+        return value.name
+    return value
