@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from .core.errors import ModelError, RequestError
 
 _MORE_EOS = ("<|eot_id|>",)  # ends a turn of LLaDA-Instruct's chat template beside the config's end of text
+_CUT = "\ufdd0"  # a Unicode noncharacter: marks where text must be tokenized in two pieces
 
 
 class Text:
@@ -28,7 +31,7 @@ class Text:
         return Text(folder) if (folder / "tokenizer.json").exists() else None
 
     def __len__(self) -> int:
-        return len(self._tokenizer)
+        return int(max(self._tokenizer.get_vocab().values(), default=-1)) + 1
 
     @property
     def eos(self) -> tuple[int, ...]:
@@ -42,33 +45,91 @@ class Text:
         """Whether there is a chat template."""
         return bool(self._tokenizer.chat_template)
 
-    def encode(self, prompt: str | Sequence[dict[str, str]], chat: bool | None = None) -> list[int]:
+    def encode(self, prompt: str | Sequence[Mapping[str, str]], chat: bool | None = None) -> list[int]:
         """Ids of a prompt.
+
+        What a user writes stays text: the name of a control token such as ``<|mdm_mask|>`` inside a prompt or a message
+        is encoded as the characters it consists of, never as the control token. Only the chat template makes those;
+        who wants others gives ids.
 
         Args:
             prompt: a user's message, or a conversation as ``[{"role": ..., "content": ...}, ...]``.
             chat: apply the chat template (default: when there is one). A conversation always needs it.
 
         Raises:
-            RequestError: an empty prompt, or a chat template is needed and missing.
+            RequestError: an empty prompt, a malformed conversation, or a chat template is needed and missing.
         """
-        use = self.chat if chat is None else chat
-        if not isinstance(prompt, str) or use:
-            if not self.chat:
-                raise RequestError("the model has no chat template; give the prompt as plain text and chat=False")
-            if not prompt:
-                raise RequestError("the prompt is empty")
-            messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-            text = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-            return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
         if not prompt:
             raise RequestError("the prompt is empty")
-        return list(self._tokenizer(prompt)["input_ids"])
+        use = self.chat if chat is None else chat
+        if isinstance(prompt, str) and not use:
+            _check_text(prompt)
+            cut = _marker([prompt])
+            return self._ids(self._defuse(prompt, cut), cut, True)
+        if not self.chat:
+            raise RequestError("the model has no chat template; give the prompt as plain text and chat=False")
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        for message in messages:
+            _check_message(message)
+        cut = _marker([v for m in messages for v in m.values() if isinstance(v, str)])
+        safe = [{k: self._defuse(v, cut) if isinstance(v, str) else v for k, v in m.items()} for m in messages]
+        try:
+            text = self._tokenizer.apply_chat_template(safe, add_generation_prompt=True, tokenize=False)
+        except Exception as error:  # whatever the template's own code raises
+            raise RequestError(f"the chat template does not accept this conversation: {error}") from None
+        return self._ids(text, cut, False)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids, special tokens left out."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+        """Text of ids, special tokens left out; bytes that are no complete character become U+FFFD."""
+        return self._decode(ids, skip_special_tokens=True)
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """Text of each id by itself, special tokens shown by name."""
-        return [str(self._tokenizer.decode([i])) for i in ids]
+        return [self._decode([i], skip_special_tokens=False) for i in ids]
+
+    def _decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
+        return str(
+            self._tokenizer.decode(
+                list(ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
+            )
+        )
+
+    @cached_property
+    def _control(self) -> re.Pattern[str] | None:
+        """The first character of every control token's name; None when there are no such names."""
+        names = {t.content for t in self._tokenizer.added_tokens_decoder.values() if t.special and len(t.content) > 1}
+        found = "|".join(re.escape(n) for n in sorted(names))
+        return re.compile(f"(?={found})(.)", re.DOTALL) if found else None
+
+    def _defuse(self, text: str, cut: str) -> str:
+        """The text with a mark inside every control token's name, so that the tokenizer does not see the name."""
+        return self._control.sub(rf"\1{cut}", text) if self._control else text
+
+    def _ids(self, text: str, cut: str, special: bool) -> list[int]:
+        """Ids of marked text; ``special``: with what the tokenizer puts around a text by itself."""
+        pieces = text.split(cut)
+        if len(pieces) == 1:
+            return list(self._tokenizer(text, add_special_tokens=special)["input_ids"])
+        return list(self._tokenizer(pieces, is_split_into_words=True, add_special_tokens=special)["input_ids"])
+
+
+def _marker(texts: Sequence[str]) -> str:
+    """A run of noncharacters that occurs in none of the texts."""
+    mark = _CUT
+    while any(mark in text for text in texts):
+        mark += _CUT
+    return mark
+
+
+def _check_message(message: Any) -> None:
+    if not isinstance(message, Mapping) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
+        raise RequestError(f"a conversation is a list of {{'role': text, 'content': text}}, got {message!r} in it")
+    _check_text(message["role"])
+    _check_text(message["content"])
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(f"the prompt is not valid Unicode: {error}") from None
