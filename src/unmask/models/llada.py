@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..core.errors import ModelError
-from .family import Description, id_list, refuse, required
+from .family import Description, flag, id_list, number, refuse, size
 from .transformer import Architecture
 
 _LAYER = {
@@ -32,6 +32,9 @@ _SUPPORTED = {
     "scale_logits": False,
     "bias_for_layer_norm": False,
     "layer_norm_with_affine": True,
+    "block_group_size": 1,
+    "clip_qkv": None,
+    "rope_scaling": None,
 }
 
 
@@ -44,33 +47,30 @@ class Llada:
     def describe(self, config: Mapping[str, Any]) -> Description:
         """See :class:`unmask.models.family.Family`."""
         refuse(config, self.name, _SUPPORTED)
-        width, heads = required(config, "d_model"), required(config, "n_heads")
-        if width % heads:
-            raise ModelError(f"llada: d_model = {width} is not a multiple of n_heads = {heads}")
-        kv_heads = 1 if config.get("multi_query_attention") else config.get("n_kv_heads") or heads
-        ffn = config.get("mlp_hidden_size") or int(config.get("mlp_ratio", 4) * width)
-        vocab = config.get("embedding_size") or required(config, "vocab_size")
+        width, heads = size(config, "d_model"), size(config, "n_heads")
+        ratio = number(config, "mlp_ratio", 4)
         arch = Architecture(
             width=width,
-            layers=required(config, "n_layers"),
+            layers=size(config, "n_layers"),
             heads=heads,
-            kv_heads=kv_heads,
-            ffn=ffn,
-            vocab=vocab,
-            theta=float(config.get("rope_theta") or 10000.0),
-            eps=float(config.get("rms_norm_eps") or 1e-5),
-            bias=bool(config.get("include_qkv_bias")),
-            tied=bool(config.get("weight_tying")),
+            kv_heads=1 if flag(config, "multi_query_attention") else size(config, "n_kv_heads", heads),
+            ffn=size(config, "mlp_hidden_size", int(ratio * width)),
+            vocab=size(config, "vocab_size" if config.get("embedding_size") is None else "embedding_size"),
+            theta=number(config, "rope_theta", 10000.0),
+            eps=number(config, "rms_norm_eps", 1e-5),
+            bias=flag(config, "include_qkv_bias"),
+            tied=flag(config, "weight_tying"),
         )
-        eos = id_list(required(config, "eos_token_id"))
-        pad = config.get("pad_token_id")
+        eos = id_list(config, "eos_token_id")
+        if not eos:
+            raise ModelError("config.json has no 'eos_token_id'")
         return Description(
-            self.name,
-            arch,
-            required(config, "max_sequence_length"),
-            required(config, "mask_token_id"),
-            eos,
-            eos[0] if pad is None else pad,
+            family=self.name,
+            arch=arch,
+            context=size(config, "max_sequence_length"),
+            mask=size(config, "mask_token_id", at_least=0),
+            eos=eos,
+            pad=size(config, "pad_token_id", eos[0], at_least=0),
             shift=False,
         )
 

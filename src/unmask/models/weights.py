@@ -23,6 +23,7 @@ from .transformer import Transformer
 FAMILIES: tuple[Family, ...] = (Llada(),)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 _HUB_ID = re.compile(r"[\w.\-]+/[\w.\-]+")
+_UNUSED = re.compile(r"rotary|inv_freq")  # buffers that some tools write; made anew here
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,10 @@ class Checkpoint:
         Raises:
             ModelError: neither a folder nor a hub id that can be fetched, or no readable ``config.json`` in it.
         """
+        if not isinstance(path_or_id, (str, Path)) or not str(path_or_id):
+            raise ModelError(
+                f"no model at {path_or_id!r}: expected a folder or a hub id like GSAI-ML/LLaDA-8B-Instruct"
+            )
         folder = Path(path_or_id).expanduser()
         if not folder.is_dir():
             if folder.exists() or not _HUB_ID.fullmatch(str(path_or_id)):
@@ -52,9 +57,9 @@ class Checkpoint:
     @cached_property
     def family(self) -> Family:
         """The family that the config's ``architectures`` names."""
-        names = self.config.get("architectures") or []
+        names = self.config.get("architectures")
         for family in FAMILIES:
-            if set(names) & set(family.architectures):
+            if isinstance(names, list) and any(name in family.architectures for name in names):
                 return family
         known = ", ".join(a for f in FAMILIES for a in f.architectures)
         raise ModelError(f"{self.folder}: architectures {names} are not supported; supported: {known}")
@@ -65,36 +70,55 @@ class Checkpoint:
         return self.family.describe(self.config)
 
     @cached_property
+    def dtype(self) -> torch.dtype:
+        """What the weights are stored in: the config's word for it (old key or new), else that of the first weight."""
+        for key in ("torch_dtype", "dtype"):
+            named = str(self.config.get(key)).removeprefix("torch.")
+            if named in DTYPES:
+                return DTYPES[named]
+        for name, file in self.files.items():
+            with open_weights(file) as weights:
+                return _tensor(weights, name, file).dtype
+        return torch.float32
+
+    @cached_property
     def files(self) -> dict[str, Path]:
         """Which file holds each weight.
 
         Raises:
             ModelError: no weights, a missing shard, a truncated or unreadable file.
         """
-        index = self.folder / "model.safetensors.index.json"
-        if index.exists():
-            shards = read_json(index).get("weight_map", {})
-            missing = sorted({s for s in shards.values() if not (self.folder / s).exists()})
-            if missing:
-                raise ModelError(f"{self.folder}: shards missing: {', '.join(missing)}")
-            return {name: self.folder / shard for name, shard in shards.items()}
-        single = self.folder / "model.safetensors"
-        if not single.exists():
+        single, index = self.folder / "model.safetensors", self.folder / "model.safetensors.index.json"
+        if single.exists():
+            with open_weights(single) as weights:
+                return dict.fromkeys(weights.keys(), single)
+        if not index.exists():
             raise ModelError(f"{self.folder} has no model.safetensors and no model.safetensors.index.json")
-        with open_weights(single) as weights:
-            return dict.fromkeys(weights.keys(), single)
+        shards = read_json(index).get("weight_map")
+        if not isinstance(shards, dict) or not shards or not all(isinstance(s, str) for s in shards.values()):
+            raise ModelError(f"{index} has no 'weight_map' from weight names to file names")
+        missing = sorted({s for s in shards.values() if not (self.folder / s).exists()})
+        if missing:
+            raise ModelError(f"{self.folder}: shards missing: {', '.join(missing)}")
+        return {name: self.folder / shard for name, shard in shards.items()}
 
     def load(self, network: Transformer, device: torch.device, dtype: torch.dtype) -> None:
         """Read the weights into a network made on the meta device, one tensor at a time.
 
+        Each is copied out of the file, so that a file overwritten later does not change (or crash) a loaded model.
+
         Raises:
-            ModelError: missing weights, wrong shapes, truncated files.
+            ModelError: missing or surplus weights, wrong shapes, truncated files.
         """
         names = self.family.names(network.arch)
         absent = [theirs for theirs in names.values() if theirs not in self.files]
         if absent:
-            more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
-            raise ModelError(f"{self.folder}: weights missing: {', '.join(absent[:3])}{more}")
+            raise ModelError(f"{self.folder}: weights missing: {_some(absent)}")
+        known = set(self.family.names(replace(network.arch, tied=False)).values())  # a tied head may come along
+        inside = {name.split(".")[0] for name in known}
+        surplus = [n for n in self.files if n.split(".")[0] in inside and n not in known and not _UNUSED.search(n)]
+        if surplus:
+            raise ModelError(f"{self.folder}: weights that config.json does not account for: {_some(surplus)}")
         wanted = {ours: tuple(p.shape) for ours, p in network.named_parameters()}
         by_file: dict[Path, list[tuple[str, str]]] = defaultdict(list)
         for ours, theirs in names.items():
@@ -109,21 +133,21 @@ class Checkpoint:
                             f"{file.name}: {theirs} has shape {list(tensor.shape)}, "
                             f"config.json implies {list(wanted[ours])}"
                         )
-                    state[ours] = tensor.to(device=device, dtype=dtype)
+                    state[ours] = tensor.to(device=device, dtype=dtype, copy=True)
         network.load_state_dict(state, assign=True)
 
     def spec(self, limit: int | None = None, more_eos: tuple[int, ...] = ()) -> ModelSpec:
         """The ids; ``limit`` is the tokenizer's size, ``more_eos`` what it adds to the config's end-of-text ids."""
         d = self.description
         extra = self.folder / "generation_config.json"
-        eos = d.eos + (id_list(read_json(extra).get("eos_token_id")) if extra.exists() else ()) + more_eos
-        limit = min(limit or d.arch.vocab, d.arch.vocab)
+        more = id_list(read_json(extra), "eos_token_id", extra.name) if extra.exists() else ()
+        more = tuple(i for i in more + more_eos if 0 <= i < d.arch.vocab and i != d.mask)
         return ModelSpec(
             mask=d.mask,
-            eos=tuple(dict.fromkeys(eos)),
+            eos=tuple(dict.fromkeys(d.eos + more)),
             pad=d.pad,
             vocab=d.arch.vocab,
-            limit=limit,
+            limit=min(limit or d.arch.vocab, d.arch.vocab),
             context=d.context,
             shift=d.shift,
         )
@@ -136,7 +160,7 @@ def load_denoiser(checkpoint: Checkpoint, spec: ModelSpec, device: torch.device,
         network = Transformer(d.arch, d.context)
     checkpoint.load(network, device, dtype)
     network.make_rotary(d.context, device)
-    return Denoiser(network.requires_grad_(False), replace(spec))
+    return Denoiser(network.requires_grad_(False), spec)
 
 
 def parameter_count(description: Description) -> int:
@@ -171,17 +195,20 @@ def _tensor(weights: Any, name: str, file: Path) -> torch.Tensor:
         tensor: torch.Tensor = weights.get_tensor(name)
     except SafetensorError as error:
         raise ModelError(f"{file}: {name} cannot be read: {error}") from None
-    if not tensor.is_floating_point():
-        raise ModelError(f"{file}: {name} is {tensor.dtype}; supported are floating-point weights")
+    if tensor.dtype not in DTYPES.values():
+        raise ModelError(f"{file}: {name} is {tensor.dtype}; supported are {', '.join(DTYPES)}")
     return tensor
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _download(repo: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(repo, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # the hub's own errors, and those of whichever HTTP library it uses
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"{repo!r} is no local folder and could not be fetched from the hub: {reason}") from None
