@@ -28,6 +28,8 @@ CACHES = {
     "dllm": "unmask.caches.interval:IntervalCache",
     "every": "unmask.caches.every:Every",
 }
+_METHODS = {"policy": ("init", "ask", "decide"), "cache": ("init", "plan", "layer", "note")}
+_EXAMPLE = {"policy": "slowfast(tau_high=0.9)", "cache": "every(dual,4)"}
 
 
 def policy(spec: str | Spec | Policy) -> Policy:
@@ -71,9 +73,9 @@ def _build(kind: str, spec: Any) -> Any:
     if isinstance(spec, str):
         spec = parse(spec)
     if not isinstance(spec, Spec):
-        if isinstance(spec, Configured):
-            return spec
-        raise SpecError(f"expected a {kind} or a spec string, got {spec!r}")
+        if isinstance(spec, type) or not all(callable(getattr(spec, name, None)) for name in _METHODS[kind]):
+            raise SpecError(f"expected a {kind} or a spec string such as {_EXAMPLE[kind]!r}, got {spec!r:.80}")
+        return spec
     cls = lookup(kind, spec.name)
     fields = {f.name: f for f in dataclasses.fields(cls)}
     if len(spec.args) > len(fields):
@@ -86,16 +88,24 @@ def _build(kind: str, spec: Any) -> Any:
         if key in given:
             raise SpecError(f"{spec.name}: {key} is given twice")
         given[key] = value
+    for key, field in fields.items():
+        if _part(field) and given.get(key, field.default) is None:
+            raise SpecError(f"{spec.name} needs a {_part(field)}, as in {_EXAMPLE[kind]!r}")
     return cls(**{key: _resolve(fields[key], spec.name, value) for key, value in given.items()})
+
+
+def _part(field: dataclasses.Field[Any]) -> str | None:
+    """The kind of thing a field holds when that is a cache or a policy itself."""
+    return {"Cache": "cache", "Policy": "policy"}.get(str(field.type))
 
 
 def _resolve(field: dataclasses.Field[Any], owner: str, value: Any) -> Any:
     """A nested spec becomes what the field holds: a cache, a policy, or (a bare word) a string."""
-    for kind in ("cache", "policy"):
-        if str(field.type) == kind.title():
-            if not isinstance(value, (Spec, Configured)):
-                raise SpecError(f"{owner}: {field.name} must be a {kind}, got {value!r}")
-            return _build(kind, value)
+    kind = _part(field)
+    if kind:
+        if not isinstance(value, (Spec, Configured)):
+            raise SpecError(f"{owner}: {field.name} must be a {kind}, got {value!r}")
+        return _build(kind, value)
     if isinstance(value, Spec):
         if value.args or value.kwargs:
             raise SpecError(f"{owner}: {field.name} cannot be {value}")
