@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import operator
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,9 @@ from typing import Any
 import torch
 
 from . import registry
+from .core.canvas import Canvas, ModelSpec, check_request
 from .core.errors import ModelError, RequestError
-from .core.protocols import Cache, Policy
+from .core.protocols import Cache, Policy, Sampling
 from .engine.batch import Request, run
 from .engine.loop import State, Step
 from .models.denoiser import Denoiser
@@ -70,7 +73,7 @@ def load(path_or_id: str | Path | None = None, device: str = "auto", dtype: str 
         path_or_id: a Hugging Face folder, a hub id, or None for the small model that ships with the package.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ... or ``"auto"``: the first GPU, else the CPU.
         dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"float64"`` or ``"auto"``: the checkpoint's own; float32
-            where a CPU has no bfloat16 arithmetic.
+            where a CPU does not calculate in that.
 
     Raises:
         ModelError: no such model, unsupported family or variant, missing, truncated or mismatched weights, unknown
@@ -78,9 +81,10 @@ def load(path_or_id: str | Path | None = None, device: str = "auto", dtype: str 
     """
     checkpoint = Checkpoint.find(SHIPPED if path_or_id is None else path_or_id)
     where = pick_device(device)
+    kind = pick_dtype(dtype, checkpoint, where)
     text = Text.find(checkpoint.folder)
     spec = checkpoint.spec(len(text) if text else None, text.eos if text else ())
-    return Model(load_denoiser(checkpoint, spec, where, pick_dtype(dtype, checkpoint, where)), text)
+    return Model(load_denoiser(checkpoint, spec, where, kind), text)
 
 
 class Model:
@@ -108,12 +112,14 @@ class Model:
         """Generate one response per prompt.
 
         Args:
-            prompts: a string, a list of ids, a conversation, or a list of any of these. Lengths may differ.
+            prompts: a string, a list (or array) of ids, a conversation ``[{"role": ..., "content": ...}, ...]``, or a
+                list of any of these. Lengths may differ. Strings are text: names of control tokens in them stay text.
             gen_length: response length in tokens, exact; one number, or one per prompt.
             policy, cache: specs such as ``"slowfast(tau_high=0.9)"`` and ``"dllm(kp=25,kr=5)"``, or objects.
             temperature: of sampling; 0 is greedy. Confidence is always the untempered probability.
             top_p, top_k: nucleus and top-k filters of sampling; 1 and 0 switch them off.
-            seed: noise depends on (seed, position, step) alone: a prompt samples the same text in any batch.
+            seed: one number for every prompt, or one per prompt. Noise depends on (seed, position, step) alone: a
+                prompt samples the same text in any batch.
             eos_stop: finish a response at an end of text with no mask before it; False fills all of ``gen_length``.
             batch_size: most prompts decoded at a time; the next enters as one leaves.
             chat: wrap strings in the chat template (default: when the model has one).
@@ -159,9 +165,12 @@ class Model:
         self, requests: Sequence[Request], policy: str | Policy, cache: str | Cache, batch_size: int = 32
     ) -> Iterator[tuple[State, Step]]:
         """Decode prepared requests; yields each state and step (see :func:`unmask.engine.loop.decode`)."""
-        if batch_size < 1:
-            raise RequestError(f"batch_size must be at least 1, got {batch_size}")
-        return run(self.denoiser, registry.cache(cache), registry.policy(policy), requests, batch_size)
+        size = _integer("batch_size", batch_size)
+        if size < 1:
+            raise RequestError(f"batch_size must be at least 1, got {size}")
+        how, keep = registry.policy(policy), registry.cache(cache)
+        _rehearse(how, requests, self.denoiser.spec)
+        return run(self.denoiser, keep, how, requests, size)
 
     def requests(
         self,
@@ -178,10 +187,20 @@ class Model:
         """Check and encode prompts; see :meth:`generate`."""
         many = _as_batch(prompts)
         check_sampling(temperature, top_p, top_k)
+        for name, value, known in (("eos_stop", eos_stop, (True, False)), ("chat", chat, (True, False, None))):
+            if not any(value is k for k in known):
+                raise RequestError(f"{name} must be {' or '.join(map(str, known))}, got {value!r}")
+        spec = self.denoiser.spec
         lengths, seeds = _per_row("gen_length", gen_length, len(many)), _per_row("seed", seed, len(many))
+        wild = [s for s in seeds if not -(1 << 63) <= s < 1 << 63]
+        if wild:
+            raise RequestError(f"seed must fit in 64 bits, got {wild[0]}")
+        ids = [self._ids(i, p, chat) for i, p in enumerate(many)]
+        for i, prompt in enumerate(ids):
+            check_request(i, prompt, lengths[i], spec)
         return [
-            Request(i, self._ids(p, chat), lengths[i], temperature, top_p, top_k, seeds[i], eos_stop)
-            for i, p in enumerate(many)
+            Request(i, prompt, lengths[i], float(temperature), float(top_p), min(top_k, spec.vocab), seeds[i], eos_stop)
+            for i, prompt in enumerate(ids)
         ]
 
     def results(self, state: State) -> dict[int, Result]:
@@ -202,12 +221,16 @@ class Model:
         text = self.text.decode(tokens[:count]) if self.text else ""
         return Result(text, tokens, ids[:low], record.committed_at[i, low:high].tolist(), stats)
 
-    def _ids(self, prompt: Prompt, chat: bool | None) -> list[int]:
-        if not isinstance(prompt, str) and (not prompt or not isinstance(prompt[0], dict)):
-            return [int(i) for i in prompt]  # type: ignore[arg-type]
+    def _ids(self, index: int, prompt: Prompt, chat: bool | None) -> list[int]:
+        written = isinstance(prompt, str) or (len(prompt) > 0 and isinstance(prompt[0], Mapping))
+        if not written:
+            return [_integer(f"prompt {index}: an id", i) for i in prompt]
         if self.text is None:
-            raise RequestError("the model has no tokenizer.json; give prompts as lists of ids")
-        return self.text.encode(prompt, chat)  # type: ignore[arg-type]
+            raise RequestError(f"prompt {index}: the model has no tokenizer.json; give prompts as lists of ids")
+        try:
+            return self.text.encode(prompt, chat)  # type: ignore[arg-type]
+        except RequestError as error:
+            raise RequestError(f"prompt {index}: {error}") from None
 
 
 def pick_device(device: str) -> torch.device:
@@ -216,21 +239,24 @@ def pick_device(device: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
+        torch.zeros(1, device=chosen, dtype=torch.float64).item()  # confidences are float64
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"device {device!r} cannot be used here; accepted: auto, cpu, cuda, cuda:N ({reason})"
+        ) from None
     return chosen
 
 
 def pick_dtype(dtype: str, checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
     """The dtype for ``"auto"`` or a name, or a ModelError."""
     if dtype != "auto":
-        if dtype not in DTYPES:
+        if not isinstance(dtype, str) or dtype not in DTYPES:
             raise ModelError(f"unknown dtype {dtype!r}; accepted: auto, {', '.join(DTYPES)}")
         return DTYPES[dtype]
-    own = DTYPES.get(str(checkpoint.config.get("torch_dtype") or checkpoint.config.get("dtype")), torch.float32)
-    half = own in (torch.bfloat16, torch.float16)
-    return torch.float32 if half and device.type == "cpu" and not cpu_has_bfloat16() else own
+    own = checkpoint.dtype
+    slow = own == torch.float16 or (own == torch.bfloat16 and not cpu_has_bfloat16())
+    return torch.float32 if slow and device.type == "cpu" else own
 
 
 def cpu_has_bfloat16() -> bool:
@@ -241,24 +267,62 @@ def cpu_has_bfloat16() -> bool:
 
 def check_sampling(temperature: float, top_p: float, top_k: int) -> None:
     """Refuse sampling parameters out of range."""
-    if temperature < 0:
-        raise RequestError(f"temperature must be at least 0, got {temperature}")
-    if not 0 < top_p <= 1:
-        raise RequestError(f"top_p must be in (0, 1], got {top_p}")
-    if top_k < 0:
+    if not _is_number(temperature) or not 0 <= temperature < math.inf:
+        raise RequestError(f"temperature must be a number >= 0 (0: greedy), got {temperature!r}")
+    if not _is_number(top_p) or not 0 < top_p <= 1:
+        raise RequestError(f"top_p must be a number in (0, 1] (1: off), got {top_p!r}")
+    if _integer("top_k", top_k) < 0:
         raise RequestError(f"top_k must be at least 0 (0: off), got {top_k}")
 
 
-def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], (int, dict)))
-    many = [prompts] if single else list(prompts)
-    if not many:
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _integer(name: str, value: Any) -> int:
+    """Any integer type's value (numpy's too, but no bool), or a RequestError that names it."""
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise RequestError(f"{name} must be an integer, got {value!r:.80}")
+
+
+def _as_batch(prompts: Any) -> list[Prompt]:
+    """The prompts as a list of single prompts; arrays become lists."""
+    prompts = prompts.tolist() if hasattr(prompts, "tolist") else prompts
+    if isinstance(prompts, str):
+        return [prompts]
+    if not isinstance(prompts, Sequence) or isinstance(prompts, (bytes, bytearray)):
+        raise RequestError(f"{_KINDS}, or a list of these; got {prompts!r:.80}")
+    if not prompts:
         raise RequestError("no prompts: the batch is empty")
-    return many  # type: ignore[return-value]
+    many = [p.tolist() if hasattr(p, "tolist") else p for p in prompts]
+    if isinstance(many[0], (int, Mapping)):
+        return [many]
+    for i, prompt in enumerate(many):
+        if not isinstance(prompt, Sequence) or isinstance(prompt, (bytes, bytearray)):
+            raise RequestError(f"prompt {i}: {_KINDS}, got {prompt!r:.80}")
+    return many
+
+
+_KINDS = "a prompt is a string, a list of ids or a conversation"
 
 
 def _per_row(name: str, value: int | Sequence[int], rows: int) -> list[int]:
-    values = [value] * rows if isinstance(value, int) else list(value)
-    if len(values) != rows:
-        raise RequestError(f"{name} has {len(values)} values for {rows} prompts")
-    return values
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return [_integer(name, value)] * rows
+    if len(value) != rows:
+        raise RequestError(f"{name} has {len(value)} values for {rows} prompts")
+    return [_integer(name, v) for v in value]
+
+
+def _rehearse(policy: Policy, requests: Sequence[Request], spec: ModelSpec) -> None:
+    """Let the policy see every response length, so that it refuses one before anything is decoded."""
+    lengths = sorted({r.gen_length for r in requests})
+    if lengths:
+        zero = torch.zeros(len(lengths), dtype=torch.long)
+        canvas = Canvas.blank([spec.eos[:1]] * len(lengths), lengths, spec)
+        policy.init(canvas, Sampling(zero.double(), zero.double() + 1, zero, zero))

@@ -82,7 +82,7 @@ class Canvas:
         if len(lengths) != len(prompts):
             raise RequestError(f"{len(prompts)} prompts but {len(lengths)} response lengths")
         for i, (prompt, gen) in enumerate(zip(prompts, lengths, strict=True)):
-            _check_request(i, prompt, gen, spec)
+            check_request(i, prompt, gen, spec)
         size = [len(p) + n for p, n in zip(prompts, lengths, strict=True)]
         tokens = torch.full((len(prompts), max(size)), spec.pad, dtype=torch.long)
         for i, prompt in enumerate(prompts):
@@ -165,7 +165,8 @@ class Canvas:
         return after
 
 
-def _check_request(index: int, prompt: Sequence[int], gen_length: int, spec: ModelSpec) -> None:
+def check_request(index: int, prompt: Sequence[int], gen_length: int, spec: ModelSpec) -> None:
+    """Refuse what no canvas can hold; see :meth:`Canvas.blank`. ``index`` names the prompt in the message."""
     if len(prompt) == 0:
         raise RequestError(f"prompt {index} is empty; at least one token is needed")
     if gen_length < 1:
