@@ -5,9 +5,13 @@ lm = unmask.load()
 print(lm.generate("Amy has 3 apples. She buys 4 more. How many apples does Amy have?")[0].text)
 """
 
-from .api import Model, Result, Stats, load
-from .core.errors import ModelError, RequestError, SpecError, UnmaskError
-from .engine.loop import Commit, Step
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .api import Model, Result, Stats, load
+    from .core.errors import ModelError, RequestError, SpecError, UnmaskError
+    from .engine.loop import Commit, Step
 
 __version__ = "0.1.0"
 __all__ = [
@@ -22,3 +26,15 @@ __all__ = [
     "UnmaskError",
     "load",
 ]
+_HOME = {"Commit": "engine.loop", "Step": "engine.loop"} | {
+    name: "core.errors" for name in __all__ if name.endswith("Error")
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that ``unmask --help`` does not wait for torch."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOME.get(name, 'api')}", __name__), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,89 @@
+"""The command ``unmask``. Standard output carries results, standard error everything else."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from .. import __version__
+from ..core.errors import UnmaskError
+from .generate import generate
+from .show import caches, inspect, policies
+
+DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+class Group(TyperGroup):
+    """One clear line on standard error and an exit code for everything that can go wrong; no traceback for users."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run, and exit with 0 (done), 1 (the machine failed), 2 (bad usage or input) or 130 (interrupted)."""
+        extra["standalone_mode"] = False
+        try:
+            code = super().main(*args, **extra)
+            sys.stdout.flush()
+        except UnmaskError as error:
+            code = _fail(error, USAGE)
+        except (KeyboardInterrupt, typer.Abort):
+            code = INTERRUPTED
+        except OSError as error:
+            code = _system(error)
+        except MemoryError as error:
+            code = _fail(error or "out of memory", FAILED)
+        except Exception as error:
+            code = _other(error)
+        sys.exit(code if isinstance(code, int) else DONE)
+
+
+def _fail(message: object, code: int) -> int:
+    print("error:", " ".join(str(message).split()), file=sys.stderr)
+    return code
+
+
+def _system(error: OSError) -> int:
+    if error.errno == errno.EPIPE:  # whoever read our output has left; that is no news
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    return _fail(f"{error.filename or 'the system'}: {error.strerror or error}", FAILED)
+
+
+def _other(error: Exception) -> int:
+    if hasattr(error, "format_message"):  # click's and typer's own errors, whichever of the two defines them
+        return _fail(error.format_message() or error, USAGE)
+    if type(error).__name__ == "OutOfMemoryError":
+        return _fail("the device is out of memory; try a smaller --batch-size or --gen-length", FAILED)
+    raise error
+
+
+app = typer.Typer(
+    cls=Group, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, context_settings={
+        "help_option_names": ["-h", "--help"], "max_content_width": 100}
+)  # fmt: skip
+for command in (generate, inspect, policies, caches):
+    app.command()(command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"unmask {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """Decode masked diffusion language models (LLaDA and its kin) fast."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def main() -> None:
+    """Run ``unmask`` with the arguments of this process."""
+    app(prog_name="unmask")

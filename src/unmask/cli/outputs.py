@@ -1,0 +1,122 @@
+"""What a run leaves behind: results and traces, line by line as they come, so that nothing is lost on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from ..core.errors import RequestError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..api import Model, Result
+    from ..engine.batch import Request
+    from ..engine.loop import Step
+
+TRACE_VERSION = 1
+
+
+@contextmanager
+def opened(path: str | None) -> Iterator[TextIO | None]:
+    """A fresh text file, or None for no path.
+
+    Raises:
+        RequestError: it cannot be written.
+    """
+    if path is None:
+        yield None
+        return
+    try:
+        file = Path(path).open("w", encoding="utf-8", newline="\n")  # noqa: SIM115
+    except OSError as error:
+        raise RequestError(f"cannot write {path}: {error.strerror}") from None
+    with file:
+        yield file
+
+
+def put(file: TextIO, value: Mapping[str, Any]) -> None:
+    """One JSON object on a line of its own, on its way at once."""
+    file.write(json.dumps(value, ensure_ascii=False) + "\n")
+    file.flush()
+
+
+class Results:
+    """Writes responses as they finish, to a file or standard output."""
+
+    def __init__(self, file: TextIO | None, as_json: bool, common: Mapping[str, Any]) -> None:
+        self.file = file or sys.stdout
+        self.as_json = as_json
+        self.common = common
+        self.count = 0
+
+    def add(self, index: int, seed: int, result: Result) -> None:
+        """Write one response."""
+        if self.as_json:
+            put(self.file, self.record(index, seed, result))
+        else:
+            self.file.write(result.text + "\n")
+            self.file.flush()
+        self.count += 1
+
+    def record(self, index: int, seed: int, result: Result) -> dict[str, Any]:
+        """The object that ``--json`` prints."""
+        own = {
+            "index": index,
+            "text": result.text,
+            "tokens": result.tokens,
+            "steps": result.steps,
+            "prompt_tokens": len(result.prompt_tokens),
+            "stats": dataclasses.asdict(result.stats),
+        }
+        return own | dict(self.common) | {"seed": seed}
+
+
+class Trace:
+    """Writes every step of a run: a header, then one object per forward. ``docs/cli.md`` describes the fields."""
+
+    def __init__(self, file: TextIO, lm: Model, requests: Sequence[Request], common: Mapping[str, Any]) -> None:
+        self.file = file
+        self.text = lm.text
+        self.shown: set[int] = set()
+        spec = lm.denoiser.spec
+        rows = [{"row": r.row, "prompt": list(r.prompt), "gen_length": r.gen_length, "seed": r.seed} for r in requests]
+        ids = [spec.mask, *spec.eos, *(i for r in requests for i in r.prompt)]
+        header = {"trace": TRACE_VERSION, **common, "mask": spec.mask, "eos": list(spec.eos), "rows": rows}
+        put(file, header | self._pieces(ids))
+
+    def add(self, step: Step) -> None:
+        """Write one step."""
+        committed = step.committed()
+        put(
+            self.file,
+            {
+                "index": step.index,
+                "rows": step.row.tolist(),
+                "forward": step.forward.tolist(),
+                "window": [spans(mask) for mask in step.ask.window],
+                "committed": [[c.row, c.position, c.token, round(c.confidence, 6)] for c in committed],
+                "remasked": [list(pair) for pair in step.remasked()],
+                "work": step.work.tolist(),
+                "seconds": step.seconds,
+                "finished": list(step.finished),
+            }
+            | self._pieces([c.token for c in committed]),
+        )
+
+    def _pieces(self, ids: Sequence[int]) -> dict[str, Any]:
+        """The text of ids that no line has shown yet."""
+        new = sorted(set(ids) - self.shown)
+        self.shown.update(new)
+        return {"pieces": dict(zip(map(str, new), self.text.pieces(new), strict=True))} if self.text and new else {}
+
+
+def spans(mask: Tensor) -> list[list[int]]:
+    """The true positions of a ``[T]`` mask as ``[first, one behind the last]`` ranges."""
+    edges = mask.int().diff(prepend=mask.new_zeros(1).int(), append=mask.new_zeros(1).int()).nonzero()[:, 0].tolist()
+    return [list(pair) for pair in zip(edges[::2], edges[1::2], strict=True)]

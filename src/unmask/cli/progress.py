@@ -1,0 +1,140 @@
+"""What a person sees while a run goes on; all of it on standard error."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..api import Model, Result
+    from ..engine.batch import Request
+    from ..engine.loop import Step
+
+_FRAME_SECONDS = 0.04  # the least time a step stays on the screen
+
+
+class Display:
+    """Shows nothing but, at the end and to a terminal, what one response has cost. Base of the others."""
+
+    def __enter__(self) -> Display:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def add(self, step: Step, done: Mapping[int, Result]) -> None:
+        """One step was made; ``done`` are the results that it finished."""
+
+    def stop(self) -> None:
+        """Leave the terminal as it was; may be called twice."""
+
+    def close(self, finished: Sequence[Result]) -> None:
+        """All is done."""
+        self.stop()
+        if sys.stderr.isatty() and finished:
+            tokens, nfe = (sum(getattr(r.stats, key) for r in finished) for key in ("tokens", "nfe"))
+            print(f"{tokens} tokens in {nfe} forwards ({tokens / nfe:.2f} tokens per forward)", file=sys.stderr)
+
+
+class Bar(Display):
+    """A progress bar over the prompts of a batch."""
+
+    def __init__(self, total: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.progress = Progress(
+            TextColumn("decoding"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[rate]}"),
+            console=Console(stderr=True),
+            redirect_stdout=False,
+            transient=True,
+        )
+        self.task = self.progress.add_task("", total=total, rate="")
+        self.tokens, self.began = 0, time.perf_counter()
+
+    def __enter__(self) -> Bar:
+        self.progress.start()
+        return self
+
+    def add(self, step: Step, done: Mapping[int, Result]) -> None:
+        """Move on."""
+        if done:
+            self.tokens += sum(r.stats.tokens for r in done.values())
+            rate = f"{self.tokens / (time.perf_counter() - self.began):.0f} tokens/s"
+            self.progress.update(self.task, advance=len(done), rate=rate)
+
+    def stop(self) -> None:
+        """Take the bar away."""
+        self.progress.stop()
+
+
+class Watch(Display):
+    """The canvas as it fills. Each step stays for a moment, so times measured while watching mean little."""
+
+    def __init__(self, lm: Model, requests: Sequence[Request]) -> None:
+        from rich.console import Console
+
+        self.lm, self.requests = lm, requests
+        self.console = Console(stderr=True)
+        mask = lm.denoiser.spec.mask
+        self.tokens = [[mask] * r.gen_length for r in requests]
+        self.steps = [[-1] * r.gen_length for r in requests]
+        self.forwards = [0] * len(requests)
+        self.live: Any = None
+        self.shown = 0.0
+
+    def add(self, step: Step, done: Mapping[int, Result]) -> None:
+        """Draw the rows of this step; finished rows stay on the screen."""
+        rows = step.row.tolist()
+        for row, forward in zip(rows, step.forward.tolist(), strict=True):
+            self.forwards[row] = forward + 1
+        for commit in step.committed():
+            at = commit.position - len(self.requests[commit.row].prompt)
+            self.tokens[commit.row][at], self.steps[commit.row][at] = commit.token, self.forwards[commit.row] - 1
+        for row, position in step.remasked():
+            at = position - len(self.requests[row].prompt)
+            self.tokens[row][at], self.steps[row][at] = self.lm.denoiser.spec.mask, -1
+        if self.console.is_terminal:
+            self._show(rows)
+        for row in done:
+            self._keep(row)
+
+    def _show(self, rows: Sequence[int]) -> None:
+        from rich.console import Group
+        from rich.live import Live
+
+        if self.live is None:
+            self.live = Live(console=self.console, auto_refresh=False, redirect_stdout=False, transient=True)
+            self.live.start()
+        time.sleep(max(0.0, self.shown + _FRAME_SECONDS - time.perf_counter()))
+        self.live.update(Group(*(self._row(row) for row in rows)), refresh=True)
+        self.shown = time.perf_counter()
+
+    def _keep(self, row: int) -> None:
+        self.stop()
+        self.console.print(self._row(row, final=True))
+
+    def _row(self, row: int, final: bool = False) -> Any:
+        from rich.text import Text
+
+        from ..viz import pieces, terminal, until_end
+
+        texts = pieces(self.lm, self.tokens[row])
+        texts = list(until_end(texts)) if final else texts
+        head = Text(f"{row}: forward {self.forwards[row]}\n", style="bold")
+        return head + terminal(texts, self.steps[row][: len(texts)], self.forwards[row])
+
+    def stop(self) -> None:
+        """Leave the terminal as it was."""
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
