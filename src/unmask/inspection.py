@@ -85,4 +85,5 @@ def _state(checkpoint: Checkpoint) -> str:
             ]
     if absent:
         return f"incomplete: {len(absent)} of {len(wanted)} weights missing, the first is {absent[0]}"
-    return f"wrong: {wrong[0]}" if wrong else f"complete: {len(wanted)} weights in {len(set(held.values()))} files"
+    count = len(set(held.values()))
+    return f"wrong: {wrong[0]}" if wrong else f"complete: {len(wanted)} weights in {count} file{'s' * (count > 1)}"

@@ -123,7 +123,7 @@ class _Canvas:
     def panel(self, one: Panel) -> None:
         """A heading, the prompt, the response, a legend."""
         self.y += _MARGIN
-        cost = f"{one.tokens} tokens in {one.forwards} forwards"
+        cost = f"{one.tokens} tokens in {one.forwards} forward{'s' * (one.forwards != 1)}"
         self._text(_MARGIN, one.title, 'font-weight="bold"')
         self._text(_WIDTH - _MARGIN, cost, 'class="d" text-anchor="end"')
         for line in _wrapped(one.prompt):
@@ -141,7 +141,7 @@ class _Canvas:
                 x = self._newline()
         if one.rest:
             self.y += 20
-            self._text(x + 4, f"{one.rest} more positions, left empty behind the end of text", 'class="n"')
+            self._text(x + 4, f"{one.rest} more behind the end of text", 'class="n"')
             self.y -= 20
         self.y += _LINE + 14
         self._legend(one.forwards)
@@ -173,9 +173,9 @@ class _Canvas:
         self._text(_MARGIN, "forward 1", 'class="n"')
         for i in range(40):
             self.parts.append(
-                f'<rect x="{_MARGIN + 46 + i * 4}" y="{self.y - 8:.1f}" width="4.2" height="9" fill="{colour(i, 40)}"/>'
+                f'<rect x="{_MARGIN + 52 + i * 4}" y="{self.y - 8:.1f}" width="4.2" height="9" fill="{colour(i, 40)}"/>'
             )
-        self._text(_MARGIN + 212, f"{forwards}", 'class="n"')
+        self._text(_MARGIN + 220, f"{forwards}", 'class="n"')
 
 
 def _wrapped(prompt: str, lines: int = 5) -> list[str]:

@@ -49,7 +49,8 @@ def _system(error: OSError) -> int:
     if error.errno == errno.EPIPE:  # whoever read our output has left; that is no news
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
-    return _fail(f"{error.filename or 'the system'}: {error.strerror or error}", FAILED)
+    name = f" {error.filename}" if error.filename else ""
+    return _fail(f"cannot write{name}: {error.strerror or error}", FAILED)
 
 
 def _other(error: Exception) -> int:

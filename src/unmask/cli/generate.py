@@ -12,7 +12,7 @@ import typer
 
 from ..core.errors import RequestError
 from .inputs import SEEDS, Record, from_argument, from_file
-from .outputs import Results, Trace, opened
+from .outputs import Results, Trace, check_writable, opened
 
 if TYPE_CHECKING:
     from ..api import Model, Result
@@ -47,8 +47,8 @@ def generate(
     no_chat: Annotated[bool, typer.Option("--no-chat", help="Give the prompt without chat template.")] = False,
 ) -> None:
     """Generate a response to PROMPT, or to every prompt of a file."""
-    records = _records(prompt, batch)
     _check_files(batch, output=output, trace=trace, picture=picture)
+    records = _records(prompt, batch)
     if animate and picture is None:
         raise RequestError("--animate needs --picture FILE.svg")
 
@@ -79,7 +79,8 @@ def generate(
         if drawing:
             from ..viz import svg
 
-            drawing.write(svg(lm, [(f"{chosen} + {kept}", r) for r in finished], animate=animate))
+            title = f"{chosen} + {kept}" if str(kept) != "none" else str(chosen)
+            drawing.write(svg(lm, [(title, r) for r in finished], animate=animate))
 
 
 def _records(prompt: str | None, batch: str | None) -> list[Record]:
@@ -89,11 +90,13 @@ def _records(prompt: str | None, batch: str | None) -> list[Record]:
 
 
 def _check_files(batch: str | None, **outputs: str | None) -> None:
-    """No file for two purposes; pictures are SVG."""
+    """No file for two purposes, none that cannot be written; pictures are SVG."""
     seen: dict[Path, str] = {Path(batch).resolve(): "batch"} if batch not in (None, "-") else {}
     for name, path in outputs.items():
         if path is not None and (other := seen.setdefault(Path(path).resolve(), name)) != name:
             raise RequestError(f"--{name} and --{other} are the same file {path}")
+        if path is not None:
+            check_writable(path)
     picture = outputs.get("picture")
     if picture is not None and Path(picture).suffix.lower() != ".svg":
         raise RequestError(f"--picture writes SVG; expected a name that ends in .svg, got {picture}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +22,24 @@ if TYPE_CHECKING:
     from ..engine.loop import Step
 
 TRACE_VERSION = 1
+
+
+def check_writable(path: str) -> None:
+    """Tell early what :func:`opened` would stumble over, without touching anything.
+
+    Raises:
+        RequestError: a folder, or in a folder that does not exist, or without permission.
+    """
+    target = Path(path)
+    reason = None
+    if target.is_dir():
+        reason = errno.EISDIR
+    elif not target.parent.is_dir():
+        reason = errno.ENOENT
+    elif not os.access(target if target.exists() else target.parent, os.W_OK):
+        reason = errno.EACCES
+    if reason:
+        raise RequestError(f"cannot write {path}: {os.strerror(reason)}")
 
 
 @contextmanager

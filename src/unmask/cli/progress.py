@@ -130,8 +130,8 @@ class Watch(Display):
 
         texts = pieces(self.lm, self.tokens[row])
         texts = list(until_end(texts)) if final else texts
-        head = Text(f"{row}: forward {self.forwards[row]}\n", style="bold")
-        return head + terminal(texts, self.steps[row][: len(texts)], self.forwards[row])
+        head = f"{row}: forward {self.forwards[row]}\n"
+        return Text.assemble((head, "bold"), terminal(texts, self.steps[row][: len(texts)], self.forwards[row]))
 
     def stop(self) -> None:
         """Leave the terminal as it was."""
