@@ -1,0 +1,168 @@
+"""A tiny random model, every registered policy and cache in several variants, and what a run of them leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from unmask import registry
+from unmask.core.canvas import ModelSpec
+from unmask.core.protocols import Cache, Policy
+from unmask.core.rows import gather
+from unmask.engine.batch import Request, run
+from unmask.engine.loop import State, Step
+from unmask.models.denoiser import Denoiser
+from unmask.models.transformer import Architecture, Transformer
+
+ARCH = Architecture(width=32, layers=2, heads=4, kv_heads=2, ffn=48, vocab=64, theta=10000.0, eps=1e-6)
+MASK, EOS, PAD, LIMIT, CONTEXT = 60, 57, 58, 62, 64
+SAMPLED = set(range(LIMIT)) - {MASK}
+SPEC = ModelSpec(mask=MASK, eos=(EOS, 59), pad=PAD, vocab=ARCH.vocab, limit=LIMIT, context=CONTEXT)
+
+
+@lru_cache(maxsize=16)
+def tiny(
+    shift: bool = False,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    arch: Architecture = ARCH,
+    eos_bias: float = 0.35,
+) -> Denoiser:
+    """A random transformer whose confidences are spread and which says the end of text now and then.
+
+    Weights are float64 by default: the same row computed in another batch differs in the last bits, and in float64 that
+    is never enough to change an argmax or the side of a threshold.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    network = Transformer(arch, CONTEXT)
+    for name, weight in network.named_parameters():
+        if weight.dim() == 2:
+            scale = 1.0 if "embed" in name else (3.0 if ".q." in name or ".k." in name else 1.5) / arch.width**0.5
+            weight.data = torch.randn(weight.shape, generator=draw) * scale
+        else:
+            weight.data = 1.0 + 0.2 * torch.randn(weight.shape, generator=draw)
+    if network.head is not None:
+        network.head.weight.data *= 2.5
+        network.head.weight.data[EOS] += eos_bias * network.head.weight.data[:8].sum(0) / 8**0.5
+    network = network.to(dtype).requires_grad_(False)
+    network.make_rotary(CONTEXT, "cpu")
+    return Denoiser(network, replace(SPEC, shift=shift))
+
+
+POLICY_VARIANTS: dict[str, list[str]] = {
+    "vanilla": [
+        "vanilla(block_length=4)",
+        "vanilla(steps=6,block_length=10)",
+        "vanilla(block_length=none,cfg_scale=0.7)",
+        "vanilla(block_length=5,remasking=random)",
+    ],
+    "threshold": ["threshold(tau=0.4,block_length=4)", "threshold(tau=0.6,block_length=none)"],
+    "slowfast": [
+        "slowfast(tau_min=0.2,tau_high=0.5,k_max=3)",
+        "slowfast(preset=reference,tau_min=0.3,tau_high=0.5,k_max=3,block_length=6)",
+        "slowfast(tau_min=0.3,tau_high=0.5,suffix=truncate,block_length=5)",
+        "slowfast(tau_min=0.4,tau_high=0.6,suffix=cached,block_length=7,k_slow=2,k_fast=2)",
+        "slowfast(tau_min=0.3,tau_high=0.5,suffix=full)",
+        "slowfast(tau_min=0.3,tau_high=0.5,signal=kl,sigma2=0.05)",
+        "slowfast(tau_min=0.3,tau_high=0.5,signal=entropy,sigma2=0.05,window=3)",
+        "slowfast(tau_min=0.3,tau_high=0.5,force_after=2,suffix=truncate)",
+    ],
+}
+CACHE_VARIANTS: dict[str, list[str]] = {
+    "dllm": [
+        "dllm",
+        "dllm(kp=3,kr=2,rho=0.25)",
+        "dllm(kp=2,kr=3,rho=0.5,first_layer=adaptive)",
+        "dllm(kp=3,kr=4,rho=0)",
+        "dllm(kp=4,kr=4,rho=0,first_layer=adaptive)",
+        "dllm(kp=2,kr=3,rho=1)",
+    ],
+    "every": ["every(dual,3)", "every(dllm,3)"],
+}
+
+
+def variants(table: dict[str, str], known: dict[str, list[str]]) -> list[str]:
+    """The listed variants of everything registered; the bare name of what is new."""
+    return [spec for name in table for spec in known.get(name, [name])]
+
+
+POLICIES = variants(registry.POLICIES, POLICY_VARIANTS)
+CACHES = variants(registry.CACHES, CACHE_VARIANTS)
+
+
+@dataclass
+class Row:
+    """What one row of a run did: ``commits`` of each forward, final ``tokens`` up to its length, ``work``."""
+
+    prompt: list[int]
+    commits: list[frozenset[tuple[int, int]]] = field(default_factory=list)
+    remasks: list[frozenset[int]] = field(default_factory=list)
+    confidence: dict[int, float] = field(default_factory=dict)
+    tokens: list[int] = field(default_factory=list)
+    work: float = 0.0
+    finished: int = 0
+
+    @property
+    def nfe(self) -> int:
+        return len(self.commits)
+
+
+def decode(
+    model: Denoiser, policy: str | Policy, cache: str | Cache, requests: Sequence[Request], batch_size: int = 99
+) -> dict[int, Row]:
+    """Run requests and collect each row, checking on the way what must hold in every step."""
+    rows = {r.row: Row(list(r.prompt)) for r in requests}
+    before: dict[int, list[int]] = {}
+    for state, step in run(model, registry.cache(cache), registry.policy(policy), requests, batch_size):
+        check_step(state, step, before)
+        written, undone = step.committed(), step.remasked()
+        for i, row in enumerate(step.row.tolist()):
+            mine = [c for c in written if c.row == row]
+            rows[row].commits.append(frozenset((c.position, c.token) for c in mine))
+            rows[row].remasks.append(frozenset(p for r, p in undone if r == row))
+            rows[row].confidence.update({c.position: c.confidence for c in mine})
+            rows[row].work += float(step.work[i])
+            rows[row].tokens = before[row]
+            rows[row].finished += row in step.finished
+    return rows
+
+
+def check_step(state: State, step: Step, before: dict[int, list[int]]) -> None:
+    """Only masks are written, inside the window; what is not written stays; ``before`` becomes the rows after it."""
+    canvas = state.canvas
+    remask = torch.zeros_like(step.update.write) if step.update.remask is None else step.update.remask
+    assert not (step.update.write & ~canvas.response).any(), "a policy wrote outside the response"
+    assert not (step.update.write & ~step.ask.window).any(), "a policy wrote outside its window"
+    for i, row in enumerate(step.row.tolist()):
+        tokens = canvas.tokens[i, : int(canvas.length[i])].tolist()
+        touched = (step.update.write | remask)[i].tolist()
+        for at, token in enumerate(tokens):
+            old = before.get(row, tokens)[at]
+            if not touched[at]:
+                assert token == old, f"position {at} changed without an update"
+            elif not remask[i, at]:
+                assert old == MASK or row not in before, f"position {at} was overwritten"
+                assert token in SAMPLED, f"token {token} may not be sampled"
+        if int(step.forward[i]) == 0:
+            prompt = int(canvas.prompt[i])
+            assert tokens[:prompt] == [t for t in tokens[:prompt] if t != MASK]
+        before[row] = tokens
+
+
+def forward(model: Denoiser, tokens: Sequence[int], visible: Tensor | None = None, prompt_masked: int = 0) -> Tensor:
+    """Logits ``[T, V]`` of one plain pass over one row, written without any cache or policy."""
+    ids = torch.tensor([list(tokens)])
+    ids[:, :prompt_masked] = model.spec.mask
+    every = torch.ones_like(ids, dtype=torch.bool)
+    rows = gather(every, every)
+    rotary = model.network.rotate_rows(rows)
+    hidden = model.network.embed(ids)
+    with torch.inference_mode():
+        for block in model.network.blocks:
+            hidden = hidden + block.attend(*block.qkv(hidden, rotary), visible)
+            hidden = hidden + block.mlp(hidden)
+        return model.network.logits(hidden[0])
