@@ -37,9 +37,10 @@ class Every(Configured):
         return EveryState(self.cache.init(canvas, geometry, like), torch.zeros_like(canvas.prompt))
 
     def plan(self, canvas: Canvas, ask: Ask, need: Tensor, state: EveryState) -> tuple[Plan, EveryState]:
-        """The wrapped cache's plan, with due rows marked for refresh."""
+        """The wrapped cache's plan, with due rows marked for refresh and nothing stale in them."""
         due = state.age % self.n == 0
-        ask = replace(ask, refresh=due if ask.refresh is None else due | ask.refresh)
+        stale = None if ask.stale is None else ask.stale & ~due[:, None]
+        ask = replace(ask, stale=stale, refresh=due if ask.refresh is None else due | ask.refresh)
         plan, inner = self.cache.plan(canvas, ask, need, state.inner)
         return plan, EveryState(inner, state.age + 1)
 

@@ -162,7 +162,8 @@ class IntervalCache(Configured):
             change = F.cosine_similarity(value.flatten(2).float(), before.flatten(2).float(), dim=-1)
             put(store.value[index], rows, value)
             score = torch.where(F.pad(work.open, (0, 1)).gather(1, rows.position), change, score)
-        chosen = score.topk(work.most, dim=1, largest=False).indices
+        backwards = score.flip(1).argsort(dim=1, stable=True)[:, : work.most]  # of equals the last, in any batch
+        chosen = rows.slots - 1 - backwards
         count = due.sum(1) + work.share
         kept = torch.arange(work.most, device=hidden.device) < count[:, None]
         return chosen, torch.where(kept, rows.position.gather(1, chosen), rows.total)

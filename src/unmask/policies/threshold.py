@@ -20,7 +20,9 @@ class Threshold(Configured):
     guidance = 0.0
 
     tau: float = param(0.9, "confidence from which a position is committed; above 1: only the best one", ge=0, le=2)
-    block_length: int | None = param(32, "positions per block; none: the whole response is one block", ge=1)
+    block_length: int | None = param(
+        32, "positions per block; none: the whole response is one block", ge=1, optional=True
+    )
 
     def init(self, canvas: Canvas, sampling: Sampling) -> None:
         """No state."""

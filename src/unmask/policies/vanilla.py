@@ -42,7 +42,9 @@ class Vanilla(Configured):
     needs = frozenset[str]()
 
     steps: int | None = param(None, "forwards for the whole response; none: one per token", ge=1)
-    block_length: int | None = param(32, "positions per block; none: the whole response is one block", ge=1)
+    block_length: int | None = param(
+        32, "positions per block; none: the whole response is one block", ge=1, optional=True
+    )
     remasking: str = param(
         "low_confidence",
         "which positions stay masked: the least confident ones or random ones",
