@@ -1,10 +1,13 @@
 """What `make demo` runs: held-out problems of every family, decoded plainly and fast by the model that is shipped.
 
-python examples/demo.py [--each 2] [--gen-length 256]
+python examples/demo.py [--each 1] [--gen-length 256] [--published]
 """
+
+from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from rich.console import Console
@@ -13,24 +16,39 @@ from rich.table import Table
 import unmask
 from unmask.tasks import FAMILIES, Problem, problems
 
-PLAIN = ("vanilla", "none")
-FAST = ("slowfast", "dllm")
+
+@dataclass(frozen=True)
+class Way:
+    """One way to decode."""
+
+    title: str
+    policy: str
+    cache: str = "none"
+    eos_stop: bool = True
+
+    def answer(self, lm: unmask.Model, several: Sequence[Problem], length: int) -> list[unmask.Result]:
+        """Responses, one problem at a time, as one person asking would see it."""
+        return [lm.generate(p.prompt, length, self.policy, self.cache, eos_stop=self.eos_stop)[0] for p in several]
 
 
-def answer(lm: unmask.Model, several: Sequence[Problem], length: int, policy: str, cache: str) -> list[unmask.Result]:
-    """Responses, one problem at a time."""
-    return [lm.generate(p.prompt, gen_length=length, policy=policy, cache=cache)[0] for p in several]
+PUBLISHED = Way("vanilla, no early stop", "vanilla", eos_stop=False)
+PLAIN = Way("vanilla", "vanilla")
+FAST = Way("slowfast + dllm", "slowfast", "dllm")
+
+
+def right(problem: Problem, result: unmask.Result) -> bool:
+    """Whether a program finds the response correct."""
+    return FAMILIES[problem.family].check(problem, result.text)
 
 
 def show(console: Console, problem: Problem, plain: unmask.Result, fast: unmask.Result) -> None:
     """One problem with both responses."""
-    check = FAMILIES[problem.family].check
     console.rule(problem.family, align="left")
     console.print(problem.prompt, markup=False, highlight=False, style="dim")
     table = Table(box=None, pad_edge=False, padding=(0, 4, 0, 0))
-    for name, result in ((" + ".join(PLAIN[:1]), plain), (" + ".join(FAST), fast)):
-        verdict = "right" if check(problem, result.text) else "wrong"
-        table.add_column(f"{name}: {result.stats.nfe} forwards, {verdict}", overflow="fold")
+    for way, result in ((PLAIN, plain), (FAST, fast)):
+        verdict = "right" if right(problem, result) else "wrong"
+        table.add_column(f"{way.title}: {result.stats.nfe} forwards, {verdict}", overflow="fold")
     table.add_row(shortened(plain.text), shortened(fast.text))
     console.print(table, markup=False, highlight=False)
     console.print()
@@ -44,21 +62,23 @@ def shortened(text: str, lines: int = 6) -> str:
     )
 
 
-def summary(
-    console: Console, several: Sequence[Problem], plain: list[unmask.Result], fast: list[unmask.Result]
-) -> None:
-    """The two side by side."""
-    table = Table("decoding", "right", "forwards", "tokens per forward", "tokens/s", box=None, padding=(0, 3, 0, 0))
-    rates = []
-    for name, results in (("vanilla", plain), (" + ".join(FAST), fast)):
-        right = sum(FAMILIES[p.family].check(p, r.text) for p, r in zip(several, results, strict=True))
+def rate(results: Sequence[unmask.Result]) -> float:
+    """Response tokens before the end of text, per second."""
+    return sum(r.stats.tokens for r in results) / sum(r.stats.seconds for r in results)
+
+
+def summary(console: Console, several: Sequence[Problem], runs: Sequence[tuple[Way, list[unmask.Result]]]) -> None:
+    """All ways side by side."""
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for title in ("", "right", "forwards", "tokens/forward", "tokens/s", "speed-up"):
+        table.add_column(title, justify="right" if title else "left")
+    for way, results in runs:
+        correct = sum(map(right, several, results))
         tokens, nfe = sum(r.stats.tokens for r in results), sum(r.stats.nfe for r in results)
-        rates.append(tokens / sum(r.stats.seconds for r in results))
-        table.add_row(name, f"{right} of {len(results)}", f"{nfe}", f"{tokens / nfe:.2f}", f"{rates[-1]:.0f}")
+        speed = rate(results)
+        row = (f"{correct} of {len(results)}", f"{nfe}", f"{tokens / nfe:.2f}", f"{speed:.0f}")
+        table.add_row(way.title, *row, f"{speed / rate(runs[0][1]):.1f}x")
     console.print(table, highlight=False)
-    console.print(
-        f"\n{rates[1] / rates[0]:.1f} times the tokens per second, on {torch.get_num_threads()} CPU thread(s)."
-    )
 
 
 def main() -> None:
@@ -66,16 +86,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--each", type=int, default=1, help="problems of each family")
     parser.add_argument("--gen-length", type=int, default=256)
+    parser.add_argument(
+        "--published", action="store_true", help="also vanilla as published: all forwards, whatever the end of text"
+    )
     args = parser.parse_args()
     console = Console()
     lm = unmask.load()
     several = [p for family in FAMILIES for p in problems(family, "test", args.each)]
-    lm.generate(several[0].prompt, gen_length=args.gen_length)  # the first run warms up the machine
-    plain = answer(lm, several, args.gen_length, *PLAIN)
-    fast = answer(lm, several, args.gen_length, *FAST)
-    for problem, one, other in zip(several, plain, fast, strict=True):
-        show(console, problem, one, other)
-    summary(console, several, plain, fast)
+    FAST.answer(lm, several[:1], args.gen_length)  # the first run warms the machine up
+    runs = []
+    for way in (PLAIN, FAST, *([PUBLISHED] if args.published else [])):
+        with console.status(f"{len(several)} problems, {way.title} ..."):
+            runs.append((way, way.answer(lm, several, args.gen_length)))
+    for problem, plain, fast in zip(several, runs[0][1], runs[1][1], strict=True):
+        show(console, problem, plain, fast)
+    summary(console, several, runs)
+    place = str(lm.denoiser.network.device)
+    threads = f", {torch.get_num_threads()} threads" if place == "cpu" else ""
+    console.print(f"\n{len(several)} problems one at a time, gen_length {args.gen_length}, on {place}{threads}.")
 
 
 if __name__ == "__main__":
