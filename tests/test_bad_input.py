@@ -577,6 +577,14 @@ class TestSpecs:
             model.generate("x", 4, cache=Vanilla())
         assert model.generate("x", 4, policy=Threshold(), cache=Every(NoCache(), 2))
 
+    def test_a_wrapper_around_something_else(self, model):
+        for inner in (None, 3, Vanilla()):
+            with fails(SpecError, "expected a cache or a spec string", f"got {inner!r:.80}"):
+                model.generate("x", 4, cache=Every(inner, 2))
+        with fails(SpecError, "unknown cache 'duel'"):
+            model.generate("x", 4, cache=Every("duel", 2))
+        assert registry.cache(Every("none", 2)) == Every(NoCache(), 2)
+
     def test_objects_check_themselves(self):
         with fails(SpecError, "threshold: tau must be a number in [0, 2]", "got 3"):
             Threshold(tau=3)

@@ -75,7 +75,9 @@ def _build(kind: str, spec: Any) -> Any:
     if not isinstance(spec, Spec):
         if isinstance(spec, type) or not all(callable(getattr(spec, name, None)) for name in _METHODS[kind]):
             raise SpecError(f"expected a {kind} or a spec string such as {_EXAMPLE[kind]!r}, got {spec!r:.80}")
-        return spec
+        parts = [f for f in dataclasses.fields(spec) if _part(f)] if dataclasses.is_dataclass(spec) else []
+        inner = {f.name: _build(str(_part(f)), getattr(spec, f.name)) for f in parts}
+        return dataclasses.replace(spec, **inner) if inner else spec
     cls = lookup(kind, spec.name)
     fields = {f.name: f for f in dataclasses.fields(cls)}
     if len(spec.args) > len(fields):
