@@ -58,6 +58,12 @@ def test_find(tmp_path):
     assert not Text.find(write(tmp_path / "plain", template=None)).chat
 
 
+def test_a_template_in_a_file_of_its_own(tmp_path, text):
+    write(tmp_path, template=None)
+    (tmp_path / "chat_template.jinja").write_text(TEMPLATE)
+    assert Text(tmp_path).encode("hello") == text.encode("hello")
+
+
 def test_what_it_knows(text):
     assert len(text) == TOKENS
     assert text.eos == (EOS, EOT)

@@ -24,6 +24,9 @@ class Text:
             self._tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(str(folder))
         except Exception as error:  # tokenizers raises bare Exception for a file that does not parse
             raise ModelError(f"{folder / 'tokenizer.json'} cannot be read: {error}") from None
+        template = folder / "chat_template.jinja"
+        if not self._tokenizer.chat_template and template.exists():  # older transformers do not look there
+            self._tokenizer.chat_template = template.read_text(encoding="utf-8")
 
     @staticmethod
     def find(folder: Path) -> Text | None:
