@@ -229,6 +229,11 @@ class TestSeeds:
         options = {**self.OPTIONS, "temperature": 0.0}
         assert len({tuple(model.generate("a", seed=s, **options)[0].tokens) for s in range(4)}) == 1
 
+    @pytest.mark.parametrize("temperature", [1e-6, 1e-300, 5e-324])
+    def test_near_zero_temperature_is_greedy(self, model, temperature):
+        cold = model.generate("a", **{**self.OPTIONS, "temperature": temperature})
+        assert [r.tokens for r in cold] == [r.tokens for r in model.generate("a", **{**self.OPTIONS, "temperature": 0})]
+
     def test_filters_of_one_token_are_greedy(self, model):
         options = {**self.OPTIONS, "gen_length": 1}
         (greedy,) = model.generate("a", **(options | {"temperature": 0.0}))
