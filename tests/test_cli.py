@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -214,30 +215,40 @@ def test_watch_without_a_terminal_prints_the_last_frame(unmask_):
     assert result.stdout == fine(unmask_("Hi", "-n", 6, "--no-eos-stop"))
 
 
-def test_watch_in_a_terminal(model):
+def in_a_terminal(*args):
+    """Exit code, standard output, and what a terminal gets as standard error."""
     pty = pytest.importorskip("pty")  # Windows has none
     here, there = pty.openpty()
-    command = [*COMMAND, "generate", "-m", model, "Hi", "-n", "6", "--watch", "--no-eos-stop"]
     environment = ENVIRONMENT | {"TERM": "xterm-256color", "COLORTERM": "truecolor", "COLUMNS": "80", "LINES": "24"}
+    command = [*COMMAND, "generate", *map(str, args)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=there, env=environment) as process:
         os.close(there)
         seen = b""
-        while True:
-            try:
-                chunk = os.read(here, 1 << 16)
-            except OSError:
-                break
-            if not chunk:
-                break
-            seen += chunk
+        with suppress(OSError):  # Linux says EIO where others say the end
+            while chunk := os.read(here, 1 << 16):
+                seen += chunk
         out = process.stdout.read()
     os.close(here)
-    text = seen.decode(errors="replace")
-    assert process.returncode == 0, text
-    assert [f"forward {i}" in text for i in range(1, 7)] == [True] * 6
-    assert "\x1b[38;2;" in text
-    assert "·" in text
-    assert b"[38;2" not in out
+    return process.returncode, out.decode(), seen.decode(errors="replace")
+
+
+def test_watch_in_a_terminal(model):
+    code, out, seen = in_a_terminal("-m", model, "Hi", "-n", 6, "--watch", "--no-eos-stop")
+    assert code == 0, seen
+    assert [f"forward {i}" in seen for i in range(1, 7)] == [True] * 6
+    assert "\x1b[38;2;" in seen
+    assert "·" in seen
+    assert "[38;2" not in out
+
+
+def test_progress_bar_in_a_terminal(model, tmp_path):
+    batch = jsonl(tmp_path / "in.jsonl", *({"prompt": f"prompt {i}", "gen_length": 40} for i in range(30)))
+    code, out, seen = in_a_terminal("-m", model, "--batch", batch, "--batch-size", 4, "--no-eos-stop")
+    assert code == 0, seen
+    assert len(lines(out)) == 30
+    assert "decoding" in seen
+    assert "/30" in seen
+    assert "1200 tokens in " in seen
 
 
 # --- inspect, policies, caches
@@ -260,6 +271,18 @@ def test_inspect_llada_8b_from_its_config_alone(tmp_path):
     assert (report["dtype"], report["tokenizer"], report["mask"]) == ("bfloat16", None, 126336)
     assert "has no model.safetensors" in report["weights"]
     assert "8,015,581,184 (8.02 B)" in fine(run("inspect", tmp_path))
+
+
+def test_inspect_of_a_hub_id_leaves_the_weights_there(tmp_path, monkeypatch):
+    folder = write(tmp_path / "hub")
+    (folder / "model.safetensors").unlink()
+    asked = []
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda _, allow_patterns: asked.extend(allow_patterns) or folder
+    )
+    assert "has no model.safetensors" in json.loads(fine(run("inspect", "some/model", "--json")))["weights"]
+    assert "*.json" in asked
+    assert "*.safetensors" not in asked
 
 
 def test_inspect_tells_what_is_wrong_with_the_weights(tmp_path):
@@ -314,6 +337,16 @@ def test_what_is_not_imported(args, forbidden):
     script += "print(*(m for m in ('torch', 'transformers') if m in sys.modules), file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", script, *args], capture_output=True, text=True, check=True)
     assert not set(forbidden) & set(done.stderr.split())
+
+
+def test_output_that_is_not_unicode(model):
+    for extra in ([], ["--json"]):
+        command = [*COMMAND, "generate", "-m", model, "h\u00e9", "-n", "12", "--no-eos-stop", *extra]
+        environment = ENVIRONMENT | {"PYTHONIOENCODING": "ascii"}
+        done = subprocess.run(command, capture_output=True, env=environment, check=False)
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert done.stdout.isascii()
+    assert json.loads(done.stdout)["index"] == 0
 
 
 # --- what is refused

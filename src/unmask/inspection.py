@@ -18,7 +18,7 @@ def inspect(path_or_id: str | Path | None = None) -> dict[str, Any]:
     """Describe a checkpoint, as plain values that fit in JSON; ``config.json`` alone is enough.
 
     Args:
-        path_or_id: as for :func:`unmask.load`.
+        path_or_id: as for :func:`unmask.load`; of a hub id all but the weights is fetched.
 
     Returns:
         ``family``, ``parameters`` (counted on the meta device), ``sizes``, ``context``, ``mask``, ``eos``, ``pad``,
@@ -28,7 +28,7 @@ def inspect(path_or_id: str | Path | None = None) -> dict[str, Any]:
     Raises:
         ModelError: no such model, unsupported family or variant, a config that makes no sense.
     """
-    checkpoint = Checkpoint.find(SHIPPED if path_or_id is None else path_or_id)
+    checkpoint = Checkpoint.find(SHIPPED if path_or_id is None else path_or_id, weights=False)
     d = checkpoint.description
     text = Text.find(checkpoint.folder)
     spec = checkpoint.spec(len(text) if text else None, text.eos if text else ())

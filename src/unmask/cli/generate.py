@@ -71,16 +71,15 @@ def generate(
     with ExitStack() as stack:
         results = Results(stack.enter_context(opened(output)), json or batch is not None, common)
         traces = stack.enter_context(opened(trace))
-        drawing = stack.enter_context(opened(picture))
         listener = Trace(traces, lm, requests, common) if traces else None
         display = stack.enter_context(_display(lm, requests, watch, batch is not None))
         finished = _run(lm, requests, decoding, results, listener, display)
         display.close(finished)
-        if drawing:
-            from ..viz import svg
+    if picture is not None:
+        from ..viz import svg
 
-            title = f"{chosen} + {kept}" if str(kept) != "none" else str(chosen)
-            drawing.write(svg(lm, [(title, r) for r in finished], animate=animate))
+        title = f"{chosen} + {kept}" if str(kept) != "none" else str(chosen)
+        Path(picture).write_text(svg(lm, [(title, r) for r in finished], animate=animate), encoding="utf-8")
 
 
 def _records(prompt: str | None, batch: str | None) -> list[Record]:

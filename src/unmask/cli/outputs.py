@@ -62,7 +62,8 @@ def opened(path: str | None) -> Iterator[TextIO | None]:
 
 def put(file: TextIO, value: Mapping[str, Any]) -> None:
     """One JSON object on a line of its own, on its way at once."""
-    file.write(json.dumps(value, ensure_ascii=False) + "\n")
+    unicode = (file.encoding or "").lower().replace("-", "") == "utf8"
+    file.write(json.dumps(value, ensure_ascii=not unicode) + "\n")
     file.flush()
 
 

@@ -53,9 +53,11 @@ def _words(key: str, value: Any) -> str:
 
 
 def _short(number: int, *units: str) -> str:
-    power, unit = next(((10**n, u) for n, u in zip((9, 6, 3), (units or ("k", "M", "B"))[::-1], strict=True)
-                        if number >= 10**n), (1, ""))  # fmt: skip
-    return f"{number / power:.2f} {unit}".strip()
+    """``8.02 B``; ``units`` for thousands, millions and milliards (default k, M, B)."""
+    for power, unit in zip((10**9, 10**6, 10**3), (units or ("k", "M", "B"))[::-1], strict=True):
+        if number >= power:
+            return f"{number / power:.2f} {unit}"
+    return str(number)
 
 
 def _list(kind: str, as_json: bool) -> None:

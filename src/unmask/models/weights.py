@@ -34,8 +34,10 @@ class Checkpoint:
     config: dict[str, Any] = field(repr=False)
 
     @staticmethod
-    def find(path_or_id: str | Path) -> Checkpoint:
+    def find(path_or_id: str | Path, weights: bool = True) -> Checkpoint:
         """Open a folder, or fetch a hub id such as ``GSAI-ML/LLaDA-8B-Instruct`` into the hub's cache.
+
+        ``weights=False`` fetches all but the weights.
 
         Raises:
             ModelError: neither a folder nor a hub id that can be fetched, or no readable ``config.json`` in it.
@@ -51,7 +53,7 @@ class Checkpoint:
                     f"no model at {str(path_or_id)!r}: expected a folder with config.json and *.safetensors, "
                     "or a hub id like GSAI-ML/LLaDA-8B-Instruct"
                 )
-            folder = _download(str(path_or_id))
+            folder = _download(str(path_or_id), weights)
         return Checkpoint(folder, read_json(folder / "config.json"))
 
     @cached_property
@@ -204,11 +206,12 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _download(repo: str) -> Path:
+def _download(repo: str, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
 
+    wanted = ["*.json", "*.txt", "*.jinja", "*.model", *(["*.safetensors"] if weights else [])]
     try:
-        return Path(snapshot_download(repo, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]))
+        return Path(snapshot_download(repo, allow_patterns=wanted))
     except Exception as error:  # the hub's own errors, and those of whichever HTTP library it uses
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"{repo!r} is no local folder and could not be fetched from the hub: {reason}") from None
