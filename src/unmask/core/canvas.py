@@ -37,7 +37,7 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class Update:
-    """What a policy decided, all ``[B, T]``: ``token`` is read where ``write``; ``remask`` positions are masks again."""
+    """What a policy decided, all ``[B, T]``: ``token`` is read where ``write``; ``remask`` turns back into masks."""
 
     write: Tensor
     token: Tensor
@@ -142,7 +142,7 @@ class Canvas:
         return torch.where(mask, self.position, mask.shape[1]).amin(1)
 
     def block_start(self, size: int | None) -> Tensor:
-        """``[B]`` first position of the current block, the one that holds the frontier; blocks count from the prompt."""
+        """``[B]`` first position of the current block, which holds the frontier; blocks count from the prompt."""
         if size is None:
             return self.prompt
         return self.prompt + (self.frontier - self.prompt).clamp(min=0) // size * size

@@ -13,7 +13,6 @@ Grammar::
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,8 @@ from typing import Any
 from .errors import SpecError
 
 _TOKEN = re.compile(r"\s*(?:([A-Za-z_][\w\-]*)|([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)|([(),=]))")
+_DEEPEST = 16  # nested specs
+_LARGEST = 2**31  # of any number; larger ones are typing errors, and overflow what is counted in them
 _WORDS = {"true": True, "false": False, "none": None}
 
 
@@ -49,6 +50,8 @@ def parse(text: str) -> Spec:
     Raises:
         SpecError: with the place where the text stops making sense.
     """
+    if text.count("(") > _DEEPEST:
+        raise SpecError(f"cannot read spec {text[:40]!r}...: more than {_DEEPEST} specs inside each other")
     tokens: list[tuple[str, str, int]] = []
     at = 0
     while text[at:].strip():
@@ -171,7 +174,7 @@ class Configured:
             ok = (
                 isinstance(value, number)
                 and not isinstance(value, bool)
-                and math.isfinite(value)
+                and abs(value) < _LARGEST
                 and _within(rule, value)
             )
         else:

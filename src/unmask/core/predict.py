@@ -47,7 +47,8 @@ def sample(logits: Tensor, sampling: Sampling, row: Tensor, position: Tensor, st
     greedy, confidence = likeliest(logits)
     hot = sampling.temperature[row] > 0
     temperature = torch.where(hot, sampling.temperature[row], 1.0)[:, None]
-    filtered = _filter(logits.double() / temperature, sampling.top_k[row], sampling.top_p[row])
+    scaled = (logits.double() - logits.amax(-1, keepdim=True)) / temperature  # at most 0: cannot overflow
+    filtered = _filter(scaled, sampling.top_k[row], sampling.top_p[row])
     noise = gumbel(sampling.seed[row], position, step, logits.shape[1])
     drawn = (filtered + noise).argmax(-1)
     probability = logits.double().softmax(-1).gather(-1, drawn[:, None])[:, 0]
@@ -78,8 +79,8 @@ def uniform(seed: Tensor, position: Tensor, step: Tensor, size: int) -> Tensor:
     """
     counter = _mix(_mix(_mix(seed + _GOLDEN) ^ position) ^ step)
     columns = torch.arange(1, size + 1, device=seed.device) * _GOLDEN
-    bits = _mix(counter[:, None] + columns) >> 11 & (1 << 53) - 1
-    return (bits.double() + 0.5) / (1 << 53)
+    bits = _mix(counter[:, None] + columns) >> 12 & (1 << 52) - 1  # one bit less than a double holds: never 0 or 1
+    return (bits.double() + 0.5) / (1 << 52)
 
 
 def gumbel(seed: Tensor, position: Tensor, step: Tensor, size: int) -> Tensor:

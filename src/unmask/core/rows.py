@@ -62,7 +62,7 @@ def bucket(count: int, total: int, device: torch.device) -> int:
 
 
 def gather(compute: Tensor, keys: Tensor) -> Rows:
-    """Lay out the positions to compute. The only place that waits for the device in a forward.
+    """Lay out the positions to compute. Waits for the device once.
 
     Args:
         compute: ``[B, T]`` positions to compute.

@@ -16,7 +16,8 @@ from ..core.protocols import Ask, Cache, Prediction, Sampling
 from ..core.rows import gather
 from .transformer import Transformer
 
-_LOGITS_AT_ONCE = 1 << 26  # elements; bounds the float32 logits that exist at any time to 256 MiB
+_LOGITS_AT_ONCE = 1 << 26  # elements of [positions, vocabulary] at any time: 256 MiB in float32
+_SAMPLING = 12  # sampling needs so many times more (float64, sorting)
 
 
 @dataclass(frozen=True)
@@ -88,13 +89,18 @@ class Denoiser:
         else:
             state = Branches(plain)
         seconds = time.perf_counter() - started
-        parts = []
-        for at in range(0, len(row), max(1, _LOGITS_AT_ONCE // self.network.arch.vocab)):
-            piece = slice(at, at + max(1, _LOGITS_AT_ONCE // self.network.arch.vocab))
+        parts: list[tuple[Tensor, ...]] = []
+        hot = bool((sampling.temperature > 0).any())
+        size = max(1, _LOGITS_AT_ONCE // (self.network.arch.vocab * (_SAMPLING if hot else 1)))
+        for at in range(0, len(row), size):
+            piece = slice(at, at + size)
             started = time.perf_counter()
             logits = self._guided(hidden[piece], guidance)
             seconds += time.perf_counter() - started
-            parts.append(self._read(forbid(logits, self.spec), sampling, row[piece], position[piece], step, needs))
+            forbid(logits, self.spec)
+            lines = row[piece], position[piece], step[row[piece]]
+            part = sample(logits, sampling, *lines) if hot else likeliest(logits)
+            parts.append((*part, entropy(logits)) if "entropy" in needs else part)
         return Answer(self._spread(want, row, position, parts, needs), state, work, seconds)
 
     def _hidden(
@@ -125,15 +131,6 @@ class Denoiser:
             return self.network.logits(hidden)
         conditional, free = self.network.logits(hidden).unbind(1)
         return free + (guidance + 1) * (conditional - free)
-
-    def _read(
-        self, logits: Tensor, sampling: Sampling, row: Tensor, position: Tensor, step: Tensor, needs: frozenset[str]
-    ) -> tuple[Tensor, ...]:
-        if bool((sampling.temperature > 0).any()):
-            token, confidence = sample(logits, sampling, row, position, step[row])
-        else:
-            token, confidence = likeliest(logits)
-        return (token, confidence, entropy(logits)) if "entropy" in needs else (token, confidence)
 
     def _spread(
         self, want: Tensor, row: Tensor, position: Tensor, parts: list[tuple[Tensor, ...]], needs: frozenset[str]

@@ -85,7 +85,7 @@ class SlowFast(Configured):
         None, "inside the span, commit what is this confident (paper .85, reference .9)", ge=0, le=2
     )
     k_max: int = param(None, "most exploratory forwards of a cycle (paper 8, reference 6)", ge=1)
-    window: int = param(2, "candidates that the stability test looks at", ge=1)
+    window: int = param(2, "candidates that the stability test looks at", ge=1, le=64)
     sigma2: float = param(
         None,
         "the signal is stable below this; its unit is the signal's "
@@ -145,7 +145,7 @@ class SlowFast(Configured):
         return SlowFastState(zero - 1, zero, zero > 0, zero, zero - 1, history, history, seen, zero)
 
     def ask(self, canvas: Canvas, state: SlowFastState) -> Ask:
-        """Slow: from the start of the cycle to the end of the block. Fast: the span, cut off from the second forward on."""
+        """Slow: from the cycle to the end of the block. Fast: the span, cut off from the second forward on."""
         start, high = self._bounds(canvas, state)
         fast, later = state.fast >= 0, state.fast >= 1
         stop = torch.where(fast, state.end, high)[:, None]

@@ -50,7 +50,7 @@ class Vanilla(Configured):
         "which positions stay masked: the least confident ones or random ones",
         choices=("low_confidence", "random"),
     )
-    cfg_scale: float = param(0.0, "classifier-free guidance scale; 0: off (each forward costs two otherwise)", ge=0)
+    cfg_scale: float = param(0.0, "classifier-free guidance scale; 0: off (else a forward costs two)", ge=0, le=100)
 
     @property
     def guidance(self) -> float:
