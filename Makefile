@@ -1,7 +1,9 @@
-# make demo    decode problems with the model that ships with the package, plainly and fast, side by side
-# make test    run the tests
-# make check   lint, format, types, floors
-# make clean   remove the environment and caches
+# make demo      decode problems with the model that ships with the package, plainly and fast, side by side
+# make test      run the tests
+# make check     lint, format, types, floors
+# make format    repair what the linter and the formatter can
+# make pictures  draw the pictures of the documentation again
+# make clean     remove the environment and caches
 #
 # Each makes its own environment in .venv first; PYTHON=python3.12 chooses the interpreter.
 
@@ -11,7 +13,7 @@ BIN = $(VENV)/bin
 PYTEST_ARGS ?=
 INPUTS = pyproject.toml constraints.txt
 
-.PHONY: demo test check format clean
+.PHONY: demo test check format pictures clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
@@ -28,6 +30,11 @@ check: $(VENV)/.installed-test
 format: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+pictures: $(VENV)/.installed
+	$(BIN)/unmask generate "Start with 5 and do every step in order: a+3 b-2 c+4 d+9 e-6" --gen-length 64 \
+	    --policy slowfast --cache dllm --picture docs/img/decoding.svg --animate
+	$(BIN)/python examples/picture.py docs/img/side_by_side.svg
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

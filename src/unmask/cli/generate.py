@@ -13,6 +13,7 @@ import typer
 from ..core.errors import RequestError
 from .inputs import SEEDS, Record, from_argument, from_file
 from .outputs import Results, Trace, check_writable, opened
+from .progress import loading
 
 if TYPE_CHECKING:
     from ..api import Model, Result
@@ -55,7 +56,8 @@ def generate(
     from .. import load, registry
 
     chosen, kept = registry.policy(policy), registry.cache(cache)
-    lm = load(model, device, dtype)
+    with loading(model or "the shipped model"):
+        lm = load(model, device, dtype)
     options = {
         "temperature": temperature,
         "top_p": top_p,

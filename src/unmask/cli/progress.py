@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,18 @@ if TYPE_CHECKING:
     from ..engine.loop import Step
 
 _FRAME_SECONDS = 0.04  # the least time a step stays on the screen
+
+
+@contextmanager
+def loading(name: str) -> Iterator[None]:
+    """Tell a terminal that something large is being read."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(f"loading {name}"):
+        yield
 
 
 class Display:

@@ -1,0 +1,38 @@
+"""Two decodings of one prompt in one picture, forward by forward at the same pace.
+
+python examples/picture.py [FILE.svg] [--prompt TEXT] [--gen-length 48]
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import unmask
+from unmask.viz import svg
+
+PROMPT = "Start with 5 and do every step in order: a+3 b-2 c+4 d+9 e-6"
+WAYS = (("vanilla", "none"), ("slowfast", "dllm"))
+
+
+def main() -> None:
+    """Decode and draw."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("file", nargs="?", type=Path, default=Path("side_by_side.svg"))
+    parser.add_argument("--prompt", default=PROMPT)
+    parser.add_argument("--gen-length", type=int, default=48)
+    args = parser.parse_args()
+    lm = unmask.load()
+    drawn = [
+        (
+            policy if cache == "none" else f"{policy} + {cache}",
+            lm.generate(args.prompt, args.gen_length, policy, cache)[0],
+        )
+        for policy, cache in WAYS
+    ]
+    args.file.write_text(svg(lm, drawn, animate=True), encoding="utf-8")
+    print(*(f"{title}: {result.stats.nfe} forwards" for title, result in drawn), sep="\n")
+
+
+if __name__ == "__main__":
+    main()
