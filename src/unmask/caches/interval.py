@@ -160,8 +160,9 @@ class IntervalCache(Configured):
             value = block.value(hidden)
             before = store.value[index].flatten(0, 1)[rows.index].view_as(value)
             change = F.cosine_similarity(value.flatten(2).float(), before.flatten(2).float(), dim=-1)
-            put(store.value[index], rows, value)
-            score = torch.where(F.pad(work.open, (0, 1)).gather(1, rows.position), change, score)
+            open_ = F.pad(work.open, (0, 1)).gather(1, rows.position)
+            put(store.value[index], rows, value, rows.index_of(torch.where(open_, rows.position, rows.total)))
+            score = torch.where(open_, change, score)
         backwards = score.flip(1).argsort(dim=1, stable=True)[:, : work.most]  # of equals the last, in any batch
         chosen = rows.slots - 1 - backwards
         count = due.sum(1) + work.share
