@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -10,11 +10,14 @@ import torch
 from torch import Tensor
 
 from unmask import registry
-from unmask.core.canvas import ModelSpec
-from unmask.core.protocols import Cache, Policy
+from unmask.core.canvas import Canvas, ModelSpec, Update
+from unmask.core.config import Configured, param
+from unmask.core.pick import top
+from unmask.core.predict import uniform
+from unmask.core.protocols import Ask, Cache, Policy, Prediction, Sampling
 from unmask.core.rows import gather
-from unmask.engine.batch import Request, run
-from unmask.engine.loop import State, Step
+from unmask.engine.batch import Request, admit, run
+from unmask.engine.loop import State, Step, step
 from unmask.models.denoiser import Denoiser
 from unmask.models.transformer import Architecture, Transformer
 
@@ -117,29 +120,29 @@ def decode(
     """Run requests and collect each row, checking on the way what must hold in every step."""
     rows = {r.row: Row(list(r.prompt)) for r in requests}
     before: dict[int, list[int]] = {}
-    for state, step in run(model, registry.cache(cache), registry.policy(policy), requests, batch_size):
-        check_step(state, step, before)
-        written, undone = step.committed(), step.remasked()
-        for i, row in enumerate(step.row.tolist()):
+    for state, event in run(model, registry.cache(cache), registry.policy(policy), requests, batch_size):
+        check_step(state, event, before)
+        written, undone = event.committed(), event.remasked()
+        for i, row in enumerate(event.row.tolist()):
             mine = [c for c in written if c.row == row]
             rows[row].commits.append(frozenset((c.position, c.token) for c in mine))
             rows[row].remasks.append(frozenset(p for r, p in undone if r == row))
             rows[row].confidence.update({c.position: c.confidence for c in mine})
-            rows[row].work += float(step.work[i])
+            rows[row].work += float(event.work[i])
             rows[row].tokens = before[row]
-            rows[row].finished += row in step.finished
+            rows[row].finished += row in event.finished
     return rows
 
 
-def check_step(state: State, step: Step, before: dict[int, list[int]]) -> None:
+def check_step(state: State, event: Step, before: dict[int, list[int]]) -> None:
     """Only masks are written, inside the window; what is not written stays; ``before`` becomes the rows after it."""
     canvas = state.canvas
-    remask = torch.zeros_like(step.update.write) if step.update.remask is None else step.update.remask
-    assert not (step.update.write & ~canvas.response).any(), "a policy wrote outside the response"
-    assert not (step.update.write & ~step.ask.window).any(), "a policy wrote outside its window"
-    for i, row in enumerate(step.row.tolist()):
+    remask = torch.zeros_like(event.update.write) if event.update.remask is None else event.update.remask
+    assert not (event.update.write & ~canvas.response).any(), "a policy wrote outside the response"
+    assert not (event.update.write & ~event.ask.window).any(), "a policy wrote outside its window"
+    for i, row in enumerate(event.row.tolist()):
         tokens = canvas.tokens[i, : int(canvas.length[i])].tolist()
-        touched = (step.update.write | remask)[i].tolist()
+        touched = (event.update.write | remask)[i].tolist()
         for at, token in enumerate(tokens):
             old = before.get(row, tokens)[at]
             if not touched[at]:
@@ -147,7 +150,7 @@ def check_step(state: State, step: Step, before: dict[int, list[int]]) -> None:
             elif not remask[i, at]:
                 assert old == MASK or row not in before, f"position {at} was overwritten"
                 assert token in SAMPLED, f"token {token} may not be sampled"
-        if int(step.forward[i]) == 0:
+        if int(event.forward[i]) == 0:
             prompt = int(canvas.prompt[i])
             assert tokens[:prompt] == [t for t in tokens[:prompt] if t != MASK]
         before[row] = tokens
@@ -166,3 +169,73 @@ def forward(model: Denoiser, tokens: Sequence[int], visible: Tensor | None = Non
             hidden = hidden + block.attend(*block.qkv(hidden, rotary), visible)
             hidden = hidden + block.mlp(hidden)
         return model.network.logits(hidden[0])
+
+
+def trail(
+    model: Denoiser, policy: str | Policy, cache: str | Cache, request: Request
+) -> Iterator[tuple[State, State, Step]]:
+    """One row's states before and after each forward, and the step."""
+    made, kept = registry.policy(policy), registry.cache(cache)
+    state = admit(model, kept, made, [request])
+    while not state.canvas.done.all():
+        after, event = step(model, kept, made, state, int(state.record.nfe))
+        yield state, after, event
+        state = after
+
+
+@dataclass(frozen=True)
+class ChaosState:
+    """``seed [B]`` and ``count [B]``, forwards so far."""
+
+    seed: Tensor
+    count: Tensor
+
+
+@dataclass(frozen=True)
+class Chaos(Configured):
+    """A policy that asks for anything it may ask for: windows that move at random and may hold no mask, positions that
+    leave the input and come back, stale ones, refreshes, skipped forwards; commits some and takes some back.
+    """
+
+    name = "chaos"
+    paper = "-"
+    needs = frozenset({"entropy"})
+
+    scale: float = param(0.0, "guidance", ge=0)
+
+    @property
+    def guidance(self) -> float:
+        return self.scale
+
+    def init(self, canvas: Canvas, sampling: Sampling) -> ChaosState:
+        return ChaosState(sampling.seed, torch.zeros_like(canvas.prompt))
+
+    def ask(self, canvas: Canvas, state: ChaosState) -> Ask:
+        draw = self._draw(canvas, state, 1)[:, :4]
+        length = (canvas.length - canvas.prompt).double()
+        low = canvas.prompt + (draw[:, 0] * length * 0.9).long()
+        high = low + 1 + (draw[:, 1] * length * 0.4).long()
+        whole = (state.count % 3 == 2)[:, None]
+        inside = (canvas.position >= low[:, None]) & (canvas.position < high[:, None])
+        window = canvas.response & (inside | whole)
+        prompt = canvas.position < canvas.prompt[:, None]
+        return Ask(
+            window,
+            visible=prompt | window | (self._draw(canvas, state, 2) < 0.8),
+            stale=(self._draw(canvas, state, 3) < 0.3) & ~window,
+            refresh=draw[:, 2] < 0.1,
+            skipped=(draw[:, 3] * 3).long(),
+        )
+
+    def decide(self, canvas: Canvas, prediction: Prediction, state: ChaosState) -> tuple[Update, ChaosState]:
+        write = top(prediction.confidence, 1 + state.count % 2)
+        length = canvas.length - canvas.prompt
+        lost = canvas.response & ~canvas.masked & (canvas.tokens != canvas.spec.mask)
+        lost = lost & (self._draw(canvas, state, 4) < 0.12) & (state.count < length)[:, None]
+        return Update(write, prediction.token, lost), ChaosState(state.seed, state.count + 1)
+
+    @staticmethod
+    def _draw(canvas: Canvas, state: ChaosState, kind: int) -> Tensor:
+        """``[B, T]`` noise of a row's forward and the position alone."""
+        where = torch.full_like(state.count, -kind)
+        return uniform(state.seed, where, state.count, max(4, canvas.tokens.shape[1]))[:, : canvas.tokens.shape[1]]

@@ -10,7 +10,7 @@ from functools import cache
 
 import pytest
 
-from helpers import CACHES, EOS, MASK, POLICIES, SPEC, Row, decode, tiny
+from helpers import CACHES, EOS, MASK, POLICIES, SPEC, Chaos, Row, decode, tiny
 from unmask import registry
 from unmask.caches.every import Every
 from unmask.engine.batch import Request
@@ -126,6 +126,22 @@ def test_refreshing_in_every_forward_is_no_cache(policy: str, cache: str, shift:
 @pytest.mark.parametrize("policy", POLICIES)
 def test_intervals_of_one_are_no_cache(policy: str, cache: str, shift: bool) -> None:
     assert_same(decode(tiny(shift), policy, cache, REQUESTS), alone(policy, "none", shift))
+
+
+@pytest.mark.parametrize("shift", SHIFTS)
+@pytest.mark.parametrize("scale", [0.0, 0.5])
+@pytest.mark.parametrize("cache", CACHES)
+def test_a_policy_that_asks_for_anything(cache: str, scale: float, shift: bool) -> None:
+    """Windows without masks, positions that leave and return, stale ones, refreshes, skips, tokens taken back."""
+    model, policy = tiny(shift), Chaos(scale)
+    requests = [replace(r, seed=r.row) for r in REQUESTS]
+    expected: dict[int, Row] = {}
+    for request in requests:
+        expected |= decode(model, policy, cache, [request])
+    assert any(any(row.remasks) and not all(row.commits) for row in expected.values()), "too tame"
+    assert all(row.finished == 1 for row in expected.values())
+    assert_same(decode(model, policy, cache, requests), expected)
+    assert_same(decode(model, policy, cache, requests[::-1], batch_size=2), expected)
 
 
 def test_the_matrix_is_worth_running() -> None:
