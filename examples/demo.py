@@ -69,9 +69,9 @@ def rate(results: Sequence[unmask.Result]) -> float:
 
 def summary(console: Console, several: Sequence[Problem], runs: Sequence[tuple[Way, list[unmask.Result]]]) -> None:
     """All ways side by side."""
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for title in ("", "right", "forwards", "tokens/forward", "tokens/s", "speed-up"):
-        table.add_column(title, justify="right" if title else "left")
+        table.add_column(title, justify="right" if title else "left", no_wrap=True)
     for way, results in runs:
         correct = sum(map(right, several, results))
         tokens, nfe = sum(r.stats.tokens for r in results), sum(r.stats.nfe for r in results)

@@ -511,6 +511,13 @@ def test_full_disk(model):
     assert result.stderr == "error: cannot write: No space left on device\n"
 
 
+def test_standard_output_closed(model):
+    command = [*COMMAND, "generate", "-m", model, "Hi", "-n", "4"]
+    script = 'exec "$@" >&-'
+    done = subprocess.run(["sh", "-c", script, "sh", *command], stderr=subprocess.PIPE, env=ENVIRONMENT, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_out_of_device_memory_is_told(unmask_, monkeypatch):
     def full(*_args, **_more):
         raise torch.OutOfMemoryError("CUDA out of memory")

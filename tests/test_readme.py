@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import unmask
 from llada_folder import CONFIG, EOS, MASK, weights, write
 from unmask.core.errors import SpecError
 from unmask.models import weights as checkpoints
+from unmask.tasks import FAMILIES
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))]
@@ -58,6 +60,28 @@ def test_command_examples(tmp_path):
         1,
     ]
     assert (tmp_path / "trace.jsonl").read_text().count("\n") > 3
+
+
+def example(name, *args, monkeypatch):
+    """Run the main of a script in examples/."""
+    monkeypatch.setattr(sys, "argv", [name, *args])
+    runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
+
+
+def test_demo(monkeypatch, capsys):
+    example("demo.py", "--gen-length", "48", "--published", monkeypatch=monkeypatch)
+    out = capsys.readouterr().out
+    for family in FAMILIES:
+        assert family in out
+    assert [line.split()[-1] for line in out.splitlines() if line.startswith("vanilla ")] == ["1.0x"]
+    assert re.search(r"slowfast \+ dllm +\d of 5 +\d+ +[\d.]+ +\d+ +[\d.]+x", out)
+    assert re.search(r"no early stop +\d of 5 +240 ", out)
+
+
+def test_picture_example(tmp_path, monkeypatch, capsys):
+    example("picture.py", str(tmp_path / "p.svg"), "--gen-length", "16", monkeypatch=monkeypatch)
+    assert (tmp_path / "p.svg").read_text().count("<title>vanilla; slowfast + dllm</title>") == 1
+    assert capsys.readouterr().out.startswith("vanilla: ")
 
 
 def test_links_lead_somewhere():

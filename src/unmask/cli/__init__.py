@@ -88,6 +88,8 @@ def root(
 
 def main() -> None:
     """Run ``unmask`` with the arguments of this process."""
+    if sys.stdout is None:  # closed by the shell
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show a character gets its code
     app(prog_name="unmask")
