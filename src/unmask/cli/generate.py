@@ -33,7 +33,9 @@ def generate(
     batch: Annotated[str | None, typer.Option(help="JSONL file of prompts; - reads standard input.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Most prompts decoded at a time.")] = 32,
     json: Annotated[bool, typer.Option("--json", help="One JSON object per prompt; always so with --batch.")] = False,
-    output: Annotated[str | None, typer.Option("--output", "-o", help="File for the results.")] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="File for the results; - standard output.")
+    ] = None,
     trace: Annotated[str | None, typer.Option(help="JSONL file for every step of the decoding.")] = None,
     picture: Annotated[str | None, typer.Option(help="SVG file for a picture: tokens coloured by step.")] = None,
     animate: Annotated[bool, typer.Option("--animate", help="Let the picture play the decoding.")] = False,
@@ -48,6 +50,7 @@ def generate(
     no_chat: Annotated[bool, typer.Option("--no-chat", help="Give the prompt without chat template.")] = False,
 ) -> None:
     """Generate a response to PROMPT, or to every prompt of a file."""
+    output = None if output == "-" else output
     _check_files(batch, output=output, trace=trace, picture=picture)
     records = _records(prompt, batch)
     if animate and picture is None:
@@ -74,7 +77,8 @@ def generate(
         results = Results(stack.enter_context(opened(output)), json or batch is not None, common)
         traces = stack.enter_context(opened(trace))
         listener = Trace(traces, lm, requests, common) if traces else None
-        display = stack.enter_context(_display(lm, requests, watch, batch is not None))
+        scrolls = output is None and sys.stdout.isatty()  # the results themselves show how far it is
+        display = stack.enter_context(_display(lm, requests, watch, batch is not None and not scrolls))
         finished = _run(lm, requests, decoding, results, listener, display)
         display.close(finished)
     if picture is not None:
@@ -119,12 +123,12 @@ def _request(lm: Model, record: Record, index: int, options: dict[str, Any]) -> 
         raise RequestError(f"{record.where}: {message}") from None
 
 
-def _display(lm: Model, requests: Sequence[Request], watch: bool, many: bool) -> Display:
+def _display(lm: Model, requests: Sequence[Request], watch: bool, bar: bool) -> Display:
     from .progress import Bar, Display, Watch
 
     if watch:
         return Watch(lm, requests)
-    return Bar(len(requests)) if many and sys.stderr.isatty() else Display()
+    return Bar(len(requests)) if bar and sys.stderr.isatty() else Display()
 
 
 def _run(
@@ -137,10 +141,10 @@ def _run(
             if trace:
                 trace.add(step)
             done = lm.results(state) if step.finished else {}
+            display.add(step, done)  # first, for it may have to leave the terminal to the results
             for row, result in sorted(done.items()):
                 results.add(row, requests[row].seed, result)
             finished.update(done)
-            display.add(step, done)
     except KeyboardInterrupt:
         display.close([])
         print(f"interrupted: {results.count} of {len(requests)} responses were written", file=sys.stderr)
