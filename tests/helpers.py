@@ -84,7 +84,7 @@ CACHE_VARIANTS: dict[str, list[str]] = {
         "dllm(kp=4,kr=4,rho=0,first_layer=adaptive)",
         "dllm(kp=2,kr=3,rho=1)",
     ],
-    "every": ["every(dual,3)", "every(dllm,3)"],
+    "every": ["every(dual,3)", "every(dllm,3)", "every(none,2)"],
 }
 
 
@@ -168,7 +168,8 @@ def forward(model: Denoiser, tokens: Sequence[int], visible: Tensor | None = Non
         for block in model.network.blocks:
             hidden = hidden + block.attend(*block.qkv(hidden, rotary), visible)
             hidden = hidden + block.mlp(hidden)
-        return model.network.logits(hidden[0])
+        logits = model.network.logits(hidden[0])
+    return logits.clone()
 
 
 def trail(
@@ -211,7 +212,7 @@ class Chaos(Configured):
         return ChaosState(sampling.seed, torch.zeros_like(canvas.prompt))
 
     def ask(self, canvas: Canvas, state: ChaosState) -> Ask:
-        draw = self._draw(canvas, state, 1)[:, :4]
+        draw = self._draw(canvas, state, 1, 4)
         length = (canvas.length - canvas.prompt).double()
         low = canvas.prompt + (draw[:, 0] * length * 0.9).long()
         high = low + 1 + (draw[:, 1] * length * 0.4).long()
@@ -235,7 +236,7 @@ class Chaos(Configured):
         return Update(write, prediction.token, lost), ChaosState(state.seed, state.count + 1)
 
     @staticmethod
-    def _draw(canvas: Canvas, state: ChaosState, kind: int) -> Tensor:
-        """``[B, T]`` noise of a row's forward and the position alone."""
+    def _draw(canvas: Canvas, state: ChaosState, kind: int, size: int | None = None) -> Tensor:
+        """``[B, T]`` (or ``[B, size]``) noise of a row's forward and the position alone."""
         where = torch.full_like(state.count, -kind)
-        return uniform(state.seed, where, state.count, max(4, canvas.tokens.shape[1]))[:, : canvas.tokens.shape[1]]
+        return uniform(state.seed, where, state.count, size or canvas.tokens.shape[1])

@@ -90,9 +90,11 @@ def _build(kind: str, spec: Any) -> Any:
         if key in given:
             raise SpecError(f"{spec.name}: {key} is given twice")
         given[key] = value
-    for key, field in fields.items():
-        if _part(field) and given.get(key, field.default) is None:
-            raise SpecError(f"{spec.name} needs a {_part(field)}, as in {_EXAMPLE[kind]!r}")
+    for key, part in ((key, _part(field)) for key, field in fields.items()):
+        if part and key in given and given[key] is None and "none" in table(part):
+            given[key] = Spec("none")  # the grammar's none, here the name of a cache
+        elif part and given.get(key, fields[key].default) is None:
+            raise SpecError(f"{spec.name} needs a {part}, as in {_EXAMPLE[kind]!r}")
     return cls(**{key: _resolve(fields[key], spec.name, value) for key, value in given.items()})
 
 
