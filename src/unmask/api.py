@@ -283,12 +283,9 @@ def _is_number(value: Any) -> bool:
 
 def _integer(name: str, value: Any) -> int:
     """Any integer type's value (numpy's too, but no bool), or a RequestError that names it."""
-    try:
-        if not isinstance(value, bool):
-            return operator.index(value)
-    except TypeError:
-        pass
-    raise RequestError(f"{name} must be an integer, got {value!r:.80}")
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise RequestError(f"{name} must be an integer, got {value!r:.80}")
+    return operator.index(value)
 
 
 def _as_batch(prompts: Any) -> list[Prompt]:
