@@ -14,7 +14,6 @@ from unmask.tasks.words import full_names
 
 NAME = "waiting_line"
 MIN_NAMES, MAX_NAMES = 3, 6
-_SIMPLEST = 0.4  # of the reference answers with a free choice: the last place, or the first name sent to the back
 _LEADS = ("Waiting line: {0}", "The line: {0}", "People in line: {0}", "Queue: {0}")
 _ENDS = ("Reply with the list only.", "Give the list only.", "Answer with the new list only.")
 _WORDINGS = {
@@ -70,8 +69,7 @@ def _apply(rng: random.Random, operation: str, line: list[str], new: str, at: in
         return {"copy": line, "reverse": line[::-1], "sort": sorted(line)}[operation]
     kind, _, random_place = operation.partition("_")
     if random_place:
-        last = len(line) + (kind == "insert")
-        at = last if rng.random() < _SIMPLEST else rng.randint(1, last)
+        at = rng.randint(1, len(line) + (kind == "insert"))
     before, after = line[: at - 1], line[at - 1 :]
     if kind == "insert":
         return [*before, new, *after]
@@ -79,8 +77,6 @@ def _apply(rng: random.Random, operation: str, line: list[str], new: str, at: in
 
 
 def _shuffled(rng: random.Random, line: list[str]) -> list[str]:
-    if rng.random() < _SIMPLEST:
-        return line[1:] + line[:1]
     result = rng.sample(line, len(line))
     while result == line:
         result = rng.sample(line, len(line))
