@@ -66,7 +66,7 @@ class TransformerBlock(nn.Module):
         self.down = nn.Linear(arch.ffn, d, bias=False)
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (x.shape[-1] // self.head_dim, self.head_dim))
+        return x.view(*x.shape[:-1], x.shape[-1] // self.head_dim, self.head_dim)
 
     def qkv(self, hidden: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries and keys, and values, of ``hidden [B, Q, C]``."""
