@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from unmask.core.canvas import Canvas, ModelSpec, Update
 from unmask.core.config import Configured, param
 from unmask.core.pick import top
 from unmask.core.predict import uniform
-from unmask.core.protocols import Ask, Cache, Policy, Prediction, Sampling
+from unmask.core.protocols import Ask, Cache, Plan, Policy, Prediction, Sampling
 from unmask.core.rows import gather
 from unmask.engine.batch import Request, admit, run
 from unmask.engine.loop import State, Step, step
@@ -79,12 +80,12 @@ CACHE_VARIANTS: dict[str, list[str]] = {
     "dllm": [
         "dllm",
         "dllm(kp=3,kr=2,rho=0.25)",
-        "dllm(kp=2,kr=3,rho=0.5,first_layer=adaptive)",
         "dllm(kp=3,kr=4,rho=0)",
         "dllm(kp=4,kr=4,rho=0,first_layer=adaptive)",
         "dllm(kp=2,kr=3,rho=1)",
+        "dllm(kp=2,kr=3,rho=0.5,first_layer=adaptive)",
     ],
-    "every": ["every(dual,3)", "every(dllm,3)", "every(none,2)"],
+    "every": ["every(none,2)", "every(dllm,3)", "every(dual,3)"],
 }
 
 
@@ -182,6 +183,54 @@ def trail(
         after, event = step(model, kept, made, state, int(state.record.nfe))
         yield state, after, event
         state = after
+
+
+@dataclass(frozen=True)
+class Written:
+    """A cache's state and ``at [B, T]``, the positions that have been carried through the layers."""
+
+    inner: Any
+    at: Tensor
+
+
+@dataclass(frozen=True)
+class Poisoned:
+    """A cache whose stores begin with large numbers: whatever attends to them or reuses them goes wrong. Refuses plans
+    that attend to positions never computed, or that leave out needed ones.
+    """
+
+    cache: Cache
+    name = "poisoned"
+    paper = "-"
+
+    def init(self, canvas: Canvas, geometry: Any, like: Tensor) -> Written:
+        return Written(poison(self.cache.init(canvas, geometry, like)), torch.zeros_like(canvas.valid))
+
+    def plan(self, canvas: Canvas, ask: Ask, need: Tensor, state: Written) -> tuple[Plan, Written]:
+        plan, inner = self.cache.plan(canvas, ask, need, state.inner)
+        at = state.at | plan.compute
+        assert not (need & ~plan.compute).any(), "a needed position is not computed"
+        assert not (plan.compute & ~plan.keys).any(), "a computed position cannot be attended to"
+        assert not (plan.keys & ~canvas.valid).any(), "padding can be attended to"
+        assert not (plan.keys & ~at).any(), "a position never computed is attended to"
+        return plan, Written(inner, at)
+
+    def layer(self, index: int, block: Any, hidden: Tensor, rows: Any, state: Written) -> Tensor:
+        return self.cache.layer(index, block, hidden, rows, state.inner)
+
+    def note(self, update: Update, state: Written) -> Written:
+        return replace(state, inner=self.cache.note(update, state.inner))
+
+
+def poison(state: Any) -> Any:
+    """Every floating leaf with more than two dimensions, filled."""
+    if isinstance(state, Tensor):
+        return torch.full_like(state, 1e3) if state.is_floating_point() and state.dim() > 2 else state
+    if isinstance(state, list):
+        return [poison(leaf) for leaf in state]
+    if is_dataclass(state):
+        return replace(state, **{f.name: poison(getattr(state, f.name)) for f in fields(state)})
+    return state
 
 
 @dataclass(frozen=True)

@@ -38,14 +38,17 @@ class Naive:
     scale: float = 0.0
     tokens: list[int] = field(default_factory=list)
     commits: Commits = field(default_factory=list)
+    kept: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.tokens = self.prompt + [MASK] * self.length
 
-    def predict(self, end: int | None = None) -> dict[int, tuple[float, int]]:
-        """Confidence and token of each masked position before ``end``."""
+    def predict(self, end: int | None = None, cached: bool = False) -> dict[int, tuple[float, int]]:
+        """Confidence and token of each masked position before ``end``; ``cached``: what lies behind ``end`` stays
+        visible with the keys and values of the last forward over everything.
+        """
         shown = self.tokens[:end]
-        logits = forward(self.model, shown)
+        logits = self.forward_kept(shown) if cached else forward(self.model, shown)
         if self.scale:
             free = forward(self.model, shown, prompt_masked=len(self.prompt))
             logits = free + (self.scale + 1) * (logits - free)
@@ -56,6 +59,20 @@ class Naive:
         probability, token = logits.double().softmax(-1).max(-1)
         masks = [i for i, t in enumerate(shown) if t == MASK]
         return {i: (float(probability[i]), int(token[i])) for i in masks}
+
+    @torch.no_grad()
+    def forward_kept(self, shown: list[int]) -> Tensor:
+        network, n = self.model.network, len(shown)
+        hidden, rotary, kept = network.embed(torch.tensor([shown])), network.rotary[None, :n], []
+        for i, block in enumerate(network.blocks):
+            query, key, value = block.qkv(hidden, rotary)
+            if n < len(self.tokens):
+                key, value = (torch.cat([x, y[:, n:]], 1) for x, y in zip((key, value), self.kept[i], strict=True))
+            kept.append((key, value))
+            hidden = hidden + block.attend(query, key, value, None)
+            hidden = hidden + block.mlp(hidden)
+        self.kept = kept
+        return network.logits(hidden[0])
 
     def commit(self, chosen: list[int], found: dict[int, tuple[float, int]]) -> None:
         self.commits.append(frozenset((i, found[i][1]) for i in chosen))
@@ -113,6 +130,7 @@ class Cycles:
     window: int = 2
     sigma2: float = 1.0
     truncate: bool = False
+    cached: bool = False
     slow_top: bool = True
     always_k_max: bool = False
     last: bool = False
@@ -138,7 +156,7 @@ class Cycles:
             masks = row.masks(where)
             if not masks:
                 break
-            found = row.predict()
+            found = row.predict(None, self.cached)
             if settled is None:
                 sure = [i + 1 for i in masks if found[i][0] >= self.tau_min]
                 ends = [*ends, max(sure) if sure else where.start + 1][-self.window :]
@@ -153,7 +171,8 @@ class Cycles:
     def fast(self, row: Naive, where: range) -> None:
         forwards = 0
         while masks := row.masks(where):
-            found = row.predict(where.stop if self.truncate and forwards else None)
+            cut = forwards and (self.truncate or self.cached)
+            found = row.predict(where.stop if cut else None, self.cached)
             row.commit(self.sure(found, masks), found)
             forwards += 1
 
@@ -198,6 +217,8 @@ SLOWFAST = {
         "last": True,
         "block": 9,
     },
+    "suffix=cached": {"cached": True},
+    "suffix=cached,block_length=8,sigma2=4.0": {"cached": True, "block": 8, "sigma2": 4.0},
     "suffix=full,endpoint=last,sigma2=9.0": {"last": True, "sigma2": 9.0},
     "suffix=full,slow_commit=threshold": {"slow_top": False},
 }
@@ -461,6 +482,19 @@ def test_block_caches_compute_what_they_promise(policy: str, shift: int) -> None
         assert row.work == expected
         assert len(seen) == 4
         assert row.work < run(policy.format(block), prompt, length, "none", bool(shift)).work
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7])
+def test_every_refreshes_every_nth_forward(n: int) -> None:
+    """Counted from a row's first, on top of the cache's own refreshes; also with what a policy calls stale."""
+    request = Request(0, [1, 2, 3, 4, 5], 13, eos_stop=False)
+    for kept, between in ((f"every(dual,{n})", 13), (f"every(dllm(kp=99,kr=99,rho=0),{n})", 6.5)):
+        work = [float(e.work[0]) for *_, e in trail(tiny(), "vanilla(block_length=none)", kept, request)]
+        assert work == [18 if i % n == 0 else between for i in range(13)]
+    spec = "slowfast(tau_min=0.45,tau_high=0.8,k_max=3,suffix=cached)"
+    for kept in (f"every(none,{n})", f"every(dual,{n})", f"every(dllm,{n})"):
+        work = [float(e.work[0]) for *_, e in trail(tiny(), spec, kept, request)]
+        assert all(w == 18 for w in work[::n])
 
 
 def test_guidance_costs_two_forwards() -> None:
