@@ -32,9 +32,15 @@ format: $(VENV)/.installed-test
 	$(BIN)/ruff format .
 
 pictures: $(VENV)/.installed
-	$(BIN)/unmask generate "Start with 5 and do every step in order: a+3 b-2 c+4 d+9 e-6" --gen-length 64 \
-	    --policy slowfast --cache dllm --picture docs/img/decoding.svg --animate
 	$(BIN)/python examples/picture.py docs/img/side_by_side.svg
+	$(BIN)/unmask generate "$$RECORD" --gen-length 64 --policy slowfast --cache dllm \
+	    --picture docs/img/decoding.svg --animate
+
+define RECORD
+The age of Rosa Reed is 38. There is a snake at home. Home is Prague. The front door is green.
+Work means being a barber. Give a record with home, age, work, pet, color, name
+endef
+export RECORD
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

@@ -11,7 +11,10 @@ from pathlib import Path
 import unmask
 from unmask.viz import svg
 
-PROMPT = "Start with 5 and do every step in order: a+3 b-2 c+4 d+9 e-6"
+PROMPT = (
+    "Kai starts with 5 pins. Then 7 pins are added. Kai gives half of them to Ella. Kai gets 8 from Ella. "
+    "How many pins are left?"
+)
 WAYS = (("vanilla", "none"), ("slowfast", "dllm"))
 
 
