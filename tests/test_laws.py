@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import pytest
@@ -491,10 +491,10 @@ def test_every_refreshes_every_nth_forward(n: int) -> None:
     for kept, between in ((f"every(dual,{n})", 13), (f"every(dllm(kp=99,kr=99,rho=0),{n})", 6.5)):
         work = [float(e.work[0]) for *_, e in trail(tiny(), "vanilla(block_length=none)", kept, request)]
         assert work == [18 if i % n == 0 else between for i in range(13)]
-    spec = "slowfast(tau_min=0.45,tau_high=0.8,k_max=3,suffix=cached)"
+    spec, request = "slowfast(tau_min=0.45,tau_high=0.8,k_max=3,suffix=cached)", replace(request, gen_length=24)
     for kept in (f"every(none,{n})", f"every(dual,{n})", f"every(dllm,{n})"):
         work = [float(e.work[0]) for *_, e in trail(tiny(), spec, kept, request)]
-        assert all(w == 18 for w in work[::n])
+        assert all(w == 29 for w in work[::n])
 
 
 def test_guidance_costs_two_forwards() -> None:
@@ -503,6 +503,32 @@ def test_guidance_costs_two_forwards() -> None:
         guided = run("vanilla(block_length=4,cfg_scale=0.5)", [1, 2, 3], 12, kept)
         assert guided.work == 2 * plain.work
         assert guided.nfe == plain.nfe
+
+
+@pytest.mark.parametrize("shift", SHIFTS)
+@pytest.mark.parametrize("kept", CACHES)
+def test_guidance_keeps_two_stores(kept: str, shift: bool) -> None:
+    """A guided forward is u + (s + 1)(c - u) of two independent runs of the cache, u's with the prompt masked."""
+    model, kept_by, scale, seen = tiny(shift), registry.cache(kept), 0.7, []
+    request = Request(0, [5, 6, 7, 8], 14, eos_stop=False)
+    plain = free = None
+    hook = model.network.head.register_forward_hook(lambda module, args, out: seen.append(out.clone()))
+    try:
+        for before, _, event in trail(model, f"vanilla(block_length=5,cfg_scale={scale})", kept, request):
+            canvas = before.canvas
+            masked = replace(canvas, tokens=torch.where(canvas.response, canvas.tokens, MASK))
+            plain, free = plain or model.init(canvas, kept_by), free or model.init(masked, kept_by)
+            seen.clear()
+            common = event.ask, kept_by
+            plain = model(canvas, *common, plain, before.sampling, before.record.nfe).state
+            free = model(masked, *common, free, before.sampling, before.record.nfe).state
+            logits = seen[1] + (scale + 1) * (seen[0] - seen[1])
+            logits[:, MASK] = -torch.inf
+            logits[:, LIMIT:] = -torch.inf
+            asked = event.confidence[event.confidence > -torch.inf]
+            assert torch.allclose(logits.softmax(-1).amax(-1), asked, rtol=1e-6)
+    finally:
+        hook.remove()
 
 
 def test_suffixes_cost_what_they_say() -> None:
