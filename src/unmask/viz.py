@@ -18,6 +18,7 @@ _RAMP = ((68, 84, 160), (54, 122, 168), (40, 150, 150), (58, 176, 118), (130, 20
 _CARD, _PAPER, _INK, _DIM, _EMPTY = "#161b22", "#161b22", "#e6edf3", "#9aa4b2", "#2d333b"
 _CHAR, _LINE, _MARGIN, _WIDTH, _GAP = 8.4, 34, 24, 880, 3
 _FONT = "ui-monospace,SFMono-Regular,Menlo,Consolas,'DejaVu Sans Mono',monospace"
+_SPACE = "\u00a0"  # one that no viewer trims
 _STEP_SECONDS, _REST_SECONDS = 0.3, 3.0
 
 
@@ -165,7 +166,7 @@ class _Canvas:
         group = f'<g class="s{piece.step}">' if self.animate else "<g>"
         self.parts.append(
             f'{group}{box % back}<text x="{x + 4:.1f}" y="{self.y + 15:.1f}" {fit} style="fill:{ink(back)}">'
-            f'{escape(piece.text)}</text><text x="{middle:.1f}" y="{self.y + 28.5:.1f}" class="n" '
+            f'{escape(piece.text.replace(" ", _SPACE))}</text><text x="{middle:.1f}" y="{self.y + 28.5:.1f}" class="n" '
             f'text-anchor="middle">{piece.step + 1}</text></g>'
         )
 
