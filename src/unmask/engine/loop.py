@@ -147,7 +147,8 @@ def step(model: Denoiser, cache: Cache, policy: Policy, state: State, index: int
         canvas, ask, cache, state.cache, state.sampling, record.nfe, needs=policy.needs, guidance=policy.guidance
     )
     update, policy_state = policy.decide(canvas, answer.prediction, state.policy)
-    cache_state = replace(answer.state, plain=cache.note(update, answer.state.plain))
+    plain, free = answer.state.plain, answer.state.free
+    cache_state = Branches(cache.note(update, plain), cache.note(update, free) if policy.guidance else None)
     after = canvas.apply(update)
     record = record.after(update, answer.prediction.confidence, answer.work)
     event = Step(
