@@ -62,13 +62,6 @@ def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
     return (middle - half) / (1 + zz), (middle + half) / (1 + zz)
 
 
-def median(values: list[float]) -> float:
-    """The middle value."""
-    ordered = sorted(values)
-    half = len(ordered) // 2
-    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
-
-
 def environment(model: unmask.Model) -> dict[str, Any]:
     """Device, dtype, versions and the command, for the head of every result."""
     network = model.denoiser.network

@@ -13,10 +13,11 @@ from __future__ import annotations
 import argparse
 import random
 import time
+from statistics import median
 from typing import Any
 
 import torch
-from common import Case, Config, cases, environment, median
+from common import Case, Config, cases, environment
 
 import unmask
 

@@ -22,7 +22,6 @@ from .models.denoiser import Denoiser
 from .models.weights import DTYPES, Checkpoint, load_denoiser
 from .text import Text
 
-_COLDEST = 1e-30  # logits divided by less overflow; any temperature near this is greedy
 SHIPPED = Path(__file__).parent / "assets" / "tiny"
 Prompt = str | Sequence[int] | Sequence[dict[str, str]]
 
@@ -196,12 +195,11 @@ class Model:
         wild = [s for s in seeds if not -(1 << 63) <= s < 1 << 63]
         if wild:
             raise RequestError(f"seed must fit in 64 bits, got {wild[0]}")
-        heat = max(float(temperature), _COLDEST) if temperature else 0.0
         ids = [self._ids(i, p, chat) for i, p in enumerate(many)]
         for i, prompt in enumerate(ids):
             check_request(i, prompt, lengths[i], spec)
         return [
-            Request(i, prompt, lengths[i], heat, float(top_p), min(top_k, spec.vocab), seeds[i], eos_stop)
+            Request(i, prompt, lengths[i], float(temperature), float(top_p), min(top_k, spec.vocab), seeds[i], eos_stop)
             for i, prompt in enumerate(ids)
         ]
 
