@@ -103,10 +103,9 @@ def test_word_problem_wants_the_final_value_on_its_own_line() -> None:
 @pytest.mark.parametrize("family", ["word_problem", "multi"])
 def test_every_calculation_is_true_and_small(family: str) -> None:
     for problem in samples(family, 300):
-        for line in problem.answer.replace(",", "\n").splitlines():
-            if line.startswith("Answer"):
-                continue
-            left, right = line.split(":")[-1].split("=")
+        calculations = re.findall(r"(\d+[-+*/]\d+)=(\d+)", problem.answer)
+        assert len(calculations) == problem.answer.count("=") >= 2
+        for left, right in calculations:
             assert eval(left.replace("/", "//")) == int(right)
             assert 0 <= int(right) <= 29
 
@@ -118,8 +117,8 @@ def test_multi_refuses_a_wrong_missing_or_repeated_line() -> None:
         assert check(problem, "\n".join(reversed(lines)))
         assert not check(problem, "\n".join(lines[:-1]))
         assert not check(problem, "\n".join([*lines, lines[0]]))
-        head, _, value = lines[3].rpartition("=")
-        lines[3] = f"{head}={int(value) + 1}"
+        head, _, tail = lines[3].rpartition("=")
+        lines[3] = f"{head}=1{tail}"
         assert not check(problem, "\n".join(lines))
 
 
@@ -128,7 +127,7 @@ def test_multi_chains_carry_each_result_on() -> None:
     assert chains and len(chains) < 100
     for problem in chains:
         for line, following in pairwise(problem.answer.splitlines()):
-            assert following.split(":")[1].startswith(line.rpartition("=")[2])
+            assert f", {line.rpartition('=')[2]}{'+' if '+' in following else '-'}" in following
 
 
 @pytest.mark.parametrize("operation", ["copy", "reverse", "sort", "insert", "remove", "replace"])
@@ -269,4 +268,4 @@ def test_tokenizer_knows_the_words_of_the_tasks(tokenizer) -> None:  # type: ign
 def test_multi_answers_are_long_but_fit_256_tokens(tokenizer) -> None:  # type: ignore[no-untyped-def]
     lengths = [len(tokenizer.encode(p.answer, add_special_tokens=False)) for p in samples("multi", 300)]
     assert max(lengths) < 255
-    assert sum(length > 200 for length in lengths) > 0.75 * len(lengths)
+    assert sum(length > 200 for length in lengths) > 0.95 * len(lengths)

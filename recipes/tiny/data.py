@@ -83,8 +83,8 @@ def facts(rng: random.Random) -> Problem:
 
 SOURCES: dict[str, Callable[[random.Random], Problem]] = {
     **{name: family.generate for name, family in FAMILIES.items()},
-    "chain": lambda rng: multi_family.chain(rng, rng.randint(3, 9)),
-    "sheet": lambda rng: multi_family.sheet(rng, rng.randint(2, 5)),
+    "chain": lambda rng: multi_family.chain(rng, rng.randint(2, 8)),
+    "sheet": lambda rng: multi_family.sheet(rng, rng.randint(2, 4)),
     "drill": drill,
     "facts": facts,
 }
