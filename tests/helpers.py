@@ -45,8 +45,10 @@ def tiny(
     network = Transformer(arch, CONTEXT)
     for name, weight in network.named_parameters():
         if weight.dim() == 2:
-            scale = 1.0 if "embed" in name else (3.0 if ".q." in name or ".k." in name else 1.5) / arch.width**0.5
+            scale = 1.0 if "embed" in name else 1.5 / arch.width**0.5
             weight.data = torch.randn(weight.shape, generator=draw) * scale
+            if "qkv" in name:
+                weight.data[: arch.width + arch.kv_heads * arch.head_dim] *= 2  # queries and keys: sharp attention
         else:
             weight.data = 1.0 + 0.2 * torch.randn(weight.shape, generator=draw)
     if network.head is not None:
@@ -65,6 +67,21 @@ POLICY_VARIANTS: dict[str, list[str]] = {
         "vanilla(block_length=5,remasking=random)",
     ],
     "threshold": ["threshold(tau=0.4,block_length=4)", "threshold(tau=0.6,block_length=none)"],
+    "factor": [
+        "factor(f=0.9,block_length=4)",
+        "factor(f=1.5,block_length=none,rank=last_too)",
+        "factor(f=2,block_length=5,rank=last_not)",
+    ],
+    "entropy_bound": [
+        "entropy_bound(gamma=1.2,block_length=5)",
+        "entropy_bound(gamma=3,block_length=none,order=confidence)",
+    ],
+    "dream": [
+        "dream(alg=maskgit_plus)",
+        "dream(steps=5,alg=topk_margin)",
+        "dream(steps=40,alg=entropy,alg_temp=0.3)",
+        "dream(steps=9,alg=origin)",
+    ],
     "slowfast": [
         "slowfast(tau_min=0.2,tau_high=0.5,k_max=3)",
         "slowfast(preset=reference,tau_min=0.3,tau_high=0.5,k_max=3,block_length=6)",
@@ -82,7 +99,7 @@ CACHE_VARIANTS: dict[str, list[str]] = {
         "dllm(kp=3,kr=2,rho=0.25)",
         "dllm(kp=3,kr=4,rho=0)",
         "dllm(kp=4,kr=4,rho=0,first_layer=adaptive)",
-        "dllm(kp=2,kr=3,rho=1)",
+        "dllm(kp=2,kr=3,rho=1,first_layer=all)",
         "dllm(kp=2,kr=3,rho=0.5,first_layer=adaptive)",
     ],
     "every": ["every(none,2)", "every(dllm,3)", "every(dual,3)"],

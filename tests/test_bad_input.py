@@ -139,7 +139,9 @@ class TestConfig:
         assert first.spec == second.spec
         assert first.network.arch == second.network.arch
 
-    @pytest.mark.parametrize("names", [None, [], "LLaDAModelLM", 7, {}, ["LLaDAMoEModelLM"], ["DreamModel"], [["x"]]])
+    @pytest.mark.parametrize(
+        "names", [None, [], "LLaDAModelLM", 7, {}, ["LLaDAMoEModelLM"], ["Qwen2ForCausalLM"], [["x"]]]
+    )
     def test_unsupported_architecture(self, tmp_path, names):
         with fails(ModelError, f"architectures {names} are not supported", "supported: LLaDAModelLM"):
             unmask.load(write(tmp_path, {"architectures": names}))

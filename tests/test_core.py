@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from unmask.caches.none import NoCache
 from unmask.core import pick
 from unmask.core.canvas import Canvas, ModelSpec, Update
 from unmask.core.config import Configured, Spec, accepted, param, parse
-from unmask.core.rows import Rows, append, bucket, gather, select
+from unmask.core.rows import Rows, append, bucket, gather, partition, select, tiles
 from unmask.core.store import Store, put
 from unmask.engine.batch import Request, run
 from unmask.engine.loop import decode as engine_decode
@@ -148,6 +149,36 @@ def test_gather_lays_out_every_position_once(data: st.DataObject) -> None:
     assert rows.whole == bool(compute.all())
     reach = [p + 1 for p in true(keys.any(0))]
     assert rows.extent == max(reach, default=0)
+
+
+@given(st.lists(st.integers(0, 40).map(float), min_size=1, max_size=5), st.sampled_from([0.0, 3.0, 48.0, 1e9]))
+def test_partition_is_the_cheapest_there_is(work: list[float], tile_cost: float) -> None:
+    def cost(groups: list[list[int]]) -> float:
+        return sum(tile_cost + len(group) * max(work[i] for i in group) for group in groups)
+
+    groups = partition(work, tile_cost)
+    assert sorted(i for group in groups for i in group) == list(range(len(work)))
+    for labels in product(range(3), repeat=len(work)):
+        other = [[i for i, label in enumerate(labels) if label == group] for group in set(labels)]
+        assert cost(groups) <= cost(other)
+
+
+@given(st.data())
+def test_tiles_split_the_rows_and_lay_out_each_as_gather_does(data: st.DataObject) -> None:
+    compute = data.draw(masks())
+    keys = compute | data.draw(masks(*compute.shape))
+    parts = tiles(compute, keys, 30.0 * compute.sum(1))
+    assert sorted(i for part in parts for i in part.members) == list(range(len(compute)))
+    for part in parts:
+        members = list(part.members)
+        assert part.of(compute).equal(compute[members])
+        assert len(parts) == 1 if part.row is None else part.row.tolist() == members
+        alone = gather(compute[members], keys[members])
+        assert part.position.equal(alone.position) and part.extent == alone.extent
+        store = torch.zeros(len(compute), compute.shape[1] + 1, 1)
+        put(store, part, torch.ones(len(members), part.slots, 1))
+        assert set(true((store[:, :-1, 0] > 0).any(1))) <= set(members)
+        assert (store[members, :-1, 0] > 0).equal(compute[members])
 
 
 @given(st.data())

@@ -145,6 +145,25 @@ def _d2_threshold(case: Case, p: Params) -> Specs:
     return _spec("threshold", tau=p.take("threshold", None), block_length=p.take("block_length", 32)), "none"
 
 
+def _factor(rank: str, cache: str = "none") -> Callable[[Case, Params], Specs]:
+    def build(case: Case, p: Params) -> Specs:
+        p.greedy()
+        p.take("steps", 128)  # matters through divisibility only
+        p.only("alg", "maskgit_plus")
+        p.only("num_transfer_tokens", 1)
+        return _spec("factor", f=p.take("factor", 1.0), block_length=p.take("block_length", 32), rank=Spec(rank)), cache
+
+    return build
+
+
+def _eb_sampler(case: Case, p: Params) -> Specs:
+    p.greedy()
+    p.only("num_transfer_tokens", 1)
+    order = Spec({"entropy": "entropy", "maskgit_plus": "confidence"}[p.take("alg", "maskgit_plus")])
+    block = p.take("block_length", 32)
+    return _spec("entropy_bound", gamma=p.take("gamma", 0.001), block_length=block, order=order), "none"
+
+
 def _interval(p: Params, first_layer: str) -> str:
     p.only("cfg_interval_steps", 1)
     return _spec(
@@ -187,47 +206,61 @@ def _slowfast_dllmcache(case: Case, p: Params) -> Specs:
     return _slowfast_policy(case, p), _interval(p, "adaptive")
 
 
+def _dream(alg: str, cache: str = "none") -> Callable[[Case, Params], Specs]:
+    def build(case: Case, p: Params) -> Specs:
+        p.greedy()
+        p.only("alg", alg)
+        return _spec("dream", alg=Spec(alg), steps=p.take("steps", 512), eps=p.take("eps", 1e-3)), cache
+
+    return build
+
+
+def _dllmcache_dream(case: Case, p: Params) -> Specs:
+    cache = _interval(p, "all")
+    return _dream(case.data["params"]["alg"])(case, p)[0], cache
+
+
 METHODS: dict[str, Callable[[Case, Params], Specs]] = {
     "llada_vanilla": _llada,
     "fastdllm": _fastdllm("none"),
     "fastdllm_prefix": _fastdllm("prefix"),
     "fastdllm_dual": _fastdllm("dual"),
     "d2_threshold": _d2_threshold,
+    "factor": _factor("last_too"),
+    "factor_prefix": _factor("last_too", "prefix"),
+    "factor_dual": _factor("last_too", "dual"),
+    "d2_factor": _factor("last_not"),
+    "eb_sampler": _eb_sampler,
     "dllmcache_vanilla": _dllmcache_vanilla,
     "slowfast": _slowfast,
     "slowfast_dllmcache": _slowfast_dllmcache,
+    "dream_maskgit_plus": _dream("maskgit_plus"),
+    "dream_topk_margin": _dream("topk_margin"),
+    "dream_entropy": _dream("entropy"),
+    "dllmcache_dream": _dllmcache_dream,
 }
 
-# Work to come: what each method waits for, a name in the registry or an architecture. An entry whose name has arrived
-# fails a test below, and is to be replaced by one in METHODS.
+# Work to come: what each method waits for, a name in the registry, an architecture, or options of what is there. An
+# entry whose name has arrived fails a test below, and is to be replaced by one in METHODS.
 LATER = {
-    "factor": ("policy", "factor"),
-    "factor_prefix": ("policy", "factor"),
-    "factor_dual": ("policy", "factor"),
-    "d2_factor": ("policy", "factor"),
-    "eb_sampler": ("policy", "entropy_bound"),
     "klass": ("policy", "klass"),
     "wino": ("policy", "wino"),
     "apd": ("policy", "apd"),
-    "leftright": ("architecture", "DreamModel"),
-    "dream_maskgit_plus": ("architecture", "DreamModel"),
-    "dream_topk_margin": ("architecture", "DreamModel"),
-    "dream_entropy": ("architecture", "DreamModel"),
-    "dllmcache_dream": ("architecture", "DreamModel"),
-    "fastdllm_dream": ("architecture", "DreamModel"),
-    "fastdllm_dream_prefix": ("architecture", "DreamModel"),
-    "fastdllm_dream_dual": ("architecture", "DreamModel"),
-    "slowfast_dream": ("architecture", "DreamModel"),
-    "slowfast_dream_dllmcache": ("architecture", "DreamModel"),
+    "leftright": ("policy", "apd"),
+    "fastdllm_dream": ("method", "fastdllm_dream"),
+    "fastdllm_dream_prefix": ("method", "fastdllm_dream_prefix"),
+    "fastdllm_dream_dual": ("method", "fastdllm_dream_dual"),
+    "slowfast_dream": ("method", "slowfast_dream"),
+    "slowfast_dream_dllmcache": ("method", "slowfast_dream_dllmcache"),
 }
-LATER_ARCHITECTURES = {"DreamModel": "the Dream family", "Qwen2ForCausalLM": "APD's autoregressive verifier"}
+LATER_ARCHITECTURES = {"Qwen2ForCausalLM": "APD's autoregressive verifier"}
 
 
 def arrived(kind: str, name: str) -> bool:
     """Whether what an entry of LATER waits for is there."""
     if kind == "architecture":
         return any(name in family.architectures for family in FAMILIES)
-    return name in {"policy": registry.POLICIES, "cache": registry.CACHES}[kind]
+    return name in {"policy": registry.POLICIES, "cache": registry.CACHES, "method": METHODS}[kind]
 
 
 # --- finding and running the cases ---------------------------------------------------------------------------------

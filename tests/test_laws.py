@@ -401,7 +401,7 @@ def counting(model: Denoiser) -> Iterator[Counter]:
         counter.head += output.shape[:-1].numel()
 
     for i, block in enumerate(model.network.blocks):
-        for kind in ("q", "k", "v", "o", "gate", "up", "down"):
+        for kind in ("attn_norm", "qkv_proj", "o", "gate_up", "down"):
             hooks.append(getattr(block, kind).register_forward_hook(watch((kind, i))))
     hooks.append(model.network.head.register_forward_hook(head))
     try:
@@ -419,9 +419,9 @@ def test_claimed_positions_are_the_rows_computed(policy: str, kept: str, shift: 
     model = tiny(shift)
     with counting(model) as seen:
         (result,) = Model(model, None).generate([5, 6, 7], 12, policy, kept, eos_stop=False)
-    for kind in ("q", "k", "o", "gate", "up", "down"):
+    for kind in ("qkv_proj", "o", "gate_up", "down"):
         assert seen.mean(kind) == pytest.approx(result.stats.positions), kind
-    assert seen.mean("v") >= seen.mean("q")
+    assert seen.mean("attn_norm") >= seen.mean("qkv_proj")  # values that are only looked at
 
 
 @pytest.mark.parametrize("kept", ["none", "dual", "dllm(kp=3,kr=2,rho=0.25)"])
@@ -449,9 +449,9 @@ def test_dllm_cache_saves_what_it_promises() -> None:
                 base = len(prompt) if n % kp == 0 else 0
                 layer0 = base + (length if whole or first == "full" else share)
                 others = base + (length if whole else share)
-                assert seen.rows["q", 0] == seen.rows["gate", 0] == layer0
-                assert seen.rows["q", 1] == seen.rows["down", 1] == others
-                assert seen.rows["v", 1] == others if whole else base + length + others
+                assert seen.rows["qkv_proj", 0] == seen.rows["gate_up", 0] == layer0
+                assert seen.rows["qkv_proj", 1] == seen.rows["down", 1] == others
+                assert seen.rows["attn_norm", 1] == others if whole else base + length + others
                 assert float(event.work[0]) == (layer0 + others) / 2
                 seen.rows = dict.fromkeys(seen.rows, 0)
                 n += 1

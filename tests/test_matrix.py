@@ -39,6 +39,14 @@ ONE_EACH = {spec.partition("(")[0]: spec for spec in CACHES}  # the last variant
 REVOKING = {"wino", "saber"}  # policies that may turn a token back into a mask
 
 
+@pytest.fixture(autouse=True, scope="module")
+def many_tiles():  # type: ignore[no-untyped-def]
+    """Rectangles so cheap that the small rows of these tests are split among several, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rows, "_TILE_COST", {False: 2.0, True: 2.0})
+        yield
+
+
 @cache
 def alone(policy: str, cache: str, shift: bool, sampled: bool = False) -> dict[int, Row]:
     """Each request in a batch of its own."""

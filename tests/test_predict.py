@@ -15,7 +15,7 @@ from torch import Tensor
 from helpers import ARCH, LIMIT, MASK, SPEC, forward, tiny
 from unmask import registry
 from unmask.core.canvas import Canvas, ModelSpec
-from unmask.core.predict import _filter, entropy, forbid, gumbel, likeliest, sample, uniform
+from unmask.core.predict import _filter, entropy, forbid, gumbel, likeliest, margin, read, uniform
 from unmask.core.protocols import Ask, Sampling
 from unmask.engine.batch import Request, run
 from unmask.models import denoiser as denoiser_module
@@ -172,7 +172,9 @@ def test_cold_rows_stay_greedy_beside_hot_ones(table: list[list[float]], seed: i
     logits = torch.tensor([table[0], *table], dtype=torch.float32)
     n = len(logits)
     rows = torch.tensor([1] + [0] * (n - 1))
-    parts = sample(logits, sampling([(0.0, 1.0, 0, seed), (9.0, 1.0, 0, seed)]), rows, torch.arange(n), torch.arange(n))
+    place = torch.arange(n)
+    rates = sampling([(0.0, 1.0, 0, seed), (9.0, 1.0, 0, seed)])
+    parts = list(read(logits, rates, frozenset(), rows, place, place).values())
     greedy = likeliest(logits)
     assert torch.equal(parts[0][1:], greedy[0][1:])
     assert torch.equal(parts[1][1:], greedy[1][1:])
@@ -184,8 +186,30 @@ def test_cold_rows_stay_greedy_beside_hot_ones(table: list[list[float]], seed: i
 def test_filters_that_leave_one_token_are_greedy(options: tuple[float, float, int]) -> None:
     logits = torch.randn(50, 9, generator=torch.Generator().manual_seed(1))
     zero = torch.zeros(50, dtype=torch.long)
-    token, _ = sample(logits, sampling([(*options, 3)]), zero, torch.arange(50), zero)
+    token = read(logits, sampling([(*options, 3)]), frozenset(), zero, torch.arange(50), zero)["token"]
     assert torch.equal(token, logits.argmax(-1))
+
+
+@given(logit_tables(), st.sampled_from([(0.0, 0.5, 2), (0.7, 1.0, 0), (2.0, 0.9, 4)]))
+def test_tempered_measures_are_those_of_the_distribution_drawn_from(
+    table: list[list[float]], options: tuple[float, float, int]
+) -> None:
+    logits = torch.tensor(table, dtype=torch.float32)
+    temperature, top_p, top_k = options
+    expected = torch.zeros_like(logits, dtype=torch.float64)
+    for line, row in zip(expected, logits.double(), strict=True):
+        order = sorted(range(len(row)), key=lambda i: -float(row[i]))[: top_k if temperature and top_k else None]
+        share = (row[order] / (temperature or 1.0)).softmax(0)
+        kept = [k for k in range(len(order)) if not temperature or top_p == 1 or not k or share[:k].sum() < top_p]
+        line[[order[k] for k in kept]] = share[kept] / share[kept].sum()
+    row, place = torch.zeros(len(logits), dtype=torch.long), torch.arange(len(logits))
+    needs = frozenset({"tempered", "entropy", "margin"})
+    found = read(logits, sampling([(*options, 3)]), needs, row, place, place)
+    assert torch.allclose(found["confidence"], expected.gather(1, found["token"][:, None])[:, 0], atol=1e-6)
+    assert torch.allclose(found["entropy"].double(), torch.special.entr(expected).sum(1), atol=1e-5)
+    top = expected.sort(1, descending=True).values
+    assert torch.allclose(found["margin"].double(), top[:, 0] - top[:, 1], atol=1e-6)
+    assert torch.allclose(margin(logits), margin(logits + 3.0), atol=1e-6)
 
 
 SMALL = Architecture(width=16, layers=1, heads=2, kv_heads=1, ffn=16, vocab=7, theta=100.0, eps=1e-6)

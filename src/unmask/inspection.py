@@ -73,7 +73,7 @@ def _state(checkpoint: Checkpoint) -> str:
     held = checkpoint.files
     absent = [theirs for theirs in names.values() if theirs not in held]
     wrong = []
-    wanted = {names[ours]: list(p.shape) for ours, p in network.named_parameters()}
+    wanted = {names[ours]: list(shape) for ours, shape in network.shapes().items()}
     for file in sorted(set(held.values())):
         with open_weights(file) as weights:
             inside = set(weights.keys())

@@ -19,6 +19,9 @@ from .core.protocols import Cache, Policy
 POLICIES = {
     "vanilla": "unmask.policies.vanilla:Vanilla",
     "threshold": "unmask.policies.threshold:Threshold",
+    "factor": "unmask.policies.factor:Factor",
+    "entropy_bound": "unmask.policies.entropy_bound:EntropyBound",
+    "dream": "unmask.policies.dream:Dream",
     "slowfast": "unmask.policies.slowfast:SlowFast",
 }
 CACHES = {

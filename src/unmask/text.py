@@ -10,20 +10,27 @@ from typing import Any
 
 from .core.errors import ModelError, RequestError
 
-_MORE_EOS = ("<|eot_id|>",)  # ends a turn of LLaDA-Instruct's chat template beside the config's end of text
+_MORE_EOS = ("<|eot_id|>", "<|im_end|>")  # end a turn of LLaDA's and Dream's chat templates beside the end of text
+_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # Dream's checkpoints come with the latter alone
 _CUT = "\ufdd0"  # a Unicode noncharacter: marks where text must be tokenized in two pieces
 
 
 class Text:
-    """A checkpoint's ``tokenizer.json`` and chat template, read by ``transformers`` without running remote code."""
+    """A checkpoint's tokenizer and chat template, read by ``transformers`` without running remote code.
+
+    ``tokenizer.json``, or Qwen2's ``vocab.json`` and ``merges.txt``.
+    """
 
     def __init__(self, folder: Path) -> None:
-        from transformers import PreTrainedTokenizerFast
+        from transformers import PreTrainedTokenizerFast, Qwen2TokenizerFast
 
+        single = (folder / "tokenizer.json").exists()
         try:
-            self._tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(str(folder))
+            self._tokenizer: Any = (PreTrainedTokenizerFast if single else Qwen2TokenizerFast).from_pretrained(
+                str(folder)
+            )
         except Exception as error:  # tokenizers raises bare Exception for a file that does not parse
-            raise ModelError(f"{folder / 'tokenizer.json'} cannot be read: {error}") from None
+            raise ModelError(f"{folder / _FILES[not single][0]} cannot be read: {error}") from None
         template = folder / "chat_template.jinja"
         if not self._tokenizer.chat_template and template.exists():  # older transformers do not look there
             self._tokenizer.chat_template = template.read_text(encoding="utf-8")
@@ -31,7 +38,7 @@ class Text:
     @staticmethod
     def find(folder: Path) -> Text | None:
         """The folder's tokenizer, or None where it has none (prompts must then be ids)."""
-        return Text(folder) if (folder / "tokenizer.json").exists() else None
+        return Text(folder) if any(all((folder / f).exists() for f in files) for files in _FILES) else None
 
     def __len__(self) -> int:
         return int(max(self._tokenizer.get_vocab().values(), default=-1)) + 1

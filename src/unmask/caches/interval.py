@@ -23,15 +23,16 @@ class Work:
         due: ``[B, T]`` positions recomputed for certain.
         open: ``[B, T]`` positions among which the similarity of their values chooses.
         share: ``[B]`` how many of these.
-        most: the largest number of positions of any row; -1 when all that are carried are due.
-        looks: whether any row chooses.
+        left, most, looks: per row, on the host: positions carried that are not due; positions recomputed at the most;
+            positions to choose among.
     """
 
     due: Tensor
     open: Tensor
     share: Tensor
-    most: int = -1
-    looks: bool = False
+    left: tuple[int, ...] = ()
+    most: tuple[int, ...] = ()
+    looks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,9 @@ class IntervalCache(Configured):
     rho: float = param(0.25, "share of response positions recomputed between refreshes", ge=0, le=1)
     first_layer: str = param(
         "full",
-        "response in layer 0: always in full (the authors' later code), or like the others",
-        choices=("full", "adaptive"),
+        "layer 0: always the whole response (the authors' later code for LLaDA), prompt and response (theirs for "
+        "Dream), or like the others",
+        choices=("full", "all", "adaptive"),
     )
 
     def init(self, canvas: Canvas, geometry: Geometry, like: Tensor) -> IntervalState:
@@ -95,11 +97,13 @@ class IntervalCache(Configured):
             keys & ~canvas.response & prompt_due[:, None] | response & response_due[:, None] | keys & ~state.store.known
         )
         share = torch.where(response_due, 0, (self.rho * response.sum(1)).floor().long())
-        always = self.first_layer == "full"
-        compute = due | need | response if always or self.rho else due | need
-        open_ = response & ~due if self.rho else torch.zeros_like(due)
-        rest = self._work(due, open_, share, compute)
-        first = self._work(due | response, torch.zeros_like(due), torch.zeros_like(share), compute) if always else rest
+        nothing = torch.zeros_like(due)
+        always = {"full": response, "all": response | keys & ~canvas.response, "adaptive": nothing}[self.first_layer]
+        compute = due | need | always | (response if self.rho else nothing)
+        open_ = response & ~due if self.rho else nothing
+        rest = first = self._work(due, open_, share, compute)
+        if self.first_layer != "adaptive":
+            first = self._work(due | always, nothing, torch.zeros_like(share), compute)
         layers = len(state.attention)
         work = (first.due.sum(1) + first.share + (layers - 1) * (due.sum(1) + share)) / layers
         store = state.store.learn(due)
@@ -112,16 +116,16 @@ class IntervalCache(Configured):
 
     @staticmethod
     def _work(due: Tensor, open_: Tensor, share: Tensor, compute: Tensor) -> Work:
-        left, most, choice = torch.stack([(compute & ~due).sum(), (due.sum(1) + share).amax(), open_.sum()]).tolist()
-        return Work(due, open_, share, most if left else -1, bool(choice))
+        counts = torch.stack([(compute & ~due).sum(1), due.sum(1) + share, open_.sum(1)]).tolist()
+        return Work(due, open_, share, *map(tuple, counts))
 
     def layer(self, index: int, block: Block, hidden: Tensor, rows: Rows, state: IntervalState) -> Tensor:
         """Recompute the chosen positions, reuse the outputs of the others."""
         work = state.rest if index else state.first
         store, attention, feed_forward = state.store, state.attention[index], state.feed_forward[index]
-        if work.most < 0:
+        if not rows.most(work.left):
             return self._all(index, block, hidden, rows, state)
-        if not work.most and not work.looks:
+        if not rows.most(work.most) and not rows.most(work.looks):
             return hidden + _at(attention, rows) + _at(feed_forward, rows)
         chosen, position = self._choose(index, block, hidden, rows, store, work)
         place = rows.index_of(position)
@@ -130,8 +134,7 @@ class IntervalCache(Configured):
         query, key, value = block.qkv(hidden[row, chosen], rotary)
         put(store.key[index], rows, key, place)
         put(store.value[index], rows, value, place)
-        key, value = store.key[index][:, : rows.extent], store.value[index][:, : rows.extent]
-        put(attention, rows, block.attend(query, key, value, rows.keys), place)
+        put(attention, rows, block.attend(query, *store.reach(index, rows), rows.keys), place)
         hidden = hidden + _at(attention, rows)
         put(feed_forward, rows, block.mlp(hidden[row, chosen]), place)
         return hidden + _at(feed_forward, rows)
@@ -141,8 +144,7 @@ class IntervalCache(Configured):
         query, key, value = block.qkv(hidden, rows.rotary)
         put(state.store.key[index], rows, key)
         put(state.store.value[index], rows, value)
-        key, value = (part[index][:, : rows.extent] for part in (state.store.key, state.store.value))
-        attended = block.attend(query, key, value, rows.keys)
+        attended = block.attend(query, *state.store.reach(index, rows), rows.keys)
         put(state.attention[index], rows, attended)
         hidden = hidden + attended
         fed = block.mlp(hidden)
@@ -154,19 +156,19 @@ class IntervalCache(Configured):
         index: int, block: Block, hidden: Tensor, rows: Rows, store: Store, work: Work
     ) -> tuple[Tensor, Tensor]:
         """Slots to recompute, ``[B, most]``, and their positions (T behind the row's own count)."""
-        due = F.pad(work.due, (0, 1)).gather(1, rows.position)
+        due, most = F.pad(rows.of(work.due), (0, 1)).gather(1, rows.position), rows.most(work.most)
         score = torch.where(due, -torch.inf, torch.inf)
-        if work.looks:
+        if rows.most(work.looks):
             value = block.value(hidden)
             before = store.value[index].flatten(0, 1)[rows.index].view_as(value)
             change = F.cosine_similarity(value.flatten(2).float(), before.flatten(2).float(), dim=-1)
-            open_ = F.pad(work.open, (0, 1)).gather(1, rows.position)
+            open_ = F.pad(rows.of(work.open), (0, 1)).gather(1, rows.position)
             put(store.value[index], rows, value, rows.index_of(torch.where(open_, rows.position, rows.total)))
             score = torch.where(open_, change, score)
-        backwards = score.flip(1).argsort(dim=1, stable=True)[:, : work.most]  # of equals the last, in any batch
+        backwards = score.flip(1).argsort(dim=1, stable=True)[:, :most]  # of equals the last, in any batch
         chosen = rows.slots - 1 - backwards
-        count = due.sum(1) + work.share
-        kept = torch.arange(work.most, device=hidden.device) < count[:, None]
+        count = due.sum(1) + rows.of(work.share)
+        kept = torch.arange(most, device=hidden.device) < count[:, None]
         return chosen, torch.where(kept, rows.position.gather(1, chosen), rows.total)
 
     def note(self, update: Update, state: IntervalState) -> IntervalState:
@@ -177,5 +179,5 @@ class IntervalCache(Configured):
 def _at(store: Tensor, rows: Rows) -> Tensor:
     """What ``store`` holds at the rows' slots, ``[B, Q, C]``."""
     if rows.whole:
-        return store[:, : rows.total]
+        return rows.of(store[:, : rows.total])
     return store.flatten(0, 1)[rows.index].view(*rows.position.shape, -1)

@@ -20,6 +20,30 @@ def forbid(logits: Tensor, spec: ModelSpec) -> Tensor:
     return logits
 
 
+def read(
+    logits: Tensor, sampling: Sampling, needs: frozenset[str], row: Tensor, position: Tensor, step: Tensor
+) -> dict[str, Tensor]:
+    """What a prediction says of some positions: ``token``, ``confidence`` and what else is needed, each ``[N]``.
+
+    Args:
+        logits: ``[N, V]``.
+        sampling: ``[B]`` parameters.
+        needs: see :class:`unmask.core.protocols.Policy`.
+        row, position, step: ``[N]`` batch row, absolute position and the row's own step of each line of logits.
+    """
+    source = logits
+    if bool((sampling.temperature > 0).any()):
+        tempered = temper(logits, sampling, row)
+        token, confidence = sample(logits, tempered, sampling, row, position, step)
+        if "tempered" in needs:
+            source = tempered
+            confidence = source.softmax(-1).gather(-1, token[:, None])[:, 0]
+    else:
+        token, confidence = likeliest(logits)
+    more = {name: measure(source) for name, measure in MEASURES.items() if name in needs}
+    return {"token": token, "confidence": confidence, **more}
+
+
 def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Greedy choice: argmax and its softmax probability in float64.
 
@@ -34,31 +58,53 @@ def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
     return token[:, 0], 1.0 / (1.0 + odds.sum(-1).double())
 
 
-def sample(logits: Tensor, sampling: Sampling, row: Tensor, position: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-    """Gumbel-max sampling at each row's temperature after top-k and top-p; rows at temperature 0 stay greedy.
+def temper(logits: Tensor, sampling: Sampling, row: Tensor) -> Tensor:
+    """Log-odds ``[N, V]`` in float64 at each row's temperature, after top-k and top-p; -inf where filtered out.
+
+    Rows at temperature 0 are left as they are. ``row [N]`` is the batch row of each line of logits.
+    """
+    temperature = sampling.temperature[row]
+    temperature = torch.where(temperature > 0, temperature, 1.0)[:, None]
+    scaled = (logits.double() - logits.amax(-1, keepdim=True)) / temperature  # at most 0: cannot overflow
+    hot = sampling.temperature[row] > 0
+    top_k = torch.where(hot, sampling.top_k[row], 0)
+    return _filter(scaled, top_k, torch.where(hot, sampling.top_p[row], 1.0))
+
+
+def sample(
+    logits: Tensor, tempered: Tensor, sampling: Sampling, row: Tensor, position: Tensor, step: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gumbel-max sampling from what :func:`temper` made of the logits; rows at temperature 0 stay greedy.
 
     The confidence is the untempered, unfiltered probability of the sampled token (LLaDA, ``low_confidence``).
 
     Args:
         logits: ``[N, V]``.
+        tempered: ``[N, V]``.
         sampling: ``[B]`` parameters.
         row, position, step: ``[N]`` batch row, absolute position and the row's own step of each line of logits.
     """
     greedy, confidence = likeliest(logits)
     hot = sampling.temperature[row] > 0
-    temperature = torch.where(hot, sampling.temperature[row], 1.0)[:, None]
-    scaled = (logits.double() - logits.amax(-1, keepdim=True)) / temperature  # at most 0: cannot overflow
-    filtered = _filter(scaled, sampling.top_k[row], sampling.top_p[row])
     noise = gumbel(sampling.seed[row], position, step, logits.shape[1])
-    drawn = (filtered + noise).argmax(-1)
+    drawn = (tempered + noise).argmax(-1)
     probability = logits.double().softmax(-1).gather(-1, drawn[:, None])[:, 0]
     return torch.where(hot, drawn, greedy), torch.where(hot, probability, confidence)
+
+
+def margin(logits: Tensor) -> Tensor:
+    """``[N]`` lead of the likeliest token's probability over the second's, of ``[N, V]`` logits."""
+    top = logits.softmax(-1).topk(2).values
+    return top[:, 0] - top[:, 1]
 
 
 def entropy(logits: Tensor) -> Tensor:
     """``[N]`` entropy in nats of ``[N, V]`` logits (-inf allowed)."""
     logp = logits.log_softmax(-1)
     return -(logp.exp() * logp.clamp(min=torch.finfo(logp.dtype).min)).sum(-1)
+
+
+MEASURES = {"entropy": entropy, "margin": margin}
 
 
 def _filter(scaled: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:

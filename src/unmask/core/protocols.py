@@ -38,13 +38,17 @@ class Prediction:
 
     Attributes:
         token: ``[B, T]`` proposed ids, meaningful where asked.
-        confidence: ``[B, T]`` float64, the untempered softmax probability of ``token``; -inf where not asked.
+        confidence: ``[B, T]`` float64, the softmax probability of ``token``; -inf where not asked. Of the model's own
+            distribution, or for policies whose ``needs`` has ``"tempered"``, of the one that was sampled from.
         entropy: ``[B, T]`` nats, 0 where not asked; only for policies whose ``needs`` has ``"entropy"``.
+        margin: ``[B, T]`` lead of the best token's probability over the second's, 0 where not asked; only for policies
+            whose ``needs`` has ``"margin"``.
     """
 
     token: Tensor
     confidence: Tensor
     entropy: Tensor | None = None
+    margin: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,9 @@ class Policy(Protocol):
 
     @property
     def needs(self) -> frozenset[str]:
-        """Parts of a prediction beyond token and confidence: ``"entropy"``."""
+        """Parts of a prediction beyond token and confidence (``"entropy"``, ``"margin"``); ``"tempered"``: of the
+        distribution after temperature, top-k and top-p.
+        """
 
     @property
     def guidance(self) -> float:

@@ -52,11 +52,15 @@ class Store:
         """The store after ``computed [B, T]`` positions are written."""
         return replace(self, known=self.known | computed)
 
+    def reach(self, layer: int, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer, of some rows, as far as any of them attends."""
+        return rows.of(self.key[layer][:, : rows.extent]), rows.of(self.value[layer][:, : rows.extent])
+
 
 def put(store: Tensor, rows: Rows, fresh: Tensor, index: Tensor | None = None) -> None:
     """Write ``fresh [B, Q, ...]`` into ``store [B, T + 1, ...]`` in place, at the rows' slots or at flat ``index``."""
     if rows.whole and index is None:
-        store[:, : rows.total] = fresh
+        store[slice(None) if rows.row is None else rows.row, : rows.total] = fresh
     else:
         at = rows.index if index is None else index
         store.flatten(0, 1).index_copy_(0, at, fresh.flatten(0, 1))
@@ -72,7 +76,5 @@ def attend_stored(layer: int, block: Block, hidden: Tensor, rows: Rows, store: S
     query, key, value = block.qkv(hidden, rows.rotary)
     put(store.key[layer], rows, key)
     put(store.value[layer], rows, value)
-    hidden = hidden + block.attend(
-        query, store.key[layer][:, : rows.extent], store.value[layer][:, : rows.extent], rows.keys
-    )
+    hidden = hidden + block.attend(query, *store.reach(layer, rows), rows.keys)
     return hidden + block.mlp(hidden)

@@ -32,10 +32,15 @@ def rotary_table(positions: int, head_dim: int, theta: float, device: torch.devi
     return torch.stack([torch.cat([angle.cos(), angle.cos()], -1), torch.cat([-sine, sine], -1)], 1)
 
 
+def wide(x: Tensor) -> Tensor:
+    """At least float32."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def rotate(x: Tensor, rotary: Tensor) -> Tensor:
-    """Apply rotary embeddings in float32 to ``[B, Q, H, D]``, given ``[B or 1, Q, 2, D]`` rows of the table."""
-    wide = x.float()
+    """Rotary embeddings, in float32 at least, of ``[B, Q, H, D]``, given ``[B or 1, Q, 2, D]`` rows of the table."""
+    x_wide = wide(x)
     cosine, sine = rotary[:, :, 0, None], rotary[:, :, 1, None]
     half = x.shape[-1] // 2
-    turned = torch.addcmul(wide * cosine, wide.roll(half, -1), sine)
+    turned = torch.addcmul(x_wide * cosine, x_wide.roll(half, -1), sine)
     return turned.to(x.dtype)

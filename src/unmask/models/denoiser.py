@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.canvas import Canvas, ModelSpec
-from ..core.predict import entropy, forbid, likeliest, sample
+from ..core.predict import MEASURES, forbid, read
 from ..core.protocols import Ask, Cache, Prediction, Sampling
-from ..core.rows import gather
+from ..core.rows import Rows, tiles
 from .transformer import Transformer
 
 _LOGITS_AT_ONCE = 1 << 26  # elements of [positions, vocabulary] at any time: 256 MiB in float32
@@ -89,7 +89,7 @@ class Denoiser:
         else:
             state = Branches(plain)
         seconds = time.perf_counter() - started
-        parts: list[tuple[Tensor, ...]] = []
+        parts: list[dict[str, Tensor]] = []
         hot = bool((sampling.temperature > 0).any())
         size = max(1, _LOGITS_AT_ONCE // (self.network.arch.vocab * (_SAMPLING if hot else 1)))
         for at in range(0, len(row), size):
@@ -98,10 +98,8 @@ class Denoiser:
             logits = self._guided(hidden[piece], guidance)
             seconds += time.perf_counter() - started
             forbid(logits, self.spec)
-            lines = row[piece], position[piece], step[row[piece]]
-            part = sample(logits, sampling, *lines) if hot else likeliest(logits)
-            parts.append((*part, entropy(logits)) if "entropy" in needs else part)
-        return Answer(self._spread(want, row, position, parts, needs), state, work, seconds)
+            parts.append(read(logits, sampling, needs, row[piece], position[piece], step[row[piece]]))
+        return Answer(_spread(want, row, position, parts, needs), state, work, seconds)
 
     def _hidden(
         self,
@@ -116,15 +114,27 @@ class Denoiser:
     ) -> tuple[Tensor, Any, Tensor]:
         """Run the layers; the hidden state ``[N, C]`` that predicts each wanted position."""
         plan, state = cache.plan(canvas, ask, need, state)
-        rows = gather(plan.compute, plan.keys)
+        source = position - 1 if self.spec.shift else position
+        slot = (plan.compute.cumsum(1) - 1)[row, source]
+        parts = tiles(plan.compute, plan.keys, plan.work)
+        if len(parts) == 1:
+            return self._tile(tokens, cache, state, parts[0])[row, slot], state, plan.work
+        out = self.network.embed.weight.new_empty(len(row), self.width)
+        for rows in parts:
+            place = torch.full_like(canvas.prompt, -1)
+            place[rows.row] = torch.arange(len(rows.members), device=place.device)
+            mine = (place[row] >= 0).nonzero()[:, 0]
+            out[mine] = self._tile(tokens, cache, state, rows)[place[row[mine]], slot[mine]]
+        return out, state, plan.work
+
+    def _tile(self, tokens: Tensor, cache: Cache, state: Any, rows: Rows) -> Tensor:
+        """Hidden states ``[B, Q, C]`` of the positions of some rows."""
         rows = replace(rows, rotary=self.network.rotate_rows(rows))
         at = rows.position if rows.whole else rows.position.clamp(max=rows.total - 1)
-        hidden = self.network.embed(tokens.gather(1, at))
+        hidden: Tensor = self.network.embed(rows.of(tokens).gather(1, at))
         for index, block in enumerate(self.network.blocks):
             hidden = cache.layer(index, block, hidden, rows, state)  # type: ignore[arg-type]
-        source = position - 1 if self.spec.shift else position
-        slot = source if rows.whole else (plan.compute.cumsum(1) - 1)[row, source]
-        return hidden[row, slot], state, plan.work
+        return hidden
 
     def _guided(self, hidden: Tensor, guidance: float) -> Tensor:
         if not guidance:
@@ -132,13 +142,16 @@ class Denoiser:
         conditional, free = self.network.logits(hidden).unbind(1)
         return free + (guidance + 1) * (conditional - free)
 
-    def _spread(
-        self, want: Tensor, row: Tensor, position: Tensor, parts: list[tuple[Tensor, ...]], needs: frozenset[str]
-    ) -> Prediction:
-        token = torch.zeros_like(want, dtype=torch.long)
-        confidence = torch.full(want.shape, -torch.inf, dtype=torch.float64, device=want.device)
-        extra = torch.zeros(want.shape, device=want.device) if "entropy" in needs else None
-        for target, packed in zip((token, confidence, extra), zip(*parts, strict=True), strict=False):
-            if target is not None:
-                target[row, position] = torch.cat(packed).to(target.dtype)
-        return Prediction(token, confidence, extra)
+
+def _spread(
+    want: Tensor, row: Tensor, position: Tensor, parts: list[dict[str, Tensor]], needs: frozenset[str]
+) -> Prediction:
+    """The lines' values at their places in ``[B, T]``."""
+    spread = {
+        "token": torch.zeros_like(want, dtype=torch.long),
+        "confidence": torch.full(want.shape, -torch.inf, dtype=torch.float64, device=want.device),
+        **{name: torch.zeros_like(want, dtype=torch.float64) for name in MEASURES if name in needs},
+    }
+    for name, values in spread.items() if parts else ():
+        values[row, position] = torch.cat([part[name] for part in parts]).to(values.dtype)
+    return Prediction(**spread)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.rows import Rows
-from .attention import attention, rotary_table, rotate
+from .attention import attention, rotary_table, rotate, wide
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,12 @@ class Architecture:
         """Size of one head."""
         return self.width // self.heads
 
+    @property
+    def stacked(self) -> dict[str, dict[str, int]]:
+        """Layers computed by one product that checkpoints keep apart: their parts, by rows."""
+        kv = self.kv_heads * self.head_dim
+        return {"qkv_proj": {"q": self.width, "k": kv, "v": kv}, "gate_up": {"gate": self.ffn, "up": self.ffn}}
+
 
 class Norm(nn.Module):
     """RMSNorm, computed in float32."""
@@ -45,7 +51,11 @@ class Norm(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Normalise the last dimension."""
-        return F.rms_norm(hidden, self.weight.shape, self.weight, self.eps)
+        if hidden.is_cuda:
+            return F.rms_norm(hidden, self.weight.shape, self.weight, self.eps)
+        x = wide(hidden)  # torch's own is slower on a CPU
+        out: Tensor = (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)).to(hidden.dtype) * self.weight
+        return out
 
 
 class TransformerBlock(nn.Module):
@@ -53,30 +63,31 @@ class TransformerBlock(nn.Module):
 
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
-        d, kv = arch.width, arch.kv_heads * arch.head_dim
-        self.head_dim = arch.head_dim
+        d = arch.width
+        self.arch = arch
         self.attn_norm = Norm(d, arch.eps)
-        self.q = nn.Linear(d, d, bias=arch.bias)
-        self.k = nn.Linear(d, kv, bias=arch.bias)
-        self.v = nn.Linear(d, kv, bias=arch.bias)
+        self.qkv_proj = nn.Linear(d, sum(arch.stacked["qkv_proj"].values()), bias=arch.bias)
         self.o = nn.Linear(d, d, bias=False)
         self.mlp_norm = Norm(d, arch.eps)
-        self.gate = nn.Linear(d, arch.ffn, bias=False)
-        self.up = nn.Linear(d, arch.ffn, bias=False)
+        self.gate_up = nn.Linear(d, 2 * arch.ffn, bias=False)
         self.down = nn.Linear(arch.ffn, d, bias=False)
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.view(*x.shape[:-1], x.shape[-1] // self.head_dim, self.head_dim)
+        return x.view(*x.shape[:-1], x.shape[-1] // self.arch.head_dim, self.arch.head_dim)
 
     def qkv(self, hidden: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries and keys, and values, of ``hidden [B, Q, C]``."""
-        x = self.attn_norm(hidden)
-        q, k = rotate(self._heads(self.q(x)), rotary), rotate(self._heads(self.k(x)), rotary)
-        return q, k, self._heads(self.v(x))
+        arch = self.arch
+        turning = arch.heads + arch.kv_heads
+        heads = self._heads(self.qkv_proj(self.attn_norm(hidden)))
+        turned = rotate(heads[..., :turning, :], rotary)
+        return turned[..., : arch.heads, :], turned[..., arch.heads :, :], heads[..., turning:, :]
 
     def value(self, hidden: Tensor) -> Tensor:
         """Values alone."""
-        return self._heads(self.v(self.attn_norm(hidden)))
+        at = self.arch.width + self.arch.kv_heads * self.arch.head_dim
+        bias = None if self.qkv_proj.bias is None else self.qkv_proj.bias[at:]
+        return self._heads(F.linear(self.attn_norm(hidden), self.qkv_proj.weight[at:], bias))
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, keys: Tensor | None) -> Tensor:
         """Attention and output projection."""
@@ -85,8 +96,8 @@ class TransformerBlock(nn.Module):
 
     def mlp(self, hidden: Tensor) -> Tensor:
         """SwiGLU of the normalised input."""
-        x = self.mlp_norm(hidden)
-        out: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
+        gate, up = self.gate_up(self.mlp_norm(hidden)).chunk(2, -1)
+        out: Tensor = self.down(F.silu(gate) * up)
         return out
 
 
@@ -109,6 +120,28 @@ class Transformer(nn.Module):
         self.register_buffer(
             "rotary", rotary_table(context + 1, self.arch.head_dim, self.arch.theta, device), persistent=False
         )
+
+    def parts(self) -> dict[str, dict[str, tuple[int, ...]]]:
+        """The name and shape of each tensor of a checkpoint, by the parameter whose rows it is (or is a part of)."""
+        found: dict[str, dict[str, tuple[int, ...]]] = {}
+        for name, parameter in self.named_parameters():
+            *path, module, kind = name.split(".")
+            split = self.arch.stacked.get(module, {module: len(parameter)})
+            shapes = {part: (rows, *parameter.shape[1:]) for part, rows in split.items()}
+            found[name] = {".".join([*path, part, kind]): shape for part, shape in shapes.items()}
+        return found
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The name and shape of each tensor of a checkpoint."""
+        return {name: shape for parts in self.parts().values() for name, shape in parts.items()}
+
+    def assign(self, tensors: dict[str, Tensor]) -> None:
+        """Take over the tensors that :meth:`parts` names; empties ``tensors``."""
+        for name, parts in self.parts().items():
+            pieces = [tensors.pop(part) for part in parts]
+            tensors[name] = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        self.load_state_dict(tensors, assign=True)
+        tensors.clear()
 
     def rotate_rows(self, rows: Rows) -> Tensor:
         """The rotary rows of the positions to compute, ``[B or 1, Q, 2, D]``."""

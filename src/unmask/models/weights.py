@@ -16,11 +16,12 @@ from safetensors import SafetensorError, safe_open
 from ..core.canvas import ModelSpec
 from ..core.errors import ModelError
 from .denoiser import Denoiser
+from .dream import Dream
 from .family import Description, Family, id_list
 from .llada import Llada
 from .transformer import Transformer
 
-FAMILIES: tuple[Family, ...] = (Llada(),)
+FAMILIES: tuple[Family, ...] = (Llada(), Dream())
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 _HUB_ID = re.compile(r"[\w.\-]+/[\w.\-]+")
 _UNUSED = re.compile(r"rotary|inv_freq")  # buffers that some tools write; made anew here
@@ -121,7 +122,7 @@ class Checkpoint:
         surplus = [n for n in self.files if n.split(".")[0] in inside and n not in known and not _UNUSED.search(n)]
         if surplus:
             raise ModelError(f"{self.folder}: weights that config.json does not account for: {_some(surplus)}")
-        wanted = {ours: tuple(p.shape) for ours, p in network.named_parameters()}
+        wanted = network.shapes()
         by_file: dict[Path, list[tuple[str, str]]] = defaultdict(list)
         for ours, theirs in names.items():
             by_file[self.files[theirs]].append((ours, theirs))
@@ -136,7 +137,7 @@ class Checkpoint:
                             f"config.json implies {list(wanted[ours])}"
                         )
                     state[ours] = tensor.to(device=device, dtype=dtype, copy=True)
-        network.load_state_dict(state, assign=True)
+        network.assign(state)
 
     def spec(self, limit: int | None = None, more_eos: tuple[int, ...] = ()) -> ModelSpec:
         """The ids; ``limit`` is the tokenizer's size, ``more_eos`` what it adds to the config's end-of-text ids."""

@@ -1,0 +1,127 @@
+"""Dream's schedules: so many positions per forward by a clock that runs from 1 to eps (arXiv 2508.15487)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from ..core.canvas import Canvas, Update
+from ..core.config import Configured, param
+from ..core.pick import top
+from ..core.predict import gumbel, uniform
+from ..core.protocols import Ask, Prediction, Sampling
+
+
+@dataclass(frozen=True)
+class DreamState:
+    """One value per row unless said otherwise.
+
+    Attributes:
+        clock: ``[B, S + 1]`` float32 times t_0 = 1 ... t_steps = eps; 0 behind a row's own.
+        steps: ``[B]`` of the schedule.
+        step: ``[B]`` the step that the next forward belongs to.
+        skipped: ``[B]`` steps left out just before it, because they commit nothing.
+        due: ``[B, T]`` the step at which each position is committed, drawn beforehand (``origin`` only).
+        seed: ``[B]``.
+    """
+
+    clock: Tensor
+    steps: Tensor
+    step: Tensor
+    skipped: Tensor
+    due: Tensor
+    seed: Tensor
+
+
+@dataclass(frozen=True)
+class Dream(Configured):
+    """The whole response at once, in ``steps`` steps. Of m masks, the step from time t to s commits m (1 - s/t).
+
+    ``origin``: each mask with probability 1 - s/t. The others: floor(m (1 - s/t)) masks, all in the last step, ranked
+    by the probability of the proposed token (``maskgit_plus``), its lead over the second (``topk_margin``) or negative
+    entropy (``entropy``). Steps that commit nothing take no forward.
+    """
+
+    name = "dream"
+    paper = "arXiv 2508.15487"
+    guidance = 0.0
+
+    steps: int | None = param(None, "steps of the schedule; none: one per token of the response", ge=1)
+    alg: str = param(
+        "maskgit_plus",
+        "what ranks the masks: probability | lead over the second | entropy | nothing",
+        choices=("maskgit_plus", "topk_margin", "entropy", "origin"),
+    )
+    alg_temp: float = param(0.0, "above 0: draw positions by softmax(rank / alg_temp) instead of taking the best", ge=0)
+    eps: float = param(1e-3, "time of the last step", gt=0, le=0.5)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the ranking looks at."""
+        extra = {"topk_margin": {"margin"}, "entropy": {"entropy"}}
+        return frozenset({"tempered"} | extra.get(self.alg, set()))
+
+    def init(self, canvas: Canvas, sampling: Sampling) -> DreamState:
+        """Each row's clock."""
+        length = canvas.length - canvas.prompt
+        steps = length if self.steps is None else torch.full_like(length, self.steps)
+        clocks = [torch.linspace(1, self.eps, n + 1) for n in steps.tolist()]
+        clock = pad_sequence(clocks, batch_first=True).to(length.device)
+        zero = torch.zeros_like(length)
+        due = canvas.tokens.new_zeros((len(length), 0))
+        if self.alg == "origin":
+            draw = uniform(sampling.seed, zero - 1, zero, canvas.tokens.shape[1]).float()
+            due = (draw[:, None] <= clock[:, 1:, None]).sum(1).clamp(max=steps[:, None] - 1)
+        state = DreamState(clock, steps, zero, zero, due, sampling.seed)
+        return self._next(state, canvas.masked)
+
+    def _next(self, state: DreamState, masked: Tensor) -> DreamState:
+        """Go to the first step, from ``state.step`` on, that commits something."""
+        place = torch.arange(state.clock.shape[1] - 1, device=masked.device)
+        coming = (place >= state.step[:, None]) & (place < state.steps[:, None])
+        if self.alg == "origin":
+            works = coming & ((state.due[:, None] == place[:, None]) & masked[:, None]).any(2)
+        else:
+            works = coming & (self._quota(state, masked) >= 1)
+        step = torch.where(works, place, state.clock.shape[1]).amin(1)
+        step = torch.where(works.any(1), step, state.step)
+        return replace(state, step=step, skipped=step - state.step)
+
+    def _quota(self, state: DreamState, masked: Tensor) -> Tensor:
+        """``[B, S]`` positions that each step would commit now; the last all there are."""
+        masks = masked.sum(1, keepdim=True)
+        share = 1.0 - state.clock[:, 1:] / state.clock[:, :-1].clamp(min=torch.finfo(torch.float32).tiny)
+        place = torch.arange(share.shape[1], device=masked.device)
+        return torch.where(place >= state.steps[:, None] - 1, masks, (masks.float() * share).floor().long())
+
+    def ask(self, canvas: Canvas, state: DreamState) -> Ask:
+        """The whole response."""
+        return Ask(canvas.block(None), skipped=state.skipped)
+
+    def decide(self, canvas: Canvas, prediction: Prediction, state: DreamState) -> tuple[Update, DreamState]:
+        """Commit this step's share."""
+        open_ = prediction.confidence > -torch.inf
+        if self.alg == "origin":
+            write = open_ & (state.due <= state.step[:, None])
+        else:
+            quota = self._quota(state, canvas.masked).gather(
+                1, state.step.clamp(max=state.clock.shape[1] - 2)[:, None]
+            )[:, 0]
+            write = top(self._score(prediction, state, open_), quota)
+        after = replace(state, step=state.step + 1)
+        return Update(write, prediction.token), self._next(after, canvas.masked & ~write)
+
+    def _score(self, prediction: Prediction, state: DreamState, open_: Tensor) -> Tensor:
+        """``[B, T]`` what the masks are ranked by."""
+        score = prediction.confidence
+        if prediction.margin is not None:
+            score = prediction.margin
+        if prediction.entropy is not None:
+            score = -prediction.entropy
+        if self.alg_temp:
+            noise = gumbel(state.seed, torch.full_like(state.step, -1), state.step, score.shape[1])
+            score = score.double() / self.alg_temp + noise
+        return torch.where(open_, score.double(), -torch.inf)

@@ -1,0 +1,62 @@
+"""Fast-dLLM's factor rule (arXiv 2505.22618, section 3.3): how many of the most confident, by their own confidences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..core.canvas import Canvas, Update
+from ..core.config import Configured, param
+from ..core.pick import top
+from ..core.protocols import Ask, Prediction, Sampling
+
+
+@dataclass(frozen=True)
+class Factor(Configured):
+    """Commits the n most confident positions of the block, n the largest with (n + 1)(1 - c_n) < ``f``, at least 1.
+
+    The bound on greedy parallel decoding of theorem 1. Two published programs are off by one, each in its way:
+    ``rank=last_too`` also commits the last mask when it is the only one that fails the rule (Fast-dLLM, dInfer);
+    ``rank=last_not`` leaves one mask when none fails it (d2Cache).
+    """
+
+    name = "factor"
+    paper = "arXiv 2505.22618"
+    needs = frozenset[str]()
+    guidance = 0.0
+
+    f: float = param(1.0, "what (n + 1)(1 - c_n) stays below", ge=0, le=1000)
+    block_length: int | None = param(
+        32, "positions per block; none: the whole response is one block", ge=1, optional=True
+    )
+    rank: str = param(
+        "exact",
+        "the count as published in the paper, or as in the code of Fast-dLLM | d2Cache",
+        choices=("exact", "last_too", "last_not"),
+    )
+
+    def init(self, canvas: Canvas, sampling: Sampling) -> None:
+        """No state."""
+
+    def ask(self, canvas: Canvas, state: None) -> Ask:
+        """The current block."""
+        return Ask(canvas.block(self.block_length))
+
+    def decide(self, canvas: Canvas, prediction: Prediction, state: None) -> tuple[Update, None]:
+        """Commit."""
+        return Update(top(prediction.confidence, self._count(prediction.confidence)), prediction.token), None
+
+    def _count(self, confidence: Tensor) -> Tensor:
+        """``[B]`` positions to commit; the rule grows with n, so that those who keep it come first."""
+        ordered = confidence.sort(dim=1, descending=True).values
+        n = torch.arange(1, confidence.shape[1] + 1, device=confidence.device)
+        masks = (confidence > -torch.inf).sum(1)
+        keeps = (n + 1) * (1 - ordered)
+        count = (keeps <= self.f if self.rank == "last_too" else keeps < self.f).sum(1).clamp(min=1)
+        if self.rank == "last_too":
+            count = torch.where(count == masks - 1, masks, count)
+        if self.rank == "last_not":
+            count = torch.where(count == masks, (masks - 1).clamp(min=1), count)
+        return count
