@@ -76,6 +76,7 @@ POLICY_VARIANTS: dict[str, list[str]] = {
         "entropy_bound(gamma=1.2,block_length=5)",
         "entropy_bound(gamma=3,block_length=none,order=confidence)",
     ],
+    "klass": ["klass(tau=0.4,kl=0.3,block_length=5)", "klass(tau=0.5,kl=1,history=1,block_length=none)"],
     "dream": [
         "dream(alg=maskgit_plus)",
         "dream(steps=5,alg=topk_margin)",

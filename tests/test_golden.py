@@ -164,6 +164,19 @@ def _eb_sampler(case: Case, p: Params) -> Specs:
     return _spec("entropy_bound", gamma=p.take("gamma", 0.001), block_length=block, order=order), "none"
 
 
+def _klass(case: Case, p: Params) -> Specs:
+    p.greedy()
+    p.only("alg", "maskgit_plus")
+    p.only("num_transfer_tokens", 1)
+    return _spec(
+        "klass",
+        tau=p.take("threshold", None),
+        kl=p.take("kl_threshold", 0.01),
+        history=p.take("kl_history_length", 2),
+        block_length=p.take("block_length", 32),
+    ), "none"
+
+
 def _interval(p: Params, first_layer: str) -> str:
     p.only("cfg_interval_steps", 1)
     return _spec(
@@ -231,6 +244,7 @@ METHODS: dict[str, Callable[[Case, Params], Specs]] = {
     "factor_dual": _factor("last_too", "dual"),
     "d2_factor": _factor("last_not"),
     "eb_sampler": _eb_sampler,
+    "klass": _klass,
     "dllmcache_vanilla": _dllmcache_vanilla,
     "slowfast": _slowfast,
     "slowfast_dllmcache": _slowfast_dllmcache,
@@ -243,7 +257,6 @@ METHODS: dict[str, Callable[[Case, Params], Specs]] = {
 # Work to come: what each method waits for, a name in the registry, an architecture, or options of what is there. An
 # entry whose name has arrived fails a test below, and is to be replaced by one in METHODS.
 LATER = {
-    "klass": ("policy", "klass"),
     "wino": ("policy", "wino"),
     "apd": ("policy", "apd"),
     "leftright": ("policy", "apd"),

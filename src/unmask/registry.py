@@ -21,6 +21,7 @@ POLICIES = {
     "threshold": "unmask.policies.threshold:Threshold",
     "factor": "unmask.policies.factor:Factor",
     "entropy_bound": "unmask.policies.entropy_bound:EntropyBound",
+    "klass": "unmask.policies.klass:Klass",
     "dream": "unmask.policies.dream:Dream",
     "slowfast": "unmask.policies.slowfast:SlowFast",
 }

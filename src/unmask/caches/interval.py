@@ -107,7 +107,7 @@ class IntervalCache(Configured):
         layers = len(state.attention)
         work = (first.due.sum(1) + first.share + (layers - 1) * (due.sum(1) + share)) / layers
         store = state.store.learn(due)
-        return Plan(compute, keys, work), replace(state, store=store, age=age, first=first, rest=rest)
+        return Plan(compute, keys, work, due), replace(state, store=store, age=age, first=first, rest=rest)
 
     @staticmethod
     def _due(before: Tensor, after: Tensor, every: int, refresh: Tensor | None) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -23,7 +25,7 @@ def forbid(logits: Tensor, spec: ModelSpec) -> Tensor:
 def read(
     logits: Tensor, sampling: Sampling, needs: frozenset[str], row: Tensor, position: Tensor, step: Tensor
 ) -> dict[str, Tensor]:
-    """What a prediction says of some positions: ``token``, ``confidence`` and what else is needed, each ``[N]``.
+    """What a prediction says of some positions: ``token``, ``confidence`` and measures, ``[N]``; ``logits [N, V]``.
 
     Args:
         logits: ``[N, V]``.
@@ -40,8 +42,9 @@ def read(
             confidence = source.softmax(-1).gather(-1, token[:, None])[:, 0]
     else:
         token, confidence = likeliest(logits)
-    more = {name: measure(source) for name, measure in MEASURES.items() if name in needs}
-    return {"token": token, "confidence": confidence, **more}
+    found = {"token": token, "confidence": confidence}
+    found |= {name: measure(source) for name, measure in MEASURES.items() if name in needs}
+    return found | {"logits": source} if "logits" in needs else found
 
 
 def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,7 +107,7 @@ def entropy(logits: Tensor) -> Tensor:
     return -(logp.exp() * logp.clamp(min=torch.finfo(logp.dtype).min)).sum(-1)
 
 
-MEASURES = {"entropy": entropy, "margin": margin}
+MEASURES: dict[str, Callable[[Tensor], Tensor]] = {"entropy": entropy, "margin": margin}
 
 
 def _filter(scaled: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:

@@ -43,12 +43,17 @@ class Prediction:
         entropy: ``[B, T]`` nats, 0 where not asked; only for policies whose ``needs`` has ``"entropy"``.
         margin: ``[B, T]`` lead of the best token's probability over the second's, 0 where not asked; only for policies
             whose ``needs`` has ``"margin"``.
+        logits: ``[N, V]`` of the positions asked, by row and position; only for policies whose ``needs`` has
+            ``"logits"``. Ids that may not be said have -inf.
+        fresh: ``[B, T]`` positions whose answer was computed anew in all layers, not in part taken from a cache.
     """
 
     token: Tensor
     confidence: Tensor
     entropy: Tensor | None = None
     margin: Tensor | None = None
+    logits: Tensor | None = None
+    fresh: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -71,8 +76,8 @@ class Policy(Protocol):
 
     @property
     def needs(self) -> frozenset[str]:
-        """Parts of a prediction beyond token and confidence (``"entropy"``, ``"margin"``); ``"tempered"``: of the
-        distribution after temperature, top-k and top-p.
+        """Parts of a prediction beyond token and confidence: ``"entropy"``, ``"margin"``, ``"logits"``; ``"tempered"``:
+        of the distribution after temperature, top-k and top-p.
         """
 
     @property
@@ -97,11 +102,13 @@ class Plan:
         compute: ``[B, T]`` positions carried through the layers; contains every needed one.
         keys: ``[B, T]`` positions that may be attended to.
         work: ``[B]`` float, positions whose layers are really computed, averaged over the layers.
+        fresh: ``[B, T]`` positions that are computed in every layer for certain. None: those of ``compute``.
     """
 
     compute: Tensor
     keys: Tensor
     work: Tensor
+    fresh: Tensor | None = None
 
 
 class Block(Protocol):

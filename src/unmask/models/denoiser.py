@@ -81,10 +81,10 @@ class Denoiser:
         want = ask.window & canvas.masked
         need = F.pad(want[:, 1:], (0, 1)) if self.spec.shift else want
         row, position = want.nonzero(as_tuple=True)
-        hidden, plain, work = self._hidden(canvas.tokens, canvas, ask, need, cache, state.plain, row, position)
+        hidden, plain, work, fresh = self._hidden(canvas.tokens, canvas, ask, need, cache, state.plain, row, position)
         if guidance:
             masked = torch.where(canvas.position < canvas.prompt[:, None], self.spec.mask, canvas.tokens)
-            other, free, more = self._hidden(masked, canvas, ask, need, cache, state.free, row, position)
+            other, free, more, _ = self._hidden(masked, canvas, ask, need, cache, state.free, row, position)
             hidden, state, work = torch.stack([hidden, other], 1), Branches(plain, free), work + more
         else:
             state = Branches(plain)
@@ -99,7 +99,9 @@ class Denoiser:
             seconds += time.perf_counter() - started
             forbid(logits, self.spec)
             parts.append(read(logits, sampling, needs, row[piece], position[piece], step[row[piece]]))
-        return Answer(_spread(want, row, position, parts, needs), state, work, seconds)
+        prediction = _spread(want, row, position, parts, needs, self.network.arch.vocab)
+        fresh = F.pad(fresh[:, :-1], (1, 0)) if self.spec.shift else fresh
+        return Answer(replace(prediction, fresh=fresh), state, work, seconds)
 
     def _hidden(
         self,
@@ -111,21 +113,22 @@ class Denoiser:
         state: Any,
         row: Tensor,
         position: Tensor,
-    ) -> tuple[Tensor, Any, Tensor]:
+    ) -> tuple[Tensor, Any, Tensor, Tensor]:
         """Run the layers; the hidden state ``[N, C]`` that predicts each wanted position."""
         plan, state = cache.plan(canvas, ask, need, state)
+        fresh = plan.compute if plan.fresh is None else plan.fresh
         source = position - 1 if self.spec.shift else position
         slot = (plan.compute.cumsum(1) - 1)[row, source]
         parts = tiles(plan.compute, plan.keys, plan.work)
         if len(parts) == 1:
-            return self._tile(tokens, cache, state, parts[0])[row, slot], state, plan.work
+            return self._tile(tokens, cache, state, parts[0])[row, slot], state, plan.work, fresh
         out = self.network.embed.weight.new_empty(len(row), self.width)
         for rows in parts:
             place = torch.full_like(canvas.prompt, -1)
             place[rows.row] = torch.arange(len(rows.members), device=place.device)
             mine = (place[row] >= 0).nonzero()[:, 0]
             out[mine] = self._tile(tokens, cache, state, rows)[place[row[mine]], slot[mine]]
-        return out, state, plan.work
+        return out, state, plan.work, fresh
 
     def _tile(self, tokens: Tensor, cache: Cache, state: Any, rows: Rows) -> Tensor:
         """Hidden states ``[B, Q, C]`` of the positions of some rows."""
@@ -144,7 +147,7 @@ class Denoiser:
 
 
 def _spread(
-    want: Tensor, row: Tensor, position: Tensor, parts: list[dict[str, Tensor]], needs: frozenset[str]
+    want: Tensor, row: Tensor, position: Tensor, parts: list[dict[str, Tensor]], needs: frozenset[str], vocab: int
 ) -> Prediction:
     """The lines' values at their places in ``[B, T]``."""
     spread = {
@@ -154,4 +157,7 @@ def _spread(
     }
     for name, values in spread.items() if parts else ():
         values[row, position] = torch.cat([part[name] for part in parts]).to(values.dtype)
-    return Prediction(**spread)
+    logits = None
+    if "logits" in needs:
+        logits = torch.cat([part["logits"] for part in parts]) if parts else torch.zeros(0, vocab, device=want.device)
+    return Prediction(**spread, logits=logits)
