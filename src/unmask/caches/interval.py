@@ -107,7 +107,8 @@ class IntervalCache(Configured):
         layers = len(state.attention)
         work = (first.due.sum(1) + first.share + (layers - 1) * (due.sum(1) + share)) / layers
         store = state.store.learn(due)
-        return Plan(compute, keys, work, due), replace(state, store=store, age=age, first=first, rest=rest)
+        fresh = due | open_ if self.rho == 1 else due
+        return Plan(compute, keys, work, fresh), replace(state, store=store, age=age, first=first, rest=rest)
 
     @staticmethod
     def _due(before: Tensor, after: Tensor, every: int, refresh: Tensor | None) -> Tensor:
