@@ -12,10 +12,10 @@ from torch import Tensor
 
 from unmask import registry
 from unmask.core.canvas import Canvas, ModelSpec, Update
-from unmask.core.config import Configured, param
+from unmask.core.config import param
 from unmask.core.pick import top
 from unmask.core.predict import uniform
-from unmask.core.protocols import Ask, Cache, Plan, Policy, Prediction, Sampling
+from unmask.core.protocols import Ask, Cache, Plan, Policy, PolicyBase, Prediction, Sampling
 from unmask.core.rows import gather
 from unmask.engine.batch import Request, admit, run
 from unmask.engine.loop import State, Step, step
@@ -77,6 +77,7 @@ POLICY_VARIANTS: dict[str, list[str]] = {
         "entropy_bound(gamma=3,block_length=none,order=confidence)",
     ],
     "klass": ["klass(tau=0.4,kl=0.3,block_length=5)", "klass(tau=0.5,kl=1,history=1,block_length=none)"],
+    "wino": ["wino(tau_in=0.3,tau_out=0.3,block_length=6)", "wino(tau_in=0.5,tau_out=0.5,block_length=30)"],
     "dream": [
         "dream(alg=maskgit_plus)",
         "dream(steps=5,alg=topk_margin)",
@@ -228,7 +229,7 @@ class Poisoned:
         plan, inner = self.cache.plan(canvas, ask, need, state.inner)
         at = state.at | plan.compute
         assert not (need & ~plan.compute).any(), "a needed position is not computed"
-        assert not (plan.compute & ~plan.keys).any(), "a computed position cannot be attended to"
+        assert not (plan.compute & canvas.valid & ~plan.keys).any(), "a computed position cannot be attended to"
         assert not (plan.keys & ~canvas.valid).any(), "padding can be attended to"
         assert not (plan.keys & ~at).any(), "a position never computed is attended to"
         return plan, Written(inner, at)
@@ -260,14 +261,15 @@ class ChaosState:
 
 
 @dataclass(frozen=True)
-class Chaos(Configured):
+class Chaos(PolicyBase):
     """A policy that asks for anything it may ask for: windows that move at random and may hold no mask, positions that
-    leave the input and come back, stale ones, refreshes, skipped forwards; commits some and takes some back.
+    leave the input and come back, stale ones, refreshes, skipped forwards, probes; commits some and takes some back.
     """
 
     name = "chaos"
     paper = "-"
     needs = frozenset({"entropy"})
+    probes = 5
 
     scale: float = param(0.0, "guidance", ge=0)
 
@@ -293,14 +295,21 @@ class Chaos(Configured):
             stale=(self._draw(canvas, state, 3) < 0.3) & ~window,
             refresh=draw[:, 2] < 0.1,
             skipped=(draw[:, 3] * 3).long(),
+            probe=self._probed(canvas, state),
         )
 
     def decide(self, canvas: Canvas, prediction: Prediction, state: ChaosState) -> tuple[Update, ChaosState]:
         write = top(prediction.confidence, 1 + state.count % 2)
         length = canvas.length - canvas.prompt
         lost = canvas.response & ~canvas.masked & (canvas.tokens != canvas.spec.mask)
-        lost = lost & (self._draw(canvas, state, 4) < 0.12) & (state.count < length)[:, None]
+        doubtful = self._probed(canvas, state) & (prediction.probe < 0.3)
+        lost = lost & (self._draw(canvas, state, 4) < torch.where(doubtful, 0.3, 0.1)) & (state.count < length)[:, None]
         return Update(write, prediction.token, lost), ChaosState(state.seed, state.count + 1)
+
+    def _probed(self, canvas: Canvas, state: ChaosState) -> Tensor:
+        """At most five positions of the response."""
+        some = canvas.response & (self._draw(canvas, state, 5) < 0.4)
+        return some & (some.cumsum(1) <= self.probes)
 
     @staticmethod
     def _draw(canvas: Canvas, state: ChaosState, kind: int, size: int | None = None) -> Tensor:

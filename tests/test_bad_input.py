@@ -595,7 +595,7 @@ class TestSpecs:
 
     def test_an_object_of_ones_own_needs_no_base_class(self, model):
         class Mine:
-            name, paper, needs, guidance = "mine", "-", frozenset(), 0.0
+            name, paper, needs, guidance, probes = "mine", "-", frozenset(), 0.0, 0
 
             def __init__(self):
                 inner = Threshold(tau=0.3)

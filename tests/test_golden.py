@@ -177,6 +177,12 @@ def _klass(case: Case, p: Params) -> Specs:
     ), "none"
 
 
+def _wino(case: Case, p: Params) -> Specs:
+    p.greedy()
+    tau_in, tau_out = p.take("threshold", 0.6), p.take("threshold_back", 0.9)
+    return _spec("wino", tau_in=tau_in, tau_out=tau_out, block_length=p.take("block_length", 128)), "none"
+
+
 def _interval(p: Params, first_layer: str) -> str:
     p.only("cfg_interval_steps", 1)
     return _spec(
@@ -245,6 +251,7 @@ METHODS: dict[str, Callable[[Case, Params], Specs]] = {
     "d2_factor": _factor("last_not"),
     "eb_sampler": _eb_sampler,
     "klass": _klass,
+    "wino": _wino,
     "dllmcache_vanilla": _dllmcache_vanilla,
     "slowfast": _slowfast,
     "slowfast_dllmcache": _slowfast_dllmcache,
@@ -257,7 +264,6 @@ METHODS: dict[str, Callable[[Case, Params], Specs]] = {
 # Work to come: what each method waits for, a name in the registry, an architecture, or options of what is there. An
 # entry whose name has arrived fails a test below, and is to be replaced by one in METHODS.
 LATER = {
-    "wino": ("policy", "wino"),
     "apd": ("policy", "apd"),
     "leftright": ("policy", "apd"),
     "fastdllm_dream": ("method", "fastdllm_dream"),
@@ -371,7 +377,7 @@ def play(case: Case) -> Outcome:
     events, tokens, nfe = [], [], 0
     for state, done in run(model(case.checkpoint), registry.cache(cache), registry.policy(policy), requests(case), 1):
         events.append(event(done))
-        tokens, nfe = state.canvas.tokens[0].tolist(), nfe + 1
+        tokens, nfe = state.canvas.tokens[0, : int(state.canvas.length[0])].tolist(), nfe + 1
     return Outcome([e for e in events if any(e)], tokens, nfe)
 
 

@@ -431,6 +431,8 @@ def test_the_head_sees_only_asked_positions(policy: str, kept: str) -> None:
     with counting(model) as seen:
         for before, _, event in trail(model, policy, kept, Request(0, [5, 6, 7], 12)):
             asked += int((event.ask.window & before.canvas.masked).sum())
+            if event.ask.probe is not None:
+                asked += int((event.ask.probe & ~before.canvas.masked).sum())
     branches = 2 if registry.policy(policy).guidance else 1
     assert seen.head == branches * asked
 

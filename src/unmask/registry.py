@@ -22,6 +22,7 @@ POLICIES = {
     "factor": "unmask.policies.factor:Factor",
     "entropy_bound": "unmask.policies.entropy_bound:EntropyBound",
     "klass": "unmask.policies.klass:Klass",
+    "wino": "unmask.policies.wino:Wino",
     "dream": "unmask.policies.dream:Dream",
     "slowfast": "unmask.policies.slowfast:SlowFast",
 }

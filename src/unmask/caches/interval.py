@@ -94,7 +94,10 @@ class IntervalCache(Configured):
         if ask.stale is not None:
             response = response & ~ask.stale
         due = (
-            keys & ~canvas.response & prompt_due[:, None] | response & response_due[:, None] | keys & ~state.store.known
+            keys & ~canvas.response & prompt_due[:, None]
+            | response & response_due[:, None]
+            | keys & ~state.store.known
+            | need & ~canvas.valid  # probes are never kept
         )
         share = torch.where(response_due, 0, (self.rho * response.sum(1)).floor().long())
         nothing = torch.zeros_like(due)
@@ -135,7 +138,7 @@ class IntervalCache(Configured):
         query, key, value = block.qkv(hidden[row, chosen], rotary)
         put(store.key[index], rows, key, place)
         put(store.value[index], rows, value, place)
-        put(attention, rows, block.attend(query, *store.reach(index, rows), rows.keys), place)
+        put(attention, rows, block.attend(query, *store.reach(index, rows), rows.keys_of(chosen)), place)
         hidden = hidden + _at(attention, rows)
         put(feed_forward, rows, block.mlp(hidden[row, chosen]), place)
         return hidden + _at(feed_forward, rows)

@@ -39,7 +39,8 @@ class NoCache(Configured):
         """Everything visible, less what may be stale."""
         keys = visible(canvas, ask, need)
         if ask.stale is None:
-            return Plan(keys, keys, keys.sum(1).double()), state
+            compute = keys | need
+            return Plan(compute, keys, compute.sum(1).double()), state
         store = state.store.sized(canvas.tokens.shape[1])
         compute = keys & ~(ask.stale & store.known) | need
         state = replace(state, store=store.learn(compute))
@@ -49,7 +50,7 @@ class NoCache(Configured):
         """The ordinary layer; against the store once there is one."""
         if state.store.width:
             return attend_stored(index, block, hidden, rows, state.store)
-        hidden = hidden + block.attend(*block.qkv(hidden, rows.rotary), rows.real)
+        hidden = hidden + block.attend(*block.qkv(hidden, rows.rotary), rows.among)
         return hidden + block.mlp(hidden)
 
     def note(self, update: Update, state: Any) -> Any:

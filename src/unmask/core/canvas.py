@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import RequestError
@@ -152,6 +153,10 @@ class Canvas:
         low = self.block_start(size)[:, None]
         inside = self.valid & (self.position >= low) & ~self.done[:, None]
         return inside if size is None else inside & (self.position < low + size)
+
+    def widened(self, columns: int) -> Canvas:
+        """The canvas with so many more positions of padding behind every row."""
+        return replace(self, tokens=F.pad(self.tokens, (0, columns), value=self.spec.pad))
 
     def apply(self, update: Update) -> Canvas:
         """The canvas after an update."""

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from .canvas import Canvas, Update
+from .config import Configured
 from .rows import Rows
 
 
@@ -23,6 +24,8 @@ class Ask:
         refresh: ``[B]`` rows whose caches must recompute everything. None: no row.
         skipped: ``[B]`` forwards of the policy's schedule left out since the last one because they could not commit
             anything; caches that refresh by interval age by these too. None: none.
+        probe: ``[B, T]`` positions to be predicted as if they were masked, whatever they hold (WINO). A probe takes the
+            position's place for itself and for the other probes; nothing else sees it. None: none.
     """
 
     window: Tensor
@@ -30,6 +33,7 @@ class Ask:
     stale: Tensor | None = None
     refresh: Tensor | None = None
     skipped: Tensor | None = None
+    probe: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ class Prediction:
             whose ``needs`` has ``"margin"``.
         logits: ``[N, V]`` of the positions asked, by row and position; only for policies whose ``needs`` has
             ``"logits"``. Ids that may not be said have -inf.
+        probe: ``[B, T]`` float64, the probability that the probes give to the tokens now there; 0 where not probed or
+            still masked.
         fresh: ``[B, T]`` positions whose answer was computed anew in all layers, not in part taken from a cache.
     """
 
@@ -53,6 +59,7 @@ class Prediction:
     entropy: Tensor | None = None
     margin: Tensor | None = None
     logits: Tensor | None = None
+    probe: Tensor | None = None
     fresh: Tensor | None = None
 
 
@@ -66,6 +73,25 @@ class Sampling:
     top_p: Tensor
     top_k: Tensor
     seed: Tensor
+
+
+class PolicyBase(Configured):
+    """What a policy has unless it says otherwise; see :class:`Policy`."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Nothing more."""
+        return frozenset()
+
+    @property
+    def guidance(self) -> float:
+        """Off."""
+        return 0.0
+
+    @property
+    def probes(self) -> int:
+        """None."""
+        return 0
 
 
 class Policy(Protocol):
@@ -83,6 +109,10 @@ class Policy(Protocol):
     @property
     def guidance(self) -> float:
         """Classifier-free guidance scale; 0: off."""
+
+    @property
+    def probes(self) -> int:
+        """The most positions of a row that an ask probes."""
 
     def init(self, canvas: Canvas, sampling: Sampling) -> Any:
         """The state before the first forward: a dataclass of tensors with dimension 0 = row, or None."""
@@ -146,7 +176,9 @@ class Cache(Protocol):
         """The empty state for these rows; ``like`` gives dtype and device."""
 
     def plan(self, canvas: Canvas, ask: Ask, need: Tensor, state: Any) -> tuple[Plan, Any]:
-        """Which positions the next forward computes; ``need [B, T]`` must be among them."""
+        """Which positions the next forward computes; ``need [B, T]`` must be among them. Those of it that are not valid
+        are probes: they hold other things in every forward.
+        """
 
     def layer(self, index: int, block: Block, hidden: Tensor, rows: Rows, state: Any) -> Tensor:
         """Run layer ``index`` on ``hidden [B, Q, C]``; may write into the state's stores."""

@@ -27,7 +27,8 @@ class Rows:
         members: the same on the host.
         position: ``[B, Q]`` absolute position of each network row; T (one behind the canvas) where the slot is empty.
         real: ``[B, Q]`` slots that hold a position; None when all do.
-        keys: ``[B, S]`` stored positions that may be attended to, S = ``extent``; None when all may.
+        keys: ``[B, S]`` stored positions that may be attended to, S = ``extent``; ``[B, Q, S]`` where the slots differ
+            in this; None when all may.
         extent: positions from here on are not attended to by any row.
         total: T.
         whole: every position of the canvas is computed, in order.
@@ -62,6 +63,21 @@ class Rows:
     def of(self, whole: Tensor) -> Tensor:
         """What concerns these rows of ``whole``, which has a dimension 0 for all rows of the batch."""
         return whole if self.row is None else whole[self.row]
+
+    def keys_of(self, slots: Tensor) -> Tensor | None:
+        """``keys`` for some slots ``[B, N]`` as queries."""
+        if self.keys is None or self.keys.dim() == 2:
+            return self.keys
+        return self.keys.gather(1, slots[:, :, None].expand(-1, -1, self.extent))
+
+    @property
+    def among(self) -> Tensor | None:
+        """``keys`` with the slots themselves in place of stored positions: ``[B, Q]``, ``[B, Q, Q]`` or None."""
+        if self.keys is None or self.keys.dim() == 2:
+            return self.real
+        at = self.position.clamp(max=self.extent - 1)[:, None].expand(-1, self.slots, -1)
+        found = self.keys.gather(2, at)
+        return found if self.real is None else found & self.real[:, None]
 
     def most(self, values: tuple[int, ...]) -> int:
         """The largest of these rows' values, given those of all rows of the batch."""

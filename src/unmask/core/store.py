@@ -68,7 +68,7 @@ def put(store: Tensor, rows: Rows, fresh: Tensor, index: Tensor | None = None) -
 
 def visible(canvas: Canvas, ask: Ask, need: Tensor) -> Tensor:
     """``[B, T]`` positions that may be attended to."""
-    return canvas.valid if ask.visible is None else canvas.valid & ask.visible | need
+    return canvas.valid if ask.visible is None else canvas.valid & (ask.visible | need)
 
 
 def attend_stored(layer: int, block: Block, hidden: Tensor, rows: Rows, store: Store) -> Tensor:

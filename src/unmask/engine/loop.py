@@ -129,6 +129,7 @@ def start(
 ) -> State:
     """The state before the first forward; ``row [B]`` are the ids (default 0, 1, ...)."""
     row = torch.arange(len(canvas.tokens), device=canvas.tokens.device) if row is None else row
+    canvas = canvas.widened(policy.probes) if policy.probes else canvas
     return State(
         canvas,
         policy.init(canvas, sampling),

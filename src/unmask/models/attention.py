@@ -13,13 +13,13 @@ def attention(query: Tensor, key: Tensor, value: Tensor, keys: Tensor | None) ->
     Args:
         query: ``[B, Q, H, D]``.
         key, value: ``[B, S, H_kv, D]``; H is a multiple of H_kv (grouped-query attention).
-        keys: ``[B, S]`` keys that count; None: all.
+        keys: ``[B, S]`` keys that count, or ``[B, Q, S]`` for each query; None: all.
 
     Returns:
         ``[B, Q, H * D]``.
     """
     q, k, v = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-    mask = None if keys is None else keys[:, None, None, :]
+    mask = None if keys is None else keys[:, None, None, :] if keys.dim() == 2 else keys[:, None]
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
     return out.transpose(1, 2).flatten(2)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from ..core.canvas import Canvas, ModelSpec
 from ..core.predict import MEASURES, forbid, read
 from ..core.protocols import Ask, Cache, Prediction, Sampling
 from ..core.rows import Rows, tiles
+from .probes import Probes
 from .transformer import Transformer
 
 _LOGITS_AT_ONCE = 1 << 26  # elements of [positions, vocabulary] at any time: 256 MiB in float32
@@ -81,63 +84,84 @@ class Denoiser:
         want = ask.window & canvas.masked
         need = F.pad(want[:, 1:], (0, 1)) if self.spec.shift else want
         row, position = want.nonzero(as_tuple=True)
-        hidden, plain, work, fresh = self._hidden(canvas.tokens, canvas, ask, need, cache, state.plain, row, position)
+        lines = row, position - 1 if self.spec.shift else position
+        probes = told = None
+        if ask.probe is not None:
+            probes = Probes.of(canvas, ask.probe)
+            told = probes.select(~canvas.masked)
+            lines = torch.cat([lines[0], told.row]), torch.cat([lines[1], told.column])
+        forward = partial(self._hidden, canvas, ask, need, probes, cache, lines)
+        hidden, plain, work, fresh = forward(canvas.tokens, state.plain)
         if guidance:
             masked = torch.where(canvas.position < canvas.prompt[:, None], self.spec.mask, canvas.tokens)
-            other, free, more, _ = self._hidden(masked, canvas, ask, need, cache, state.free, row, position)
+            other, free, more, _ = forward(masked, state.free)
             hidden, state, work = torch.stack([hidden, other], 1), Branches(plain, free), work + more
         else:
             state = Branches(plain)
         seconds = time.perf_counter() - started
         parts: list[dict[str, Tensor]] = []
         hot = bool((sampling.temperature > 0).any())
-        size = max(1, _LOGITS_AT_ONCE // (self.network.arch.vocab * (_SAMPLING if hot else 1)))
-        for at in range(0, len(row), size):
-            piece = slice(at, at + size)
-            started = time.perf_counter()
-            logits = self._guided(hidden[piece], guidance)
-            seconds += time.perf_counter() - started
-            forbid(logits, self.spec)
+        for piece, logits in self._logits(hidden[: len(row)], guidance, _SAMPLING if hot else 1):
             parts.append(read(logits, sampling, needs, row[piece], position[piece], step[row[piece]]))
         prediction = _spread(want, row, position, parts, needs, self.network.arch.vocab)
         fresh = F.pad(fresh[:, :-1], (1, 0)) if self.spec.shift else fresh
-        return Answer(replace(prediction, fresh=fresh), state, work, seconds)
+        prediction = replace(prediction, fresh=fresh)
+        if told is not None:
+            share = torch.zeros_like(prediction.confidence)
+            for piece, logits in self._logits(hidden[len(row) :], guidance):
+                at = told.row[piece], told.position[piece]
+                share[at] = logits.double().softmax(-1).gather(-1, canvas.tokens[at][:, None])[:, 0]
+            prediction = replace(prediction, probe=share)
+        return Answer(prediction, state, work, seconds)
 
     def _hidden(
         self,
-        tokens: Tensor,
         canvas: Canvas,
         ask: Ask,
         need: Tensor,
+        probes: Probes | None,
         cache: Cache,
+        lines: tuple[Tensor, Tensor],
+        tokens: Tensor,
         state: Any,
-        row: Tensor,
-        position: Tensor,
     ) -> tuple[Tensor, Any, Tensor, Tensor]:
-        """Run the layers; the hidden state ``[N, C]`` that predicts each wanted position."""
+        """Run the layers; the hidden state ``[N, C]`` at each (row, column) of ``lines``."""
+        row, column = lines
+        if probes is not None:
+            tokens, need = probes.filled(tokens, self.spec.mask), need | probes.held
         plan, state = cache.plan(canvas, ask, need, state)
         fresh = plan.compute if plan.fresh is None else plan.fresh
-        source = position - 1 if self.spec.shift else position
-        slot = (plan.compute.cumsum(1) - 1)[row, source]
+        slot = (plan.compute.cumsum(1) - 1)[row, column]
         parts = tiles(plan.compute, plan.keys, plan.work)
+        run = partial(self._tile, tokens, cache, state, probes, plan.keys)
         if len(parts) == 1:
-            return self._tile(tokens, cache, state, parts[0])[row, slot], state, plan.work, fresh
+            return run(parts[0])[row, slot], state, plan.work, fresh
         out = self.network.embed.weight.new_empty(len(row), self.width)
         for rows in parts:
             place = torch.full_like(canvas.prompt, -1)
             place[rows.row] = torch.arange(len(rows.members), device=place.device)
             mine = (place[row] >= 0).nonzero()[:, 0]
-            out[mine] = self._tile(tokens, cache, state, rows)[place[row[mine]], slot[mine]]
+            out[mine] = run(rows)[place[row[mine]], slot[mine]]
         return out, state, plan.work, fresh
 
-    def _tile(self, tokens: Tensor, cache: Cache, state: Any, rows: Rows) -> Tensor:
+    def _tile(
+        self, tokens: Tensor, cache: Cache, state: Any, probes: Probes | None, keys: Tensor, rows: Rows
+    ) -> Tensor:
         """Hidden states ``[B, Q, C]`` of the positions of some rows."""
-        rows = replace(rows, rotary=self.network.rotate_rows(rows))
+        rows, place = (rows, None) if probes is None else probes.aim(rows, keys)
+        rows = replace(rows, rotary=self.network.rotate_rows(rows, place))
         at = rows.position if rows.whole else rows.position.clamp(max=rows.total - 1)
         hidden: Tensor = self.network.embed(rows.of(tokens).gather(1, at))
         for index, block in enumerate(self.network.blocks):
             hidden = cache.layer(index, block, hidden, rows, state)  # type: ignore[arg-type]
         return hidden
+
+    def _logits(self, hidden: Tensor, guidance: float, share: int = 1) -> Iterator[tuple[slice, Tensor]]:
+        """Logits of hidden states, some lines at a time, and which; ids that may not be said have -inf."""
+        size = max(1, _LOGITS_AT_ONCE // (self.network.arch.vocab * share))
+        for at in range(0, len(hidden), size):
+            piece = slice(at, at + size)
+            yield piece, forbid(self._guided(hidden[piece], guidance), self.spec)
 
     def _guided(self, hidden: Tensor, guidance: float) -> Tensor:
         if not guidance:

@@ -143,11 +143,11 @@ class Transformer(nn.Module):
         self.load_state_dict(tensors, assign=True)
         tensors.clear()
 
-    def rotate_rows(self, rows: Rows) -> Tensor:
-        """The rotary rows of the positions to compute, ``[B or 1, Q, 2, D]``."""
-        if rows.whole:
+    def rotate_rows(self, rows: Rows, place: Tensor | None = None) -> Tensor:
+        """The rotary rows of the positions to compute, ``[B or 1, Q, 2, D]``; ``place [B, Q]``: where others stand."""
+        if place is None and rows.whole:
             return self.rotary[None, : rows.total]
-        return self.rotary[rows.position]
+        return self.rotary[rows.position if place is None else place]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits ``[N, V]``, at least float32, of hidden states ``[N, C]``."""

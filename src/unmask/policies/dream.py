@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..core.canvas import Canvas, Update
-from ..core.config import Configured, param
+from ..core.config import param
 from ..core.pick import top
 from ..core.predict import gumbel, uniform
-from ..core.protocols import Ask, Prediction, Sampling
+from ..core.protocols import Ask, PolicyBase, Prediction, Sampling
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class DreamState:
 
 
 @dataclass(frozen=True)
-class Dream(Configured):
+class Dream(PolicyBase):
     """The whole response at once, in ``steps`` steps. Of m masks, the step from time t to s commits m (1 - s/t).
 
     ``origin``: each mask with probability 1 - s/t. The others: floor(m (1 - s/t)) masks, all in the last step, ranked
@@ -47,7 +47,6 @@ class Dream(Configured):
 
     name = "dream"
     paper = "arXiv 2508.15487"
-    guidance = 0.0
 
     steps: int | None = param(None, "steps of the schedule; none: one per token of the response", ge=1)
     alg: str = param(

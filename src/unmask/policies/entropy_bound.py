@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 
 from ..core.canvas import Canvas, Update
-from ..core.config import Configured, param
+from ..core.config import param
 from ..core.pick import top
-from ..core.protocols import Ask, Prediction, Sampling
+from ..core.protocols import Ask, PolicyBase, Prediction, Sampling
 
 
 @dataclass(frozen=True)
-class EntropyBound(Configured):
+class EntropyBound(PolicyBase):
     """Commits the positions of the block by ascending entropy, as long as sum H - max H <= ``gamma``, at least one.
 
     What is left of the sum without its largest term bounds the error made by committing them as if they were
@@ -24,7 +24,6 @@ class EntropyBound(Configured):
     name = "entropy_bound"
     paper = "arXiv 2505.24857"
     needs = frozenset({"entropy"})
-    guidance = 0.0
 
     gamma: float = param(0.001, "bound on the entropy in nats", ge=0)
     block_length: int | None = param(

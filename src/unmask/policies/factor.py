@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from ..core.canvas import Canvas, Update
-from ..core.config import Configured, param
+from ..core.config import param
 from ..core.pick import top
-from ..core.protocols import Ask, Prediction, Sampling
+from ..core.protocols import Ask, PolicyBase, Prediction, Sampling
 
 
 @dataclass(frozen=True)
-class Factor(Configured):
+class Factor(PolicyBase):
     """Commits the n most confident positions of the block, n the largest with (n + 1)(1 - c_n) < ``f``, at least 1.
 
     The bound on greedy parallel decoding of theorem 1. Two published programs are off by one, each in its way:
@@ -24,8 +24,6 @@ class Factor(Configured):
 
     name = "factor"
     paper = "arXiv 2505.22618"
-    needs = frozenset[str]()
-    guidance = 0.0
 
     f: float = param(1.0, "what (n + 1)(1 - c_n) stays below", ge=0, le=1000)
     block_length: int | None = param(

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ..core.canvas import Canvas, Update
-from ..core.config import Configured, param
+from ..core.config import param
 from ..core.pick import at_least, best
-from ..core.protocols import Ask, Prediction, Sampling
+from ..core.protocols import Ask, PolicyBase, Prediction, Sampling
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class KlassState:
 
 
 @dataclass(frozen=True)
-class Klass(Configured):
+class Klass(PolicyBase):
     """Commits the positions of the block whose confidence reaches ``tau`` and whose distribution has been stable.
 
     Stable: KL(p_t || p_{t-1}) < ``kl`` in each of the last ``history`` forwards that computed the position (a result
@@ -40,7 +40,6 @@ class Klass(Configured):
     name = "klass"
     paper = "arXiv 2511.05664"
     needs = frozenset({"logits"})
-    guidance = 0.0
 
     tau: float = param(0.9, "confidence from which a stable position is committed", ge=0, le=2)
     kl: float = param(0.01, "KL divergence in nats below which a position has not moved", gt=0)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ..core.canvas import Canvas, Update
-from ..core.config import Configured, param
+from ..core.config import param
 from ..core.pick import at_least, best, top
-from ..core.protocols import Ask, Prediction, Sampling
+from ..core.protocols import Ask, PolicyBase, Prediction, Sampling
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
@@ -64,7 +64,7 @@ class SlowFastState:
 
 
 @dataclass(frozen=True)
-class SlowFast(Configured):
+class SlowFast(PolicyBase):
     """Cycles of two phases over the current block (paper, algorithm 1).
 
     *Slow*: each forward commits the ``k_slow`` most confident positions of [start, block end) and notes the farthest
@@ -77,7 +77,6 @@ class SlowFast(Configured):
 
     name = "slowfast"
     paper = "arXiv 2506.10848"
-    guidance = 0.0
 
     preset: str = param("paper", "the defaults of the others", choices=tuple(PRESETS))
     tau_min: float = param(None, "a position this confident may end the span (paper .1, reference .3)", ge=0, le=2)

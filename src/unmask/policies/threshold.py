@@ -5,19 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..core.canvas import Canvas, Update
-from ..core.config import Configured, param
+from ..core.config import param
 from ..core.pick import at_least, best
-from ..core.protocols import Ask, Prediction, Sampling
+from ..core.protocols import Ask, PolicyBase, Prediction, Sampling
 
 
 @dataclass(frozen=True)
-class Threshold(Configured):
+class Threshold(PolicyBase):
     """Commits every position of the current block whose confidence reaches ``tau``, and always the best one."""
 
     name = "threshold"
     paper = "arXiv 2505.22618"
-    needs = frozenset[str]()
-    guidance = 0.0
 
     tau: float = param(0.9, "confidence from which a position is committed; above 1: only the best one", ge=0, le=2)
     block_length: int | None = param(

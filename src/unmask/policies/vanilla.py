@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from ..core.canvas import Canvas, Update
-from ..core.config import Configured, param
+from ..core.config import param
 from ..core.errors import RequestError
 from ..core.pick import top
 from ..core.predict import uniform
-from ..core.protocols import Ask, Prediction, Sampling
+from ..core.protocols import Ask, PolicyBase, Prediction, Sampling
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class VanillaState:
 
 
 @dataclass(frozen=True)
-class Vanilla(Configured):
+class Vanilla(PolicyBase):
     """Semi-autoregressive decoding: blocks left to right, each filled in steps / blocks forwards.
 
     A forward commits floor(masks / forwards) of the block's most confident positions, the first ``masks mod forwards``
@@ -39,7 +39,6 @@ class Vanilla(Configured):
 
     name = "vanilla"
     paper = "arXiv 2502.09992"
-    needs = frozenset[str]()
 
     steps: int | None = param(None, "forwards for the whole response; none: one per token", ge=1)
     block_length: int | None = param(
