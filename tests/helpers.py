@@ -66,7 +66,11 @@ POLICY_VARIANTS: dict[str, list[str]] = {
         "vanilla(block_length=none,cfg_scale=0.7)",
         "vanilla(block_length=5,remasking=random)",
     ],
-    "threshold": ["threshold(tau=0.4,block_length=4)", "threshold(tau=0.6,block_length=none)"],
+    "threshold": [
+        "threshold(tau=0.4,block_length=4)",
+        "threshold(tau=0.6,block_length=none)",
+        "threshold(tau=0.3,block_length=5,steps=9,opening=first,confidence=sampled)",
+    ],
     "factor": [
         "factor(f=0.9,block_length=4)",
         "factor(f=1.5,block_length=none,rank=last_too)",
@@ -83,6 +87,7 @@ POLICY_VARIANTS: dict[str, list[str]] = {
         "dream(steps=5,alg=topk_margin)",
         "dream(steps=40,alg=entropy,alg_temp=0.3)",
         "dream(steps=9,alg=origin)",
+        "dream(alg=entropy,block_length=5,opening=first)",
     ],
     "slowfast": [
         "slowfast(tau_min=0.2,tau_high=0.5,k_max=3)",
@@ -90,6 +95,7 @@ POLICY_VARIANTS: dict[str, list[str]] = {
         "slowfast(tau_min=0.3,tau_high=0.5,suffix=truncate,block_length=5)",
         "slowfast(tau_min=0.4,tau_high=0.6,suffix=cached,block_length=7,k_slow=2,k_fast=2)",
         "slowfast(tau_min=0.3,tau_high=0.5,suffix=full)",
+        "slowfast(preset=reference_dream,tau_slow=0.3,tau_high=0.5,k_max=3,window=3)",
         "slowfast(tau_min=0.3,tau_high=0.5,signal=kl,sigma2=0.05)",
         "slowfast(tau_min=0.3,tau_high=0.5,signal=entropy,sigma2=0.05,window=3)",
         "slowfast(tau_min=0.3,tau_high=0.5,force_after=2,suffix=truncate)",

@@ -234,9 +234,50 @@ def _dream(alg: str, cache: str = "none") -> Callable[[Case, Params], Specs]:
     return build
 
 
+def _fastdllm_dream(case: Case, p: Params) -> Specs:
+    p.greedy()
+    alg, steps = p.take("alg", "origin"), p.take("steps", 512)
+    tau = p.take("threshold", 0.9)  # read by confidence_threshold alone
+    if alg == "confidence_threshold":
+        return _spec("threshold", tau=tau, block_length=None, steps=steps, confidence=Spec("sampled")), "none"
+    return _spec("dream", alg=Spec(alg), steps=steps, eps=p.take("eps", 1e-3)), "none"
+
+
+def _fastdllm_dream_blocks(cache: str) -> Callable[[Case, Params], Specs]:
+    def build(case: Case, p: Params) -> Specs:
+        p.greedy()
+        alg, steps, block = p.take("alg", "origin"), p.take("steps", 512), p.take("block_length", None)
+        opening, tau = Spec("first"), p.take("threshold", 0.9)  # read by confidence_threshold alone
+        if alg == "confidence_threshold":
+            sampled = Spec("sampled")
+            return _spec("threshold", tau=tau, block_length=block, opening=opening, confidence=sampled), cache
+        eps = p.take("eps", 1e-3)
+        return _spec("dream", alg=Spec(alg), steps=steps, eps=eps, block_length=block, opening=opening), cache
+
+    return build
+
+
 def _dllmcache_dream(case: Case, p: Params) -> Specs:
     cache = _interval(p, "all")
     return _dream(case.data["params"]["alg"])(case, p)[0], cache
+
+
+def _slowfast_dream(case: Case, p: Params) -> Specs:
+    policy = _spec(
+        "slowfast",
+        preset=Spec("reference_dream"),
+        k_max=p.take("n_cycle_discovery_steps", 6),
+        tau_min=p.take("conf_threshold_cycle_len_pred", 0.1),
+        tau_slow=p.take("high_conf_for_parallel_decode_discovery", 0.8),
+        tau_high=p.take("high_conf_for_cycle_decode", 0.9),
+        window=p.take("stabilize_count", 2),
+        sigma2=p.take("cycle_len_variance_threshold", 1.0),
+    )
+    return policy, "none"
+
+
+def _slowfast_dream_dllmcache(case: Case, p: Params) -> Specs:
+    return _slowfast_dream(case, p)[0], _interval(p, "adaptive")
 
 
 METHODS: dict[str, Callable[[Case, Params], Specs]] = {
@@ -255,10 +296,15 @@ METHODS: dict[str, Callable[[Case, Params], Specs]] = {
     "dllmcache_vanilla": _dllmcache_vanilla,
     "slowfast": _slowfast,
     "slowfast_dllmcache": _slowfast_dllmcache,
+    "slowfast_dream": _slowfast_dream,
+    "slowfast_dream_dllmcache": _slowfast_dream_dllmcache,
     "dream_maskgit_plus": _dream("maskgit_plus"),
     "dream_topk_margin": _dream("topk_margin"),
     "dream_entropy": _dream("entropy"),
     "dllmcache_dream": _dllmcache_dream,
+    "fastdllm_dream": _fastdllm_dream,
+    "fastdllm_dream_prefix": _fastdllm_dream_blocks("prefix"),
+    "fastdllm_dream_dual": _fastdllm_dream_blocks("dual"),
 }
 
 # Work to come: what each method waits for, a name in the registry, an architecture, or options of what is there. An
@@ -266,11 +312,6 @@ METHODS: dict[str, Callable[[Case, Params], Specs]] = {
 LATER = {
     "apd": ("policy", "apd"),
     "leftright": ("policy", "apd"),
-    "fastdllm_dream": ("method", "fastdllm_dream"),
-    "fastdllm_dream_prefix": ("method", "fastdllm_dream_prefix"),
-    "fastdllm_dream_dual": ("method", "fastdllm_dream_dual"),
-    "slowfast_dream": ("method", "slowfast_dream"),
-    "slowfast_dream_dllmcache": ("method", "slowfast_dream_dllmcache"),
 }
 LATER_ARCHITECTURES = {"Qwen2ForCausalLM": "APD's autoregressive verifier"}
 
@@ -359,7 +400,8 @@ class Outcome:
 
 
 def requests(case: Case) -> list[Request]:
-    return [Request(0, case.data["prompt_ids"], case.gen_length, eos_stop=False)]
+    top_k = 50 if case.method.startswith("fastdllm_dream") else 0  # the default of the configuration class it inherits
+    return [Request(0, case.data["prompt_ids"], case.gen_length, top_k=top_k, eos_stop=False)]
 
 
 def event(done: Step) -> tuple[Any, ...]:

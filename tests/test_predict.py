@@ -198,9 +198,9 @@ def test_tempered_measures_are_those_of_the_distribution_drawn_from(
     temperature, top_p, top_k = options
     expected = torch.zeros_like(logits, dtype=torch.float64)
     for line, row in zip(expected, logits.double(), strict=True):
-        order = sorted(range(len(row)), key=lambda i: -float(row[i]))[: top_k if temperature and top_k else None]
+        order = sorted(range(len(row)), key=lambda i: -float(row[i]))[: top_k or None]
         share = (row[order] / (temperature or 1.0)).softmax(0)
-        kept = [k for k in range(len(order)) if not temperature or top_p == 1 or not k or share[:k].sum() < top_p]
+        kept = [k for k in range(len(order)) if top_p == 1 or not k or share[:k].sum() < top_p]
         line[[order[k] for k in kept]] = share[kept] / share[kept].sum()
     row, place = torch.zeros(len(logits), dtype=torch.long), torch.arange(len(logits))
     needs = frozenset({"tempered", "entropy", "margin"})

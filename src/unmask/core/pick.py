@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .errors import RequestError
+
 
 def best(score: Tensor) -> Tensor:
     """``[B, T]`` the best candidate of each row (the first of equals); nothing in rows without candidates."""
@@ -27,3 +29,19 @@ def at_least(score: Tensor, threshold: float | Tensor) -> Tensor:
     """``[B, T]`` candidates that reach ``threshold`` (a number or ``[B]``)."""
     limit = threshold[:, None] if isinstance(threshold, Tensor) else threshold
     return (score >= limit) & (score > -torch.inf)
+
+
+def block_steps(policy: str, steps: int, length: Tensor, size: Tensor) -> Tensor:
+    """``[B]`` steps of each block, given those of the whole response and ``[B]`` response and block lengths.
+
+    Raises:
+        RequestError: not a multiple of a row's number of blocks.
+    """
+    blocks = (length + size - 1) // size
+    if bool((steps % blocks != 0).any()):
+        odd = int(blocks[(steps % blocks).argmax()])
+        raise RequestError(
+            f"{policy}: steps must be a multiple of the number of blocks "
+            f"(gen_length / block_length = {odd}), got {steps}"
+        )
+    return steps // blocks

@@ -33,18 +33,24 @@ def read(
         needs: see :class:`unmask.core.protocols.Policy`.
         row, position, step: ``[N]`` batch row, absolute position and the row's own step of each line of logits.
     """
-    source = logits
-    if bool((sampling.temperature > 0).any()):
+    source, own = logits, "tempered" not in needs
+    if not hot(sampling, needs):
+        token, confidence = likeliest(logits)
+    else:
         tempered = temper(logits, sampling, row)
         token, confidence = sample(logits, tempered, sampling, row, position, step)
-        if "tempered" in needs:
+        if not own:
             source = tempered
             confidence = source.softmax(-1).gather(-1, token[:, None])[:, 0]
-    else:
-        token, confidence = likeliest(logits)
     found = {"token": token, "confidence": confidence}
     found |= {name: measure(source) for name, measure in MEASURES.items() if name in needs}
     return found | {"logits": source} if "logits" in needs else found
+
+
+def hot(sampling: Sampling, needs: frozenset[str]) -> bool:
+    """Whether any row needs more than the likeliest tokens of the model's own distribution."""
+    filtered = (sampling.top_k > 0) | (sampling.top_p < 1)
+    return bool(((sampling.temperature > 0) | (filtered if "tempered" in needs else False)).any())
 
 
 def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,14 +70,12 @@ def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
 def temper(logits: Tensor, sampling: Sampling, row: Tensor) -> Tensor:
     """Log-odds ``[N, V]`` in float64 at each row's temperature, after top-k and top-p; -inf where filtered out.
 
-    Rows at temperature 0 are left as they are. ``row [N]`` is the batch row of each line of logits.
+    Rows at temperature 0 are filtered as at 1. ``row [N]`` is the batch row of each line of logits.
     """
     temperature = sampling.temperature[row]
     temperature = torch.where(temperature > 0, temperature, 1.0)[:, None]
     scaled = (logits.double() - logits.amax(-1, keepdim=True)) / temperature  # at most 0: cannot overflow
-    hot = sampling.temperature[row] > 0
-    top_k = torch.where(hot, sampling.top_k[row], 0)
-    return _filter(scaled, top_k, torch.where(hot, sampling.top_p[row], 1.0))
+    return _filter(scaled, sampling.top_k[row], sampling.top_p[row])
 
 
 def sample(

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.canvas import Canvas, ModelSpec
-from ..core.predict import MEASURES, forbid, read
+from ..core.predict import MEASURES, forbid, hot, read
 from ..core.protocols import Ask, Cache, Prediction, Sampling
 from ..core.rows import Rows, tiles
 from .probes import Probes
@@ -100,8 +100,7 @@ class Denoiser:
             state = Branches(plain)
         seconds = time.perf_counter() - started
         parts: list[dict[str, Tensor]] = []
-        hot = bool((sampling.temperature > 0).any())
-        for piece, logits in self._logits(hidden[: len(row)], guidance, _SAMPLING if hot else 1):
+        for piece, logits in self._logits(hidden[: len(row)], guidance, _SAMPLING if hot(sampling, needs) else 1):
             parts.append(read(logits, sampling, needs, row[piece], position[piece], step[row[piece]]))
         prediction = _spread(want, row, position, parts, needs, self.network.arch.vocab)
         fresh = F.pad(fresh[:, :-1], (1, 0)) if self.spec.shift else fresh

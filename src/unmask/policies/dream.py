@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..core.canvas import Canvas, Update
 from ..core.config import param
-from ..core.pick import top
+from ..core.pick import block_steps, top
 from ..core.predict import gumbel, uniform
 from ..core.protocols import Ask, PolicyBase, Prediction, Sampling
 
@@ -20,9 +20,9 @@ class DreamState:
     """One value per row unless said otherwise.
 
     Attributes:
-        clock: ``[B, S + 1]`` float32 times t_0 = 1 ... t_steps = eps; 0 behind a row's own.
-        steps: ``[B]`` of the schedule.
-        step: ``[B]`` the step that the next forward belongs to.
+        clock: ``[B, S + 1]`` float32 times t_0 = 1 ... t_steps = eps of a block; 0 behind a row's own.
+        steps: ``[B]`` of a block's schedule.
+        step: ``[B]`` the step of the block that the next forward belongs to.
         skipped: ``[B]`` steps left out just before it, because they commit nothing.
         due: ``[B, T]`` the step at which each position is committed, drawn beforehand (``origin`` only).
         seed: ``[B]``.
@@ -38,7 +38,8 @@ class DreamState:
 
 @dataclass(frozen=True)
 class Dream(PolicyBase):
-    """The whole response at once, in ``steps`` steps. Of m masks, the step from time t to s commits m (1 - s/t).
+    """A block (by default the whole response) in its share of ``steps``. Of its m masks, the step from t to s commits
+    m (1 - s/t).
 
     ``origin``: each mask with probability 1 - s/t. The others: floor(m (1 - s/t)) masks, all in the last step, ranked
     by the probability of the proposed token (``maskgit_plus``), its lead over the second (``topk_margin``) or negative
@@ -55,6 +56,12 @@ class Dream(PolicyBase):
         choices=("maskgit_plus", "topk_margin", "entropy", "origin"),
     )
     alg_temp: float = param(0.0, "above 0: draw positions by softmax(rank / alg_temp) instead of taking the best", ge=0)
+    block_length: int | None = param(None, "positions per block; none: the whole response is one block", ge=1)
+    opening: str = param(
+        "clock",
+        "a block's first step commits by the clock, or its first position (Fast-dLLM's code for caches)",
+        choices=("clock", "first"),
+    )
     eps: float = param(1e-3, "time of the last step", gt=0, le=0.5)
 
     @property
@@ -64,9 +71,14 @@ class Dream(PolicyBase):
         return frozenset({"tempered"} | extra.get(self.alg, set()))
 
     def init(self, canvas: Canvas, sampling: Sampling) -> DreamState:
-        """Each row's clock."""
+        """Each row's clock.
+
+        Raises:
+            RequestError: ``steps`` is not a multiple of a row's number of blocks.
+        """
         length = canvas.length - canvas.prompt
-        steps = length if self.steps is None else torch.full_like(length, self.steps)
+        size = length if self.block_length is None else torch.full_like(length, self.block_length)
+        steps = size if self.steps is None else block_steps(self.name, self.steps, length, size)
         clocks = [torch.linspace(1, self.eps, n + 1) for n in steps.tolist()]
         clock = pad_sequence(clocks, batch_first=True).to(length.device)
         zero = torch.zeros_like(length)
@@ -75,16 +87,20 @@ class Dream(PolicyBase):
             draw = uniform(sampling.seed, zero - 1, zero, canvas.tokens.shape[1]).float()
             due = (draw[:, None] <= clock[:, 1:, None]).sum(1).clamp(max=steps[:, None] - 1)
         state = DreamState(clock, steps, zero, zero, due, sampling.seed)
-        return self._next(state, canvas.masked)
+        return self._next(state, canvas)
 
-    def _next(self, state: DreamState, masked: Tensor) -> DreamState:
-        """Go to the first step, from ``state.step`` on, that commits something."""
+    def _next(self, state: DreamState, canvas: Canvas) -> DreamState:
+        """Go to the first step, from ``state.step`` on, that commits something in the current block."""
+        masked = canvas.block(self.block_length) & canvas.masked
         place = torch.arange(state.clock.shape[1] - 1, device=masked.device)
         coming = (place >= state.step[:, None]) & (place < state.steps[:, None])
         if self.alg == "origin":
-            works = coming & ((state.due[:, None] == place[:, None]) & masked[:, None]).any(2)
+            works = ((state.due[:, None] == place[:, None]) & masked[:, None]).any(2)
         else:
-            works = coming & (self._quota(state, masked) >= 1)
+            works = self._quota(state, masked) >= 1
+        if self.opening == "first":
+            works = works | (place == 0)
+        works = works & coming
         step = torch.where(works, place, state.clock.shape[1]).amin(1)
         step = torch.where(works.any(1), step, state.step)
         return replace(state, step=step, skipped=step - state.step)
@@ -97,8 +113,8 @@ class Dream(PolicyBase):
         return torch.where(place >= state.steps[:, None] - 1, masks, (masks.float() * share).floor().long())
 
     def ask(self, canvas: Canvas, state: DreamState) -> Ask:
-        """The whole response."""
-        return Ask(canvas.block(None), skipped=state.skipped)
+        """The current block."""
+        return Ask(canvas.block(self.block_length), skipped=state.skipped)
 
     def decide(self, canvas: Canvas, prediction: Prediction, state: DreamState) -> tuple[Update, DreamState]:
         """Commit this step's share."""
@@ -106,12 +122,16 @@ class Dream(PolicyBase):
         if self.alg == "origin":
             write = open_ & (state.due <= state.step[:, None])
         else:
-            quota = self._quota(state, canvas.masked).gather(
-                1, state.step.clamp(max=state.clock.shape[1] - 2)[:, None]
-            )[:, 0]
+            now = state.step.clamp(max=state.clock.shape[1] - 2)  # rows that are done have passed their last step
+            quota = self._quota(state, open_).gather(1, now[:, None])[:, 0]
             write = top(self._score(prediction, state, open_), quota)
-        after = replace(state, step=state.step + 1)
-        return Update(write, prediction.token), self._next(after, canvas.masked & ~write)
+        if self.opening == "first":
+            first = open_ & (canvas.position == canvas.frontier[:, None])
+            write = torch.where((state.step == 0)[:, None], first, write)
+        update = Update(write, prediction.token)
+        after = canvas.apply(update)
+        same = after.block_start(self.block_length) == canvas.block_start(self.block_length)
+        return update, self._next(replace(state, step=torch.where(same, state.step + 1, 0)), after)
 
     def _score(self, prediction: Prediction, state: DreamState, open_: Tensor) -> Tensor:
         """``[B, T]`` what the masks are ranked by."""

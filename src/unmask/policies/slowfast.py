@@ -22,6 +22,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "slow_commit": "top",
         "leave": "stable",
         "endpoint": "mean",
+        "variance": "population",
     },
     "reference": {
         "tau_min": 0.3,
@@ -31,6 +32,18 @@ PRESETS: dict[str, dict[str, Any]] = {
         "slow_commit": "threshold",
         "leave": "k_max",
         "endpoint": "last",
+        "variance": "population",
+    },
+    "reference_dream": {
+        "tau_min": 0.1,
+        "tau_slow": 0.8,
+        "tau_high": 0.9,
+        "k_max": 6,
+        "suffix": "truncate",
+        "slow_commit": "threshold",
+        "leave": "k_max",
+        "endpoint": "last_or_rounded",
+        "variance": "sample",
     },
 }
 BOUNDS = {"endpoint": 1.0, "entropy": 1e-3, "kl": 1e-2}
@@ -72,7 +85,8 @@ class SlowFast(PolicyBase):
     their mean ends the span (eq. 9). *Fast*: inside the span commit all that reach ``tau_high``, else the ``k_fast``
     best, until it is full; beyond the span nothing is recomputed. The next cycle starts where the span ended.
 
-    ``preset`` fills what is not given: ``paper`` as published, ``reference`` as the authors' code does it.
+    ``preset`` fills what is not given: ``paper`` as published, ``reference`` and ``reference_dream`` as the authors'
+    code does it for LLaDA and for Dream.
     """
 
     name = "slowfast"
@@ -82,6 +96,12 @@ class SlowFast(PolicyBase):
     tau_min: float = param(None, "a position this confident may end the span (paper .1, reference .3)", ge=0, le=2)
     tau_high: float = param(
         None, "inside the span, commit what is this confident (paper .85, reference .9)", ge=0, le=2
+    )
+    tau_slow: float = param(
+        None,
+        "the same in the slow phase, where that commits by threshold (reference_dream .8, else tau_high)",
+        ge=0,
+        le=2,
     )
     k_max: int = param(None, "most exploratory forwards of a cycle (paper 8, reference 6)", ge=1)
     window: int = param(2, "candidates that the stability test looks at", ge=1, le=64)
@@ -118,18 +138,30 @@ class SlowFast(PolicyBase):
     )
     endpoint: str = param(
         None,
-        "a stable span ends at the mean of the candidates or at the last (paper mean, reference last)",
-        choices=("mean", "last"),
+        "the span ends at the mean of the candidates, or at the last where stable, else at their mean, rounded down or "
+        "to the nearest (paper mean, reference last, reference_dream last_or_rounded)",
+        choices=("mean", "last", "last_or_rounded"),
+    )
+    variance: str = param(
+        None,
+        "stable is a variance over the window below sigma2, or a sample variance up to it (reference_dream sample)",
+        choices=("population", "sample"),
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key, value in (PRESETS[self.preset] | {"sigma2": BOUNDS[self.signal]}).items():
+        for key, value in self._given().items():
             if getattr(self, key) is None:
                 object.__setattr__(self, key, value)
 
+    def _given(self) -> dict[str, Any]:
+        """What the preset, the signal and the other values fill in."""
+        preset = PRESETS[self.preset]
+        high = preset["tau_high"] if self.tau_high is None else self.tau_high
+        return {"tau_slow": high, "sigma2": BOUNDS[self.signal], **preset}
+
     def _default(self, field: Field[Any]) -> Any:
-        return PRESETS[self.preset].get(field.name, BOUNDS[self.signal] if field.name == "sigma2" else field.default)
+        return self._given().get(field.name, field.default)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -164,8 +196,10 @@ class SlowFast(PolicyBase):
         explored = self._explore(canvas, prediction, state, start, high)
         write = torch.where(
             slow[:, None],
-            self._commit(prediction.confidence, self.k_slow, self.slow_commit),
-            self._commit(prediction.confidence, self.k_fast, "threshold"),
+            self._commit(
+                prediction.confidence, self.k_slow, self.tau_slow if self.slow_commit == "threshold" else None
+            ),
+            self._commit(prediction.confidence, self.k_fast, self.tau_high),
         )
         left = canvas.masked & ~write & (canvas.position >= start[:, None])
         limit = self.force_after or self.k_max
@@ -191,10 +225,11 @@ class SlowFast(PolicyBase):
         high = canvas.length if self.block_length is None else torch.minimum(low + self.block_length, canvas.length)
         return torch.where(state.start < 0, low, state.start), high
 
-    def _commit(self, confidence: Tensor, count: int, rule: str) -> Tensor:
-        if rule == "top":
+    @staticmethod
+    def _commit(confidence: Tensor, count: int, tau: float | None) -> Tensor:
+        if tau is None:
             return top(confidence, count)
-        sure = at_least(confidence, self.tau_high)
+        sure = at_least(confidence, tau)
         if count == 1:
             return sure | best(confidence)
         return sure | top(confidence, count) & ~sure.any(1, keepdim=True)
@@ -211,13 +246,15 @@ class SlowFast(PolicyBase):
         ends = torch.where(looking[:, None], _push(state.ends, candidate), state.ends)
         signal, seen = self._signal(prediction, state, ends, step)
         limit = self.force_after or self.k_max
-        stable = (step >= self.window) & (signal_spread(signal, self.signal) < self.sigma2)
+        stable = (step >= self.window) & self._stable(signal)
         if self.force_after is not None:
             stable = torch.zeros_like(stable)
         settles = looking & (stable | (step >= limit))
         known = torch.arange(self.window, device=step.device) >= self.window - step[:, None]
-        mean = ((ends * known).sum(1) / known.sum(1).clamp(min=1)).floor()
-        end = torch.where(stable, candidate, mean) if self.endpoint == "last" else mean
+        mean = (ends * known).sum(1) / known.sum(1).clamp(min=1)
+        nearest = (mean - canvas.prompt).round() + canvas.prompt  # halves to the even number of response positions
+        mean = nearest if self.endpoint == "last_or_rounded" else mean.floor()
+        end = mean if self.endpoint == "mean" else torch.where(stable, candidate, mean)
         return replace(
             state,
             end=torch.where(settles, end.long(), state.end),
@@ -227,6 +264,14 @@ class SlowFast(PolicyBase):
             signal=signal,
             confidence=seen,
         )
+
+    def _stable(self, history: Tensor) -> Tensor:
+        """``[B]`` the variance over the history, or the newest value (kl), against ``sigma2``."""
+        if self.signal == "kl":
+            return history[:, -1] < self.sigma2
+        if self.variance == "sample":
+            return history.var(1) <= self.sigma2
+        return history.var(1, correction=0) < self.sigma2
 
     def _signal(
         self, prediction: Prediction, state: SlowFastState, ends: Tensor, step: Tensor
@@ -243,11 +288,6 @@ class SlowFast(PolicyBase):
         p, q = _normalised(now, both), _normalised(state.confidence, both)
         value = torch.where(both, p * (p / q).log(), 0.0).sum(1)
         return _push(state.signal, torch.where(step > 1, value, torch.inf)), now
-
-
-def signal_spread(history: Tensor, signal: str) -> Tensor:
-    """``[B]`` what is compared with ``sigma2``: the variance over the history, or the newest value (kl)."""
-    return history[:, -1] if signal == "kl" else history.var(1, correction=0)
 
 
 def _push(history: Tensor, value: Tensor) -> Tensor:

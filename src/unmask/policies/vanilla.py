@@ -9,8 +9,7 @@ from torch import Tensor
 
 from ..core.canvas import Canvas, Update
 from ..core.config import param
-from ..core.errors import RequestError
-from ..core.pick import top
+from ..core.pick import block_steps, top
 from ..core.predict import uniform
 from ..core.protocols import Ask, PolicyBase, Prediction, Sampling
 
@@ -64,14 +63,7 @@ class Vanilla(PolicyBase):
         """
         length = canvas.length - canvas.prompt
         size = length if self.block_length is None else torch.full_like(length, self.block_length)
-        blocks = (length + size - 1) // size
-        steps = size if self.steps is None else self.steps // blocks
-        if self.steps is not None and bool((self.steps % blocks != 0).any()):
-            odd = int(blocks[(self.steps % blocks).argmax()])
-            raise RequestError(
-                f"vanilla: steps must be a multiple of the number of blocks "
-                f"(gen_length / block_length = {odd}), got {self.steps}"
-            )
+        steps = size if self.steps is None else block_steps(self.name, self.steps, length, size)
         zero = torch.zeros_like(length)
         return VanillaState(steps, zero - 1, zero, zero, sampling.seed, zero)
 
