@@ -82,6 +82,7 @@ POLICY_VARIANTS: dict[str, list[str]] = {
     ],
     "klass": ["klass(tau=0.4,kl=0.3,block_length=5)", "klass(tau=0.5,kl=1,history=1,block_length=none)"],
     "wino": ["wino(tau_in=0.3,tau_out=0.3,block_length=6)", "wino(tau_in=0.5,tau_out=0.5,block_length=30)"],
+    "left_to_right": ["left_to_right(k=2,lookahead=5)"],
     "dream": [
         "dream(alg=maskgit_plus)",
         "dream(steps=5,alg=topk_margin)",
@@ -110,6 +111,7 @@ CACHE_VARIANTS: dict[str, list[str]] = {
         "dllm(kp=2,kr=3,rho=1,first_layer=all)",
         "dllm(kp=2,kr=3,rho=0.5,first_layer=adaptive)",
     ],
+    "trailing": ["trailing(window=3)"],
     "every": ["every(none,2)", "every(dllm,3)", "every(dual,3)"],
 }
 

@@ -280,6 +280,14 @@ def _slowfast_dream_dllmcache(case: Case, p: Params) -> Specs:
     return _slowfast_dream(case, p)[0], _interval(p, "adaptive")
 
 
+def _leftright(case: Case, p: Params) -> Specs:
+    p.greedy()
+    p.only("eos_token_id", None)
+    window = p.take("kv_window", None)
+    policy = _spec("left_to_right", k=p.take("tokens_per_step", 1), lookahead=p.take("max_lookahead", None))
+    return policy, "none" if window is None else _spec("trailing", window=window)
+
+
 METHODS: dict[str, Callable[[Case, Params], Specs]] = {
     "llada_vanilla": _llada,
     "fastdllm": _fastdllm("none"),
@@ -298,6 +306,7 @@ METHODS: dict[str, Callable[[Case, Params], Specs]] = {
     "slowfast_dllmcache": _slowfast_dllmcache,
     "slowfast_dream": _slowfast_dream,
     "slowfast_dream_dllmcache": _slowfast_dream_dllmcache,
+    "leftright": _leftright,
     "dream_maskgit_plus": _dream("maskgit_plus"),
     "dream_topk_margin": _dream("topk_margin"),
     "dream_entropy": _dream("entropy"),
@@ -311,7 +320,6 @@ METHODS: dict[str, Callable[[Case, Params], Specs]] = {
 # entry whose name has arrived fails a test below, and is to be replaced by one in METHODS.
 LATER = {
     "apd": ("policy", "apd"),
-    "leftright": ("policy", "apd"),
 }
 LATER_ARCHITECTURES = {"Qwen2ForCausalLM": "APD's autoregressive verifier"}
 

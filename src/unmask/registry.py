@@ -23,6 +23,7 @@ POLICIES = {
     "entropy_bound": "unmask.policies.entropy_bound:EntropyBound",
     "klass": "unmask.policies.klass:Klass",
     "wino": "unmask.policies.wino:Wino",
+    "left_to_right": "unmask.policies.left_to_right:LeftToRight",
     "dream": "unmask.policies.dream:Dream",
     "slowfast": "unmask.policies.slowfast:SlowFast",
 }
@@ -31,6 +32,7 @@ CACHES = {
     "prefix": "unmask.caches.block:PrefixCache",
     "dual": "unmask.caches.block:DualCache",
     "dllm": "unmask.caches.interval:IntervalCache",
+    "trailing": "unmask.caches.trailing:TrailingCache",
     "every": "unmask.caches.every:Every",
 }
 _METHODS = {"policy": ("init", "ask", "decide"), "cache": ("init", "plan", "layer", "note")}
