@@ -33,7 +33,7 @@ format: $(VENV)/.installed-test
 
 pictures: $(VENV)/.installed
 	$(BIN)/python examples/picture.py docs/img/side_by_side.svg
-	$(BIN)/unmask generate "$$RECORD" --gen-length 64 --policy slowfast --cache dllm \
+	$(BIN)/unmask generate "$$RECORD" --gen-length 64 --policy slowfast --cache "dllm(kp=2,kr=1)" \
 	    --picture docs/img/decoding.svg --animate
 
 define RECORD

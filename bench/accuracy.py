@@ -14,12 +14,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import Case, Config, append_line, cases, environment, wilson
+from common import DLLM, SLOWFAST, Case, Config, append_line, cases, environment, wilson
 
 import unmask
 from unmask.tasks import FAMILIES
 
-DEFAULT = ["vanilla=vanilla|none", "slowfast+dllm=slowfast(suffix=truncate)|dllm"]
+DEFAULT = ["vanilla=vanilla|none", f"slowfast+dllm={SLOWFAST}|{DLLM}"]
 
 
 def main() -> None:

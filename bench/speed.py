@@ -17,17 +17,16 @@ from statistics import median
 from typing import Any
 
 import torch
-from common import Case, Config, cases, environment
+from common import DLLM, SLOWFAST, Case, Config, cases, environment
 
 import unmask
 
-SLOWFAST = "slowfast(suffix=truncate)"
 HEADLINE = [
     Config("vanilla, as published", "vanilla", "none", eos_stop=False),
     Config("vanilla, early stop", "vanilla", "none"),
     Config("threshold + dual", "threshold", "dual"),
     Config("slowfast", SLOWFAST, "none"),
-    Config("slowfast + dllm", SLOWFAST, "dllm"),
+    Config("slowfast + dllm", SLOWFAST, DLLM),
 ]
 
 

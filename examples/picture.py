@@ -15,7 +15,7 @@ PROMPT = (
     "Kai starts with 5 pins. Then 7 pins are added. Kai gives half of them to Ella. Kai gets 8 from Ella. "
     "How many pins are left?"
 )
-WAYS = (("vanilla", "none"), ("slowfast", "dllm"))
+WAYS = (("vanilla", "none"), ("slowfast", "dllm(kp=2,kr=1)"))
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from functools import cache
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -200,6 +200,7 @@ def test_tempered_measures_are_those_of_the_distribution_drawn_from(
     for line, row in zip(expected, logits.double(), strict=True):
         order = sorted(range(len(row)), key=lambda i: -float(row[i]))[: top_k or None]
         share = (row[order] / (temperature or 1.0)).softmax(0)
+        assume(top_p == 1 or (share.cumsum(0) - top_p).abs().min() > 1e-9)  # on the edge, rounding decides
         kept = [k for k in range(len(order)) if top_p == 1 or not k or share[:k].sum() < top_p]
         line[[order[k] for k in kept]] = share[kept] / share[kept].sum()
     row, place = torch.zeros(len(logits), dtype=torch.long), torch.arange(len(logits))

@@ -94,20 +94,23 @@ class Denoiser:
         hidden, plain, work, fresh = forward(canvas.tokens, state.plain)
         if guidance:
             masked = torch.where(canvas.position < canvas.prompt[:, None], self.spec.mask, canvas.tokens)
-            other, free, more, _ = forward(masked, state.free)
-            hidden, state, work = torch.stack([hidden, other], 1), Branches(plain, free), work + more
+            other, free, again, _ = forward(masked, state.free)
+            hidden, state, work = torch.stack([hidden, other], 1), Branches(plain, free), work + again
         else:
             state = Branches(plain)
         seconds = time.perf_counter() - started
         parts: list[dict[str, Tensor]] = []
-        for piece, logits in self._logits(hidden[: len(row)], guidance, _SAMPLING if hot(sampling, needs) else 1):
+        more = _SAMPLING if hot(sampling, needs) else 1
+        for piece, logits, spent in self._logits(hidden[: len(row)], guidance, more):
+            seconds += spent
             parts.append(read(logits, sampling, needs, row[piece], position[piece], step[row[piece]]))
         prediction = _spread(want, row, position, parts, needs, self.network.arch.vocab)
         fresh = F.pad(fresh[:, :-1], (1, 0)) if self.spec.shift else fresh
         prediction = replace(prediction, fresh=fresh)
         if told is not None:
             share = torch.zeros_like(prediction.confidence)
-            for piece, logits in self._logits(hidden[len(row) :], guidance):
+            for piece, logits, spent in self._logits(hidden[len(row) :], guidance):
+                seconds += spent
                 at = told.row[piece], told.position[piece]
                 share[at] = logits.double().softmax(-1).gather(-1, canvas.tokens[at][:, None])[:, 0]
             prediction = replace(prediction, probe=share)
@@ -155,12 +158,16 @@ class Denoiser:
             hidden = cache.layer(index, block, hidden, rows, state)  # type: ignore[arg-type]
         return hidden
 
-    def _logits(self, hidden: Tensor, guidance: float, share: int = 1) -> Iterator[tuple[slice, Tensor]]:
-        """Logits of hidden states, some lines at a time, and which; ids that may not be said have -inf."""
-        size = max(1, _LOGITS_AT_ONCE // (self.network.arch.vocab * share))
+    def _logits(self, hidden: Tensor, guidance: float, more: int = 1) -> Iterator[tuple[slice, Tensor, float]]:
+        """Logits of hidden states, some lines at a time: which, the logits, seconds in the head.
+
+        Ids that may not be said have -inf. ``more``: how many times the logits' memory the caller needs with them.
+        """
+        size = max(1, _LOGITS_AT_ONCE // (self.network.arch.vocab * more))
         for at in range(0, len(hidden), size):
-            piece = slice(at, at + size)
-            yield piece, forbid(self._guided(hidden[piece], guidance), self.spec)
+            piece, started = slice(at, at + size), time.perf_counter()
+            logits = self._guided(hidden[piece], guidance)
+            yield piece, forbid(logits, self.spec), time.perf_counter() - started
 
     def _guided(self, hidden: Tensor, guidance: float) -> Tensor:
         if not guidance:
