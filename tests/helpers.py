@@ -82,6 +82,8 @@ POLICY_VARIANTS: dict[str, list[str]] = {
     ],
     "klass": ["klass(tau=0.4,kl=0.3,block_length=5)", "klass(tau=0.5,kl=1,history=1,block_length=none)"],
     "wino": ["wino(tau_in=0.3,tau_out=0.3,block_length=6)", "wino(tau_in=0.5,tau_out=0.5,block_length=30)"],
+    "hierarchical": ["hierarchical(tau=0.6,low=0.2,block_length=7)"],
+    "credit": ["credit(tau=0.5,block_length=5)"],
     "left_to_right": ["left_to_right(k=2,lookahead=5)"],
     "dream": [
         "dream(alg=maskgit_plus)",

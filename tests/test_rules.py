@@ -1,6 +1,8 @@
-"""Laws of the rules that say how many positions a forward may commit: factor, entropy bound, KLASS."""
+"""Laws of the rules that say which positions to commit: factor, entropy bound, KLASS, hierarchical, credit."""
 
 from __future__ import annotations
+
+from itertools import groupby
 
 import pytest
 import torch
@@ -11,8 +13,10 @@ from helpers import MASK, SPEC, Row, decode, tiny
 from unmask.core.canvas import Canvas
 from unmask.core.protocols import Prediction, Sampling
 from unmask.engine.batch import Request
+from unmask.policies.credit import Credit
 from unmask.policies.entropy_bound import EntropyBound
 from unmask.policies.factor import Factor
+from unmask.policies.hierarchical import Hierarchical
 from unmask.policies.klass import Klass
 
 REQUESTS = [Request(0, [5, 6, 7], 12, eos_stop=False), Request(1, [4], 9), Request(2, [9, 8, 7, 6], 14)]
@@ -107,3 +111,58 @@ def test_klass_does_not_take_a_kept_answer_for_a_stable_one() -> None:
             canvas, Prediction(answer.token, answer.confidence, logits=logits, fresh=seen), state
         )
         assert int(update.write.sum()) == committed
+
+
+@given(st.lists(st.one_of(st.none(), st.integers(0, 20).map(lambda n: n / 20)), min_size=1, max_size=12))
+def test_hierarchical_takes_the_best_of_every_run(values: list[float | None]) -> None:
+    confidence = [-torch.inf if v is None else v for v in values]
+    canvas, answer = prediction(confidence)
+    update, _ = Hierarchical(tau=0.8, low=0.4, block_length=None).decide(canvas, answer, None)
+    found = set(update.write[0, 1:].nonzero()[:, 0].tolist())
+    expected = {i for i, c in enumerate(confidence) if c > 0.8}
+    runs = [
+        [i for i, _ in group] for masked, group in groupby(enumerate(values), lambda iv: iv[1] is not None) if masked
+    ]
+    for run in runs:
+        high = max(confidence[i] for i in run)
+        expected |= {i for i in run if confidence[i] == high > 0.4}
+    if runs:
+        expected.add(max(range(len(confidence)), key=confidence.__getitem__))
+    assert found == expected
+
+
+def test_hierarchical_splits_runs_in_two() -> None:
+    """At confidence 1 everywhere but for the order, a run of 15 takes 4 forwards when the middle is always best."""
+    canvas = Canvas.blank([[1]], [15], SPEC)
+    policy, forwards = Hierarchical(tau=2, low=0, block_length=None), 0
+    rank = torch.tensor([[0.0, *(0.1 + (i & -i) / 32 for i in range(1, 16))]], dtype=torch.float64)
+    while not bool(canvas.done):
+        answer = Prediction(torch.ones_like(canvas.tokens), torch.where(canvas.masked, rank, -torch.inf))
+        update, _ = policy.decide(canvas, answer, None)
+        canvas, forwards = canvas.apply(update), forwards + 1
+    assert forwards == 4
+
+
+def test_credit_without_weight_is_threshold() -> None:
+    ours, theirs = rows("credit(tau=0.5,alpha=0,block_length=5)"), rows("threshold(tau=0.5,block_length=5)")
+    assert [row.commits for row in ours.values()] == [row.commits for row in theirs.values()]
+
+
+def test_credit_is_earned_kept_and_spent() -> None:
+    """One mask, always 0.5 for one of two tokens: the credit after n forwards is the sum of .8^k p^.2."""
+    canvas = Canvas.blank([[1]], [2], SPEC)
+    policy = Credit(tau=2, block_length=None)
+    zero = torch.zeros(1, dtype=torch.float64)
+    state = policy.init(canvas, Sampling(zero, zero + 1, zero.long(), zero.long()))
+    logits = torch.full((2, SPEC.vocab), -torch.inf)
+    logits[:, [3, 4]] = 0.0
+    half = torch.where(canvas.masked, 0.5, -torch.inf).double()
+    credit = 0.0
+    for _ in range(4):
+        answer = Prediction(torch.full_like(canvas.tokens, 3), half, logits=logits)
+        update, state = policy.decide(canvas, answer, state)
+        credit = 0.8 * credit + 0.5**0.2
+        assert float(state.credit[0, 1, 3]) == pytest.approx(credit)
+        assert float(state.credit[0, 1, 4]) == 0
+        assert update.token[0, 1] == 3
+    assert not state.credit[0, 0].any()
