@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--family", action="append", choices=list(FAMILIES), help="repeatable (default: all)")
     parser.add_argument("--n", type=int, default=300, help="problems per family")
     parser.add_argument("--gen-length", type=int, default=256)
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--split", default="test", choices=("valid", "test"), help="tune on valid, report test")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", default="auto")

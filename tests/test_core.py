@@ -163,6 +163,14 @@ def test_partition_is_the_cheapest_there_is(work: list[float], tile_cost: float)
         assert cost(groups) <= cost(other)
 
 
+@given(st.lists(st.integers(0, 40).map(float), min_size=1, max_size=20), st.sampled_from([1.0, 50.0, 120.0]))
+def test_partition_keeps_groups_small(work: list[float], most: float) -> None:
+    groups = partition(work, 10.0, most)
+    assert sorted(i for group in groups for i in group) == list(range(len(work)))
+    for group in groups:
+        assert len(group) == 1 or len(group) * max(work[i] for i in group) <= most
+
+
 @given(st.data())
 def test_tiles_split_the_rows_and_lay_out_each_as_gather_does(data: st.DataObject) -> None:
     compute = data.draw(masks())
