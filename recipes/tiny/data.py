@@ -22,18 +22,18 @@ LENGTHS = (
 BLOCK = 32
 EOS_WEIGHT = 0.15  # of the padding behind the first two end tokens
 DEFAULT_MIX = {
-    "word_problem": 0.18,
-    "waiting_line": 0.18,
-    "sudoku": 0.12,
-    "record": 0.1,
-    "multi": 0.01,
-    "chain": 0.08,
-    "sheet": 0.08,
-    "drill": 0.12,
+    "word_problem": 0.14,
+    "waiting_line": 0.3,
+    "sudoku": 0.06,
+    "record": 0.06,
+    "multi": 0.06,
+    "chain": 0.09,
+    "sheet": 0.09,
+    "drill": 0.04,
     "facts": 0.1,
-    "echo": 0.13,
-    "wide": 0.02,
-    "loose": 0.25,
+    "echo": 0.06,
+    "wide": 0.04,
+    "loose": 0.2,
 }
 
 

@@ -1,6 +1,6 @@
-"""Train the tiny checkpoint; runs on two CPU cores in about two hours, or on a GPU, and resumes after a kill.
+"""Train the tiny checkpoint; runs on two CPU cores in about three hours, or on a GPU, and resumes after a kill.
 
-    python recipes/tiny/train.py --minutes 100
+    python recipes/tiny/train.py --minutes 170
     python recipes/tiny/train.py --init src/unmask/assets/tiny --minutes 30   # go on from the shipped weights
 
 The learning rate warms up, stays, and decays to zero over the last ``--decay-share`` of the minutes
@@ -38,7 +38,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--run", type=Path, default=Path("runs/tiny"), help="checkpoint, log and export go here")
     parser.add_argument("--tokenizer", type=Path, default=Path("src/unmask/assets/tiny"))
     parser.add_argument("--init", type=Path, help="start from the weights of an exported checkpoint")
-    parser.add_argument("--minutes", type=float, default=100.0, help="training time in all, resumes included")
+    parser.add_argument("--minutes", type=float, default=170.0, help="training time in all, resumes included")
     parser.add_argument("--decay-share", type=float, default=0.2)
     parser.add_argument("--lr-scale", type=float, default=1.0)
     parser.add_argument("--tokens", type=int, default=4096, help="tokens of a batch")
