@@ -538,7 +538,7 @@ class TestSpecs:
         [
             ("policy", "threshold(tua=0.9)", ("threshold has no parameter 'tua'", "tau, block_length")),
             ("cache", "dual(n=1)", ("dual has no parameter 'n'", "none")),
-            ("policy", "threshold(0.9,32,1)", ("threshold takes at most 2 values", "got 3")),
+            ("policy", "factor(0.9,32,exact,1)", ("factor takes at most 3 values", "got 4")),
             ("policy", "threshold(0.9,tau=0.8)", ("tau is given twice",)),
             ("policy", "threshold(tau=0.9,tau=0.8)", ("tau is given twice",)),
             ("policy", "threshold(tau=-0.1)", ("threshold: tau must be a number in [0, 2]", "got -0.1")),

@@ -317,8 +317,8 @@ def test_lists(command, kind):
 
 def test_lists_tell_presets():
     parameters = {p["name"]: p for p in json.loads(fine(run("policies", "--json")))["slowfast"]["parameters"]}
-    assert parameters["tau_min"]["presets"] == {"paper": 0.1, "reference": 0.3}
-    assert "tau_min = 0.1 (paper), 0.3 (reference); a number in [0, 2]" in fine(run("policies"))
+    assert parameters["tau_min"]["presets"] == {"paper": 0.1, "reference": 0.3, "reference_dream": 0.1}
+    assert "tau_min = 0.1 (paper), 0.3 (reference), 0.1 (reference_dream); a number in [0, 2]" in fine(run("policies"))
 
 
 def test_help_and_version():

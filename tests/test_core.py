@@ -440,7 +440,7 @@ def test_defaults_are_not_written_down() -> None:
         ("policy", "vanila", ["unknown policy 'vanila'", "slowfast", "threshold", "vanilla"]),
         ("cache", "dualcache", ["unknown cache 'dualcache'", "dllm", "dual", "every", "none", "prefix"]),
         ("policy", "threshold(theta=1)", ["threshold has no parameter 'theta'", "tau", "block_length"]),
-        ("policy", "threshold(1,2,3)", ["threshold takes at most 2 values, got 3"]),
+        ("policy", "factor(1,2,exact,3)", ["factor takes at most 3 values, got 4"]),
         ("policy", "threshold(1,tau=2)", ["threshold: tau is given twice"]),
         ("policy", "threshold(tau=2.5)", ["threshold: tau must be a number in [0, 2], got 2.5"]),
         ("policy", "threshold(tau=-0.1)", ["threshold: tau must be a number in [0, 2], got -0.1"]),

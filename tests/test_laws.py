@@ -519,6 +519,7 @@ def test_guidance_keeps_two_stores(kept: str, shift: bool) -> None:
         for before, _, event in trail(model, f"vanilla(block_length=5,cfg_scale={scale})", kept, request):
             canvas = before.canvas
             masked = replace(canvas, tokens=torch.where(canvas.response, canvas.tokens, MASK))
+            masked.__dict__.update(masked=canvas.masked, frontier=canvas.frontier)  # the prompt is not to be filled
             plain, free = plain or model.init(canvas, kept_by), free or model.init(masked, kept_by)
             seen.clear()
             common = event.ask, kept_by

@@ -80,7 +80,7 @@ def test_demo(monkeypatch, capsys):
 
 def test_picture_example(tmp_path, monkeypatch, capsys):
     example("picture.py", str(tmp_path / "p.svg"), "--gen-length", "16", monkeypatch=monkeypatch)
-    assert (tmp_path / "p.svg").read_text().count("<title>vanilla; slowfast + dllm</title>") == 1
+    assert (tmp_path / "p.svg").read_text().count("<title>vanilla; slowfast + dllm(kp=2,kr=1)</title>") == 1
     assert capsys.readouterr().out.startswith("vanilla: ")
 
 

@@ -104,6 +104,7 @@ class IntervalCache(Configured):
         always = {"full": response, "all": response | keys & ~canvas.response, "adaptive": nothing}[self.first_layer]
         compute = due | need | always | (response if self.rho else nothing)
         open_ = response & ~due if self.rho else nothing
+        share = torch.minimum(share, open_.sum(1))  # what has just come into sight is due and not open
         rest = first = self._work(due, open_, share, compute)
         if self.first_layer != "adaptive":
             first = self._work(due | always, nothing, torch.zeros_like(share), compute)
