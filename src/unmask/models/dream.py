@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..core.errors import ModelError
-from .family import Description, flag, id_list, number, refuse, size
+from .family import Description, flag, number, refuse, size, special_ids, weight_names
 from .transformer import Architecture
 
+_OUTER = {"embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
 _LAYER = {
     "attn_norm": "input_layernorm",
     "q": "self_attn.q_proj",
@@ -45,27 +45,14 @@ class Dream:
             bias=True,
             tied=flag(config, "tie_word_embeddings"),
         )
-        eos = id_list(config, "eos_token_id")
-        if not eos:
-            raise ModelError("config.json has no 'eos_token_id'")
         return Description(
             family=self.name,
             arch=arch,
             context=size(config, "max_position_embeddings"),
-            mask=size(config, "mask_token_id", at_least=0),
-            eos=eos,
-            pad=size(config, "pad_token_id", eos[0], at_least=0),
+            **special_ids(config),
             shift=True,
         )
 
     def names(self, arch: Architecture) -> dict[str, str]:
         """See :class:`unmask.models.family.Family`."""
-        names = {"embed.weight": "model.embed_tokens.weight", "norm.weight": "model.norm.weight"}
-        if not arch.tied:
-            names["head.weight"] = "lm_head.weight"
-        for i in range(arch.layers):
-            for ours, theirs in _LAYER.items():
-                names[f"blocks.{i}.{ours}.weight"] = f"model.layers.{i}.{theirs}.weight"
-                if ours in "qkv":
-                    names[f"blocks.{i}.{ours}.bias"] = f"model.layers.{i}.{theirs}.bias"
-        return names
+        return weight_names(arch, _OUTER, "model.layers.{}", _LAYER)

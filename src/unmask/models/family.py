@@ -122,3 +122,33 @@ def id_list(config: Mapping[str, Any], key: str, file: str = "config.json") -> t
     if any(not isinstance(i, int) or isinstance(i, bool) for i in ids):
         raise ModelError(f"{file} has {key} = {value!r}; it must be an integer or a list of integers")
     return ids
+
+
+def special_ids(config: Mapping[str, Any]) -> dict[str, Any]:
+    """``mask``, ``eos`` and ``pad`` of a :class:`Description`, from the usual keys (pad: the end of text, if absent).
+
+    Raises:
+        ModelError: no mask or no end of text, or not an id.
+    """
+    eos = id_list(config, "eos_token_id")
+    if not eos:
+        raise ModelError("config.json has no 'eos_token_id'")
+    pad = size(config, "pad_token_id", eos[0], at_least=0)
+    return {"mask": size(config, "mask_token_id", at_least=0), "eos": eos, "pad": pad}
+
+
+def weight_names(arch: Architecture, outer: Mapping[str, str], block: str, layer: Mapping[str, str]) -> dict[str, str]:
+    """From our parameter names to a checkpoint's.
+
+    Args:
+        arch: sizes, tied head, bias.
+        outer: names outside the blocks, without ``.weight``.
+        block: what the name of each block begins with, ``{}`` for its number.
+        layer: names inside a block.
+    """
+    names = {f"{ours}.weight": f"{theirs}.weight" for ours, theirs in outer.items() if ours != "head" or not arch.tied}
+    for i in range(arch.layers):
+        for ours, theirs in layer.items():
+            for kind in ("weight", "bias") if arch.bias and ours in "qkv" else ("weight",):
+                names[f"blocks.{i}.{ours}.{kind}"] = f"{block.format(i)}.{theirs}.{kind}"
+    return names

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..core.errors import ModelError
-from .family import Description, flag, id_list, number, refuse, size
+from .family import Description, flag, number, refuse, size, special_ids, weight_names
 from .transformer import Architecture
 
+_OUTER = {"embed": "model.transformer.wte", "norm": "model.transformer.ln_f", "head": "model.transformer.ff_out"}
 _LAYER = {
     "attn_norm": "attn_norm",
     "q": "q_proj",
@@ -61,28 +61,14 @@ class Llada:
             bias=flag(config, "include_qkv_bias"),
             tied=flag(config, "weight_tying"),
         )
-        eos = id_list(config, "eos_token_id")
-        if not eos:
-            raise ModelError("config.json has no 'eos_token_id'")
         return Description(
             family=self.name,
             arch=arch,
             context=size(config, "max_sequence_length"),
-            mask=size(config, "mask_token_id", at_least=0),
-            eos=eos,
-            pad=size(config, "pad_token_id", eos[0], at_least=0),
+            **special_ids(config),
             shift=False,
         )
 
     def names(self, arch: Architecture) -> dict[str, str]:
         """See :class:`unmask.models.family.Family`."""
-        root = "model.transformer"
-        names = {"embed.weight": f"{root}.wte.weight", "norm.weight": f"{root}.ln_f.weight"}
-        if not arch.tied:
-            names["head.weight"] = f"{root}.ff_out.weight"
-        for i in range(arch.layers):
-            for ours, theirs in _LAYER.items():
-                names[f"blocks.{i}.{ours}.weight"] = f"{root}.blocks.{i}.{theirs}.weight"
-                if arch.bias and ours in "qkv":
-                    names[f"blocks.{i}.{ours}.bias"] = f"{root}.blocks.{i}.{theirs}.bias"
-        return names
+        return weight_names(arch, _OUTER, "model.transformer.blocks.{}", _LAYER)
