@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,6 +60,7 @@ def tiny(
     return Denoiser(network, replace(SPEC, shift=shift))
 
 
+VERIFIER = Path(__file__).parent / "verifier"  # random, float64, two ids short of the vocabulary above
 POLICY_VARIANTS: dict[str, list[str]] = {
     "vanilla": [
         "vanilla(block_length=4)",
@@ -85,6 +87,10 @@ POLICY_VARIANTS: dict[str, list[str]] = {
     "hierarchical": ["hierarchical(tau=0.6,low=0.2,block_length=7)"],
     "credit": ["credit(tau=0.5,block_length=5)"],
     "left_to_right": ["left_to_right(k=2,lookahead=5)"],
+    "apd": [
+        f'apd(r=0.4,lookahead=6,verifier="{VERIFIER}")',
+        f'apd(r=0.2,lookahead=none,verifier="{VERIFIER}",preset=reference)',
+    ],
     "dream": [
         "dream(alg=maskgit_plus)",
         "dream(steps=5,alg=topk_margin)",

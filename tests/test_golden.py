@@ -13,6 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -23,13 +24,14 @@ import torch
 
 import unmask
 from helpers import forward
-from unmask import registry
+from unmask import registry, verifier
 from unmask.caches import interval
+from unmask.core.canvas import Canvas, ModelSpec
 from unmask.core.config import Spec
 from unmask.engine.batch import Request, run
 from unmask.engine.loop import Step
 from unmask.models.denoiser import Denoiser
-from unmask.models.weights import FAMILIES, Checkpoint
+from unmask.models.weights import Checkpoint
 
 try:
     import tomllib
@@ -288,6 +290,20 @@ def _leftright(case: Case, p: Params) -> Specs:
     return policy, "none" if window is None else _spec("trailing", window=window)
 
 
+def _apd(case: Case, p: Params) -> Specs:
+    p.greedy()
+    p.take("eos_token_id", None)  # see requests
+    window, folder = p.take("kv_window", None), ROOT / "checkpoints" / case.data["verifier"]
+    policy = _spec(
+        "apd",
+        preset=Spec("reference"),
+        r=p.take("apd_mixture_weight", None),
+        lookahead=p.take("max_lookahead", None),
+        verifier=str(folder),
+    )
+    return policy, "none" if window is None else _spec("trailing", window=window)
+
+
 METHODS: dict[str, Callable[[Case, Params], Specs]] = {
     "llada_vanilla": _llada,
     "fastdllm": _fastdllm("none"),
@@ -307,6 +323,7 @@ METHODS: dict[str, Callable[[Case, Params], Specs]] = {
     "slowfast_dream": _slowfast_dream,
     "slowfast_dream_dllmcache": _slowfast_dream_dllmcache,
     "leftright": _leftright,
+    "apd": _apd,
     "dream_maskgit_plus": _dream("maskgit_plus"),
     "dream_topk_margin": _dream("topk_margin"),
     "dream_entropy": _dream("entropy"),
@@ -316,19 +333,7 @@ METHODS: dict[str, Callable[[Case, Params], Specs]] = {
     "fastdllm_dream_dual": _fastdllm_dream_blocks("dual"),
 }
 
-# Work to come: what each method waits for, a name in the registry, an architecture, or options of what is there. An
-# entry whose name has arrived fails a test below, and is to be replaced by one in METHODS.
-LATER = {
-    "apd": ("policy", "apd"),
-}
-LATER_ARCHITECTURES = {"Qwen2ForCausalLM": "APD's autoregressive verifier"}
-
-
-def arrived(kind: str, name: str) -> bool:
-    """Whether what an entry of LATER waits for is there."""
-    if kind == "architecture":
-        return any(name in family.architectures for family in FAMILIES)
-    return name in {"policy": registry.POLICIES, "cache": registry.CACHES, "method": METHODS}[kind]
+VERIFIERS = {"Qwen2ForCausalLM"}  # no diffusion models: of use to APD alone
 
 
 # --- finding and running the cases ---------------------------------------------------------------------------------
@@ -361,10 +366,9 @@ def _mask_id(case: Case) -> int:
     return json.loads((ROOT / "checkpoints" / case.checkpoint / "config.json").read_text())["mask_token_id"]
 
 
-ALL = find_cases()
-CASES = [c for c in ALL if c.method not in LATER and _architecture(c.checkpoint) not in LATER_ARCHITECTURES]
-LOGITS = [e for e in read("logits.json") if _architecture(e[1]["checkpoint"]) not in LATER_ARCHITECTURES]
-assert len({(c.group, c.name) for c in ALL}) == len(ALL), "two cases have the same name"
+CASES = find_cases()
+LOGITS = list(read("logits.json"))
+assert len({(c.group, c.name) for c in CASES}) == len(CASES), "two cases have the same name"
 
 
 @cache
@@ -375,7 +379,7 @@ def model(checkpoint: str) -> Denoiser:
 def specs(case: Case) -> Specs:
     """Policy and cache; fails on methods and parameters that the table does not know."""
     if case.method not in METHODS:
-        raise NotImplementedError(f"method {case.method!r} is neither supported nor listed in LATER")
+        raise NotImplementedError(f"method {case.method!r} is not supported")
     params = Params(case.data["params"])
     gen_length = params.pop("gen_length", None) or params.pop("max_new_tokens", None)
     assert gen_length in (None, case.gen_length)
@@ -409,7 +413,14 @@ class Outcome:
 
 def requests(case: Case) -> list[Request]:
     top_k = 50 if case.method.startswith("fastdllm_dream") else 0  # the default of the configuration class it inherits
-    return [Request(0, case.data["prompt_ids"], case.gen_length, top_k=top_k, eos_stop=False)]
+    stops = "eos_token_id" in case.data["params"]
+    return [Request(0, case.data["prompt_ids"], case.gen_length, top_k=top_k, eos_stop=stops)]
+
+
+def denoiser(case: Case) -> Denoiser:
+    """The checkpoint, with the end of text that the case names."""
+    found, eos = model(case.checkpoint), case.data["params"].get("eos_token_id")
+    return found if eos is None else Denoiser(found.network, replace(found.spec, eos=(eos,)))
 
 
 def event(done: Step) -> tuple[Any, ...]:
@@ -422,10 +433,12 @@ def outcome(case: Case) -> Outcome:
     return play(case)
 
 
-def play(case: Case) -> Outcome:
+def play(case: Case, forwards: int | None = None) -> Outcome:
     policy, cache = specs(case)
     events, tokens, nfe = [], [], 0
-    for state, done in run(model(case.checkpoint), registry.cache(cache), registry.policy(policy), requests(case), 1):
+    for state, done in islice(
+        run(denoiser(case), registry.cache(cache), registry.policy(policy), requests(case), 1), forwards
+    ):
         events.append(event(done))
         tokens, nfe = state.canvas.tokens[0, : int(state.canvas.length[0])].tolist(), nfe + 1
     return Outcome([e for e in events if any(e)], tokens, nfe)
@@ -454,6 +467,16 @@ def other_ties(case: Case) -> Iterator[Outcome]:
             yield play(case)
 
 
+def end_of_text_in_the_prompt(case: Case) -> bool:
+    """The reference looks for the end of text in prompt and response alike."""
+    return denoiser(case).spec.eos[0] in case.data["prompt_ids"]
+
+
+def first_forward(case: Case) -> Iterator[Outcome]:
+    """Our run, given up after its first forward."""
+    yield play(case, forwards=1)
+
+
 @dataclass(frozen=True)
 class Condition:
     """When a case may deviate, and runs one of which must reproduce the reference where it does."""
@@ -465,7 +488,10 @@ class Condition:
         return any(not replay.problem(case) for replay in self.replays(case))
 
 
-CONDITIONS = {"ties_of_similarity_in_layer_0": Condition(ties_of_similarity_in_layer_0, other_ties)}
+CONDITIONS = {
+    "ties_of_similarity_in_layer_0": Condition(ties_of_similarity_in_layer_0, other_ties),
+    "end_of_text_in_the_prompt": Condition(end_of_text_in_the_prompt, first_forward),
+}
 DEVIATIONS: list[dict[str, str]] = tomllib.loads((OWN / "deviations.toml").read_text(encoding="utf-8"))["deviation"]
 
 
@@ -491,10 +517,25 @@ def test_trace(case: Case) -> None:
 @pytest.mark.parametrize(("group", "entry"), LOGITS, ids=lambda e: e if isinstance(e, str) else Path(e["file"]).stem)
 def test_logits(group: str, entry: dict[str, Any]) -> None:
     reference = np.load(ROOT / group / entry["file"])
-    ours = forward(model(entry["checkpoint"]), entry["input_ids"]).numpy()
+    if _architecture(entry["checkpoint"]) in VERIFIERS:
+        ours = judged(entry["checkpoint"], entry["input_ids"]).numpy()
+    else:
+        ours = forward(model(entry["checkpoint"]), entry["input_ids"]).numpy()
     assert ours.dtype == np.float32
     assert list(ours.shape) == entry["shape"]
     np.testing.assert_allclose(ours, reference, rtol=0, atol=LOGITS_TOLERANCE)
+
+
+def judged(checkpoint: str, ids: list[int]) -> torch.Tensor:
+    """The verifier's logits behind every token, read in two pieces with its cache cropped between them."""
+    judge, tokens = verifier.load(str(ROOT / "checkpoints" / checkpoint)), torch.tensor([ids])
+    blank = Canvas.blank([ids], [1], ModelSpec(mask=-1, eos=(), pad=0, vocab=2**31, limit=2**31, context=2**31))
+    row, place, half = torch.zeros(len(ids), dtype=torch.long), torch.arange(1, len(ids) + 1), len(ids) // 2
+    first, memory = judge.score(tokens, row[:half], place[:half], judge.memory(blank))
+    memory = memory.cropped(torch.tensor([half - 1]))
+    second, memory = judge.score(tokens, row[half:], place[half:], memory)
+    assert memory.known.tolist() == [len(ids)]
+    return torch.cat([first, second])
 
 
 def test_few_cases_deviate() -> None:
@@ -523,24 +564,18 @@ def test_conditions_are_narrow_and_explain_only_their_own() -> None:
     assert [c.explains(other) for c in excuses(other)] == [False]
 
 
-def test_later_methods_have_not_arrived() -> None:
-    assert not METHODS.keys() & LATER.keys(), "supported methods must leave LATER"
-    assert [m for m, waits in LATER.items() if arrived(*waits)] == [], "what these wait for has arrived: support them"
-    assert [a for a in LATER_ARCHITECTURES if arrived("architecture", a)] == []
-
-
-def test_every_method_is_known_and_every_supported_one_runs() -> None:
-    assert {c.method for c in ALL} <= METHODS.keys() | LATER.keys()
+def test_every_method_is_known_and_every_one_runs() -> None:
+    assert {c.method for c in CASES} <= METHODS.keys()
     if ROOT == OWN:
         assert {c.method for c in CASES} == METHODS.keys()
         assert LOGITS
 
 
-def test_later_checkpoints_cannot_be_loaded() -> None:
-    folders = {c.checkpoint for c in ALL} - {c.checkpoint for c in CASES}
-    for name in sorted(f for f in folders if _architecture(f) in LATER_ARCHITECTURES):
-        with pytest.raises(unmask.ModelError, match="not supported"):
-            Checkpoint.find(ROOT / "checkpoints" / name).family  # noqa: B018
+def test_verifiers_cannot_be_decoded() -> None:
+    for config in sorted(ROOT.glob("checkpoints/*/config.json")):
+        if _architecture(config.parent.name) in VERIFIERS:
+            with pytest.raises(unmask.ModelError, match="not supported"):
+                Checkpoint.find(config.parent).family  # noqa: B018
 
 
 def test_files_hold_one_case_per_line() -> None:
@@ -570,7 +605,7 @@ def test_unknown_reference_parameters_fail(change: dict[str, Any], message: str)
 
 def test_unknown_methods_fail() -> None:
     case = Case("x", CASES[0].data | {"method": "invented"})
-    with pytest.raises(NotImplementedError, match="neither supported nor listed"):
+    with pytest.raises(NotImplementedError, match="is not supported"):
         outcome(case)
 
 

@@ -28,6 +28,7 @@ from llada_folder import (
     write,
 )
 from unmask import api
+from unmask.core import precision
 from unmask.core.rows import gather
 from unmask.models.transformer import Transformer
 from unmask.models.weights import DTYPES, Checkpoint, parameter_count
@@ -127,7 +128,7 @@ def test_any_dtype_into_any(tmp_path, stored, wanted):
 @pytest.mark.parametrize("stored", DTYPES)
 @pytest.mark.parametrize("hardware", [True, False])
 def test_dtype_auto_is_the_checkpoints_own_where_the_cpu_calculates_in_it(tmp_path, monkeypatch, key, stored, hardware):
-    monkeypatch.setattr(api, "cpu_has_bfloat16", lambda: hardware)
+    monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: hardware)
     change = {} if key is None else {key: stored}
     without = tuple({"torch_dtype", "dtype"} - {key})
     folder = write(tmp_path, change, without=without, tensors=weights(CONFIG, DTYPES[stored]))

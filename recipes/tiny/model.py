@@ -119,6 +119,7 @@ class Block(nn.Module):
         q, k = POINTWISE["rotate"](q, cos, sin), POINTWISE["rotate"](k, cos, sin)
         if torch.is_grad_enabled():
             scores = (q * shape[-1] ** -0.5) @ k.transpose(-1, -2)
+            scores = scores if bias is None else scores.masked_fill(~bias, -torch.inf)
             out = torch.softmax(scores, dim=-1, dtype=scores.dtype) @ v
         else:
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
@@ -135,11 +136,11 @@ class Block(nn.Module):
 
 
 class TinyLLaDA(nn.Module):
-    """Bidirectional transformer with an untied head; parameters carry LLaDA's names."""
+    """Transformer with an untied head, bidirectional unless ``causal``; parameters carry LLaDA's names."""
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, config: dict[str, Any], *, causal: bool = False) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.causal = config, causal
         d, vocab = config["d_model"], config["embedding_size"]
         self.transformer = nn.ModuleDict(
             {
@@ -167,12 +168,15 @@ class TinyLLaDA(nn.Module):
         nn.init.normal_(self.transformer["ff_out"].weight, std=0.02)
 
     def forward(self, ids: Tensor, keep: Tensor | None = None, visible: Tensor | None = None) -> Tensor:
-        """Logits at the positions ``keep`` (a mask over ``ids``); ``visible`` hides padding, without gradients only."""
+        """Logits at the positions ``keep`` (a mask over ``ids``); ``visible`` hides padding."""
         x = self.transformer["wte"](ids)
         if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
             x = x.bfloat16()
         cos, sin = (table[: ids.shape[1]].to(x.dtype) for table in (self.cos, self.sin))
         bias = None if visible is None else visible[:, None, None, :]
+        if self.causal:
+            past = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool, device=ids.device).tril()
+            bias = past if bias is None else bias & past
         *blocks, last = self.transformer["blocks"]
         for block in blocks:
             x = block(x, cos, sin, bias, None)

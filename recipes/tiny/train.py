@@ -15,7 +15,7 @@ import json
 import signal
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -32,10 +32,10 @@ WARMUP_STEPS = 50
 MUON_LR, ADAM_LR = 0.008, 0.002
 
 
-def parse() -> argparse.Namespace:
-    """Command line."""
-    parser = argparse.ArgumentParser(description="Train the tiny LLaDA checkpoint.")
-    parser.add_argument("--run", type=Path, default=Path("runs/tiny"), help="checkpoint, log and export go here")
+def parse(description: str, run: str) -> argparse.Namespace:
+    """Command line; ``run`` is the default folder."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--run", type=Path, default=Path(run), help="checkpoint, log and export go here")
     parser.add_argument("--tokenizer", type=Path, default=Path("src/unmask/assets/tiny"))
     parser.add_argument("--init", type=Path, help="start from the weights of an exported checkpoint")
     parser.add_argument("--minutes", type=float, default=170.0, help="training time in all, resumes included")
@@ -78,17 +78,14 @@ class Threads:
 class Run:
     """Everything a training run carries from step to step."""
 
+    mix: ClassVar[dict[str, float]] = DEFAULT_MIX
+    batches_of: type[Batches] = Batches
+
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         torch.manual_seed(args.seed)
         self.tokenizer: Tokenizer = load_tokenizer(args.tokenizer)
-        vocabulary = self.tokenizer.get_vocab_size()
-        names = {"mask_token_id": "<|mdm_mask|>", "eos_token_id": "<|endoftext|>", "pad_token_id": "<|endoftext|>"}
-        ids = {key: self.tokenizer.token_to_id(token) for key, token in names.items()}
-        config = {**CONFIG, "vocab_size": vocabulary, "embedding_size": vocabulary, **ids}
-        self.model = load(args.init) if args.init else TinyLLaDA(config)
-        if not args.init:
-            structured_init(self.model, self.tokenizer)
+        self.model = self.first_model()
         self.model.to(args.device)
         hidden = [p for n, p in self.model.named_parameters() if p.ndim == 2 and "blocks" in n]
         chosen = {id(p) for p in hidden}
@@ -99,8 +96,23 @@ class Run:
         ]
         self.step, self.tokens, self.seconds, self.evaluations = 0, 0, 0.0, 0
         self.resume()
-        self.batches = Batches(self.tokenizer, args.tokens, args.seed * 1_000_003 + self.step, DEFAULT_MIX)
+        self.batches = self.batches_of(self.tokenizer, args.tokens, args.seed * 1_000_003 + self.step, self.mix)
         self.read_mix()
+
+    def first_model(self) -> TinyLLaDA:
+        """The model before the first step."""
+        if self.args.init:
+            return load(self.args.init)
+        vocabulary = self.tokenizer.get_vocab_size()
+        names = {"mask_token_id": "<|mdm_mask|>", "eos_token_id": "<|endoftext|>", "pad_token_id": "<|endoftext|>"}
+        ids = {key: self.tokenizer.token_to_id(token) for key, token in names.items()}
+        model = TinyLLaDA({**CONFIG, "vocab_size": vocabulary, "embedding_size": vocabulary, **ids})
+        structured_init(model, self.tokenizer)
+        return model
+
+    def export(self) -> None:
+        """Write the folder that ships."""
+        export(self.model, self.args.run / "export")
 
     @property
     def checkpoint(self) -> Path:
@@ -128,11 +140,11 @@ class Run:
         partial = self.checkpoint.with_suffix(".partial")
         torch.save(state, partial)
         partial.replace(self.checkpoint)
-        export(self.model, self.args.run / "export")
+        self.export()
 
     def read_mix(self) -> None:
         path = self.args.run / "mix.json"
-        mix = {**DEFAULT_MIX, **json.loads(path.read_text())} if path.exists() else DEFAULT_MIX
+        mix = {**self.mix, **json.loads(path.read_text())} if path.exists() else self.mix
         if mix != self.batches.mix:
             self.batches.mix = dict(mix)
             self.log({"mix": mix})
@@ -185,15 +197,14 @@ class Run:
         self.model.train()
 
 
-def main() -> None:
+def train(kind: type[Run], args: argparse.Namespace) -> None:
     """Train until the minutes are used up."""
-    args = parse()
     threads = Threads(tuple(args.threads))
     torch.set_flush_denormal(True)
     args.run.mkdir(parents=True, exist_ok=True)
     if not args.no_compile:
         compile_pointwise()
-    run = Run(args)
+    run = kind(args)
     run.log({"parameters": sum(p.numel() for p in run.model.parameters()), "seed": args.seed, "mix": run.batches.mix})
     losses: list[float] = []
     saved = evaluated = logged = run.seconds
@@ -224,4 +235,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    train(Run, parse("Train the tiny LLaDA checkpoint.", "runs/tiny"))

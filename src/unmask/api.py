@@ -6,7 +6,7 @@ import math
 import operator
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from . import registry
 from .core.canvas import Canvas, ModelSpec, check_request
 from .core.errors import ModelError, RequestError
+from .core.precision import native
 from .core.protocols import Cache, Policy, Sampling
 from .engine.batch import Request, run
 from .engine.loop import State, Step
@@ -84,6 +85,7 @@ def load(path_or_id: str | Path | None = None, device: str = "auto", dtype: str 
     kind = pick_dtype(dtype, checkpoint, where)
     text = Text.find(checkpoint.folder)
     spec = checkpoint.spec(len(text) if text else None, text.eos if text else ())
+    spec = replace(spec, tokenizer=str(checkpoint.folder) if text else None)
     return Model(load_denoiser(checkpoint, spec, where, kind), text)
 
 
@@ -254,15 +256,7 @@ def pick_dtype(dtype: str, checkpoint: Checkpoint, device: torch.device) -> torc
         if not isinstance(dtype, str) or dtype not in DTYPES:
             raise ModelError(f"unknown dtype {dtype!r}; accepted: auto, {', '.join(DTYPES)}")
         return DTYPES[dtype]
-    own = checkpoint.dtype
-    slow = own == torch.float16 or (own == torch.bfloat16 and not cpu_has_bfloat16())
-    return torch.float32 if slow and device.type == "cpu" else own
-
-
-def cpu_has_bfloat16() -> bool:
-    """Whether the CPU multiplies bfloat16 matrices in hardware (AVX512-BF16 or AMX)."""
-    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(bool(getattr(torch.cpu, name, bool)()) for name in probes)
+    return native(checkpoint.dtype, device)
 
 
 def check_sampling(temperature: float, top_p: float, top_k: int) -> None:

@@ -24,6 +24,7 @@ POLICIES = {
     "klass": "unmask.policies.klass:Klass",
     "wino": "unmask.policies.wino:Wino",
     "left_to_right": "unmask.policies.left_to_right:LeftToRight",
+    "apd": "unmask.policies.apd:Apd",
     "hierarchical": "unmask.policies.hierarchical:Hierarchical",
     "credit": "unmask.policies.credit:Credit",
     "dream": "unmask.policies.dream:Dream",

@@ -44,6 +44,11 @@ class Text:
         return int(max(self._tokenizer.get_vocab().values(), default=-1)) + 1
 
     @property
+    def pieces_by_id(self) -> dict[int, str]:
+        """The vocabulary as the tokenizer writes it."""
+        return {i: piece for piece, i in self._tokenizer.get_vocab().items()}
+
+    @property
     def eos(self) -> tuple[int, ...]:
         """End-of-text ids that the tokenizer knows of."""
         known = self._tokenizer.get_vocab()

@@ -25,6 +25,7 @@ class ModelSpec:
         limit: ids from here on are unknown to the tokenizer and are never sampled.
         context: most positions (prompt + response) the model was made for.
         shift: whether position i is predicted by the network output at i-1 (Dream).
+        tokenizer: folder of the tokenizer that the ids belong to; None where the checkpoint has none.
     """
 
     mask: int
@@ -34,6 +35,7 @@ class ModelSpec:
     limit: int
     context: int
     shift: bool = False
+    tokenizer: str | None = None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,9 @@ JSON, and labels traces and benchmark rows.
 Grammar::
 
     spec  = name [ "(" [ value *( "," value ) ] ")" ]
-    value = [ name "=" ] ( number | "true" | "false" | "none" | spec )
+    value = [ name "=" ] ( number | "true" | "false" | "none" | spec | quoted text )
+
+Quotes, single or double, are for what is no name: ``apd(verifier="Qwen/Qwen2.5-0.5B")``.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from typing import Any
 
 from .errors import SpecError
 
-_TOKEN = re.compile(r"\s*(?:([A-Za-z_][\w\-]*)|([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)|([(),=]))")
+_NAME = r"[A-Za-z_][\w\-]*"
+_TOKEN = re.compile(rf"\s*(?:({_NAME})|([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)|([(),=])|(\"[^\"]*\"|'[^']*'))")
 _DEEPEST = 16  # nested specs
 _LARGEST = 2**31  # of any number; larger ones are typing errors, and overflow what is counted in them
 _WORDS = {"true": True, "false": False, "none": None}
@@ -41,6 +44,8 @@ class Spec:
 def _show(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, str) and (value in _WORDS or not re.fullmatch(_NAME, value)):
+        return f'"{value}"' if '"' not in value else f"'{value}'"
     return repr(value) if isinstance(value, float) else str(value)
 
 
@@ -58,7 +63,7 @@ def parse(text: str) -> Spec:
         match = _TOKEN.match(text, at)
         if match is None:
             raise SpecError(f"cannot read spec {text!r} at {text[at:].strip()!r}; expected name(key=value, ...)")
-        kind = ("name", "number", "mark")[(match.lastindex or 1) - 1]
+        kind = ("name", "number", "mark", "text")[(match.lastindex or 1) - 1]
         tokens.append((kind, match.group(match.lastindex or 1), match.start()))
         at = match.end()
     value, rest = _spec(tokens, text)
@@ -103,6 +108,8 @@ def _value(tokens: _Tokens, text: str) -> tuple[Any, _Tokens]:
     if tokens and tokens[0][0] == "number":
         raw = tokens[0][1]
         return (int(raw) if re.fullmatch(r"[-+]?\d+", raw) else float(raw)), tokens[1:]
+    if tokens and tokens[0][0] == "text":
+        return tokens[0][1][1:-1], tokens[1:]
     spec, rest = _spec(tokens, text)
     if not spec.args and not spec.kwargs and spec.name in _WORDS:
         return _WORDS[spec.name], rest
@@ -134,6 +141,8 @@ def accepted(field: dataclasses.Field[Any]) -> str:
         words = "one of " + ", ".join(rule["choices"])
     elif "bool" in str(field.type):
         words = "true or false"
+    elif str(field.type).startswith("str"):
+        words = "a text"
     else:
         words = "an integer" if str(field.type).startswith("int") else "a number"
         low, high = rule.get("ge"), rule.get("le")
@@ -169,6 +178,8 @@ class Configured:
             ok = value in rule["choices"]
         elif "bool" in kind:
             ok = isinstance(value, bool)
+        elif kind.startswith("str"):
+            ok = isinstance(value, str)
         elif kind.startswith(("int", "float")):
             number = int if kind.startswith("int") else (int, float)
             ok = (

@@ -1,0 +1,118 @@
+"""Adaptive Parallel Decoding (arXiv 2506.00413): a small autoregressive model says how far to trust the draft."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import verifier
+from ..core.canvas import Canvas, Update
+from ..core.config import param
+from ..core.predict import forbid, gumbel, temper
+from ..core.protocols import Ask, PolicyBase, Prediction, Sampling
+
+_LINES = 1 << 23  # elements of [positions, vocabulary] compared at a time: 64 MiB in float64
+
+
+@dataclass(frozen=True)
+class ApdState:
+    """What the verifier has read, the rows' sampling parameters, and ``step [B]``, forwards so far."""
+
+    memory: verifier.Memory
+    sampling: Sampling
+    step: Tensor
+
+
+@dataclass(frozen=True)
+class Apd(PolicyBase):
+    """Left to right, as many tokens a forward as two models agree on (paper, algorithm 1).
+
+    Of the next ``lookahead`` masks a draft x = argmax(log p_D + g) is taken, g the Gumbel noise of the forward, one
+    verifier forward scores it, and y = argmax(r log p_D + (1 - r) log p_AR + g) is the choice of their product with the
+    same noise. The longest prefix with x = y is committed; its first token always. p_AR has the temperature of the row,
+    nucleus and top-k filter p_D alone. Not lossless: the text follows neither model. ``preset=reference`` is the
+    authors' code: the draft's temperature counts twice and y is greedy, without noise. ``trailing(window=16)`` is the
+    cache of the paper. Forwards of the verifier are no NFE, but their time counts.
+    """
+
+    name = "apd"
+    paper = "arXiv 2506.00413"
+
+    r: float = param(0.7, "weight of the diffusion model in the product; 1: accept every draft", ge=0, le=1)
+    lookahead: int | None = param(
+        100, "positions from the first mask on that stay in the input; none: all", ge=1, optional=True
+    )
+    verifier: str | None = param(None, "folder or hub id of a causal language model; none: the one that ships")
+    preset: str = param("paper", "as published, or as the authors' code", choices=("paper", "reference"))
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The draft's logits."""
+        return frozenset({"logits"})
+
+    def init(self, canvas: Canvas, sampling: Sampling) -> ApdState:
+        """Nothing read yet.
+
+        Raises:
+            ModelError: no such verifier, one with another tokenizer, or a canvas longer than its context.
+        """
+        judge = verifier.load(self.verifier)
+        judge.fits(canvas.spec)
+        return ApdState(judge.memory(canvas), sampling, torch.zeros_like(canvas.prompt))
+
+    def ask(self, canvas: Canvas, state: ApdState) -> Ask:
+        """The masks up to the lookahead; what lies behind leaves the input."""
+        if self.lookahead is None:
+            return Ask(canvas.masked)
+        near = canvas.position < (canvas.frontier + self.lookahead)[:, None]
+        return Ask(canvas.masked & near, visible=near)
+
+    def decide(self, canvas: Canvas, prediction: Prediction, state: ApdState) -> tuple[Update, ApdState]:
+        """Commit the prefix that is accepted."""
+        asked = prediction.confidence > -torch.inf
+        row, position = asked.nonzero(as_tuple=True)
+        logits = prediction.logits
+        assert logits is not None
+        draft = prediction.token[row, position]
+        if self.preset == "reference":
+            parts = self._scaled(logits, row, position, state)
+            heat = state.sampling.temperature[row][:, None]
+            draft = torch.cat([(scaled + heat[at] * noise).argmax(-1) for at, scaled, noise in parts])
+        tokens = canvas.tokens.index_put((row, position), draft)
+        judged, memory = verifier.load(self.verifier).score(tokens, row, position, state.memory)
+        judged = F.pad(judged, (0, max(0, logits.shape[1] - judged.shape[1])), value=-torch.inf)
+        judged = forbid(judged[:, : logits.shape[1]], canvas.spec)
+        if self.preset == "reference":
+            choice = self._product(logits, judged).argmax(-1)
+        else:
+            heat = torch.where(state.sampling.temperature > 0, state.sampling.temperature, 1.0)[row][:, None]
+            parts = self._scaled(logits, row, position, state)
+            chosen = [(self._product(s, judged[at] / heat[at]) + noise).argmax(-1) for at, s, noise in parts]
+            choice = torch.cat(chosen)
+        agreed = torch.zeros_like(asked).index_put((row, position), draft == choice)
+        agreed = agreed | (canvas.position == canvas.frontier[:, None])
+        write = asked & ((asked & ~agreed).cumsum(1) == 0)
+        known = memory.cropped(canvas.frontier + write.sum(1) - 1)
+        return Update(write, tokens), replace(state, memory=known, step=state.step + 1)
+
+    def _product(self, own: Tensor, other: Tensor) -> Tensor:
+        """``[N, V]`` weighted log-odds; a model without weight has no say, not even where it forbids."""
+        if self.r in (0, 1):
+            return own if self.r else other
+        return self.r * own + (1 - self.r) * other
+
+    @staticmethod
+    def _scaled(
+        logits: Tensor, row: Tensor, position: Tensor, state: ApdState
+    ) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """The draft's log-odds at the rows' temperature and its noise, ``[n, V]`` each, some lines at a time."""
+        size = max(1, _LINES // logits.shape[1])
+        for begin in range(0, len(logits), size):
+            at = slice(begin, begin + size)
+            hot = (state.sampling.temperature[row[at]] > 0)[:, None]
+            noise = gumbel(state.sampling.seed[row[at]], position[at], state.step[row[at]], logits.shape[1])
+            yield at, temper(logits[at], state.sampling, row[at]), torch.where(hot, noise, 0.0)

@@ -1,0 +1,194 @@
+"""An autoregressive model that judges drafts: any causal language model of ``transformers``, one cache for all rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .core.canvas import Canvas, ModelSpec
+from .core.errors import ModelError
+from .core.precision import native
+from .text import Text
+
+SHIPPED = Path(__file__).parent / "assets" / "verifier"
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What the verifier has read: per layer keys and values ``[B, T + 1, H_kv, D]`` by position on the canvas, the last
+    one for what is to be thrown away; and ``known [B]``, how many positions from the left hold the row's text.
+    """
+
+    key: list[Tensor]
+    value: list[Tensor]
+    known: Tensor
+
+    def cropped(self, known: Tensor) -> Memory:
+        """Forget what lies behind the first ``known [B]`` positions."""
+        return replace(self, known=torch.minimum(self.known, known))
+
+
+class Verifier:
+    """A folder or hub id of a causal language model; its weights are read when they are first needed."""
+
+    def __init__(self, source: str) -> None:
+        from transformers import AutoConfig
+
+        self.source = source
+        try:
+            config = AutoConfig.from_pretrained(source)
+        except Exception as error:  # transformers and the hub raise many kinds
+            raise ModelError(f"no verifier at {source!r}: {_first_line(error)}") from None
+        self.config: Any = config.get_text_config(decoder=True)
+        self._networks: dict[tuple[torch.device, torch.dtype], Any] = {}
+
+    def fits(self, spec: ModelSpec) -> None:
+        """Refuse a tokenizer other than the model's; vocabularies may differ in size.
+
+        Raises:
+            ModelError: an id that both know stands for different text.
+        """
+        theirs = _vocabulary(self.source)
+        ours = _vocabulary(spec.tokenizer) if spec.tokenizer else None
+        if ours is None or theirs is None:
+            return
+        odd = next((i for i, piece in sorted(ours.items()) if theirs.get(i, piece) != piece), None)
+        if odd is not None:
+            raise ModelError(
+                f"the verifier {self.source!r} has another tokenizer than the model {spec.tokenizer!r}: "
+                f"id {odd} is {theirs[odd]!r} there and {ours[odd]!r} here"
+            )
+
+    def memory(self, canvas: Canvas) -> Memory:
+        """Nothing read yet.
+
+        Raises:
+            ModelError: the canvas is longer than the verifier's context.
+        """
+        config, (rows, total) = self.config, canvas.tokens.shape
+        if total > config.max_position_embeddings:
+            raise ModelError(
+                f"the verifier {self.source!r} reads at most {config.max_position_embeddings} tokens, "
+                f"prompt and response have {total}"
+            )
+        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        device = canvas.tokens.device
+        like = torch.zeros(rows, total + 1, heads, head, dtype=self._dtype(device), device=device)
+        layers = range(config.num_hidden_layers)
+        known = torch.zeros_like(canvas.prompt)
+        return Memory([like.clone() for _ in layers], [like.clone() for _ in layers], known)
+
+    @torch.inference_mode()
+    def score(self, tokens: Tensor, row: Tensor, position: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        """Logits ``[N, V]`` for the tokens at some places, each given everything before it.
+
+        Reads what is not in the memory yet, all rows side by side: shorter ones leave gaps that nobody attends to.
+
+        Args:
+            tokens: ``[B, T]``.
+            row, position: ``[N]`` the places, all behind the first position of their row.
+            memory: of these rows.
+        """
+        known, total = memory.known, tokens.shape[1]
+        stop = torch.zeros_like(known).scatter_reduce(0, row, position, "amax")  # the last input predicts there
+        count = (stop - known).clamp(min=0)
+        line = position - 1 - known[row]
+        width, past, first = torch.stack([count.amax(), known.amax(), line.amin()]).tolist()
+        slot = torch.arange(width, device=tokens.device)
+        real, place = slot < count[:, None], known[:, None] + slot
+        there = torch.arange(past, device=tokens.device) < known[:, None]
+        network = self._network(tokens.device)
+        named = signature(network.forward).parameters
+        keep = {"logits_to_keep": width - first} if "logits_to_keep" in named else {}
+        out = network(
+            input_ids=tokens.gather(1, place.clamp(max=total - 1)),
+            attention_mask=torch.cat([there, real], 1).long(),
+            position_ids=place.clamp(max=self.config.max_position_embeddings - 1),
+            past_key_values=_as_cache(memory, past),
+            use_cache=True,
+            **keep,
+        )
+        at = torch.where(real, place, total)
+        for mine, new in zip(memory.key + memory.value, _from_cache(out.past_key_values, past), strict=True):
+            mine[torch.arange(len(mine), device=at.device)[:, None], at] = new
+        logits: Tensor = out.logits[row, line - (width - out.logits.shape[1])]
+        return logits.float() if logits.dtype != torch.float64 else logits, replace(memory, known=known + count)
+
+    def _dtype(self, device: torch.device) -> torch.dtype:
+        named = getattr(self.config, "dtype", None) or getattr(self.config, "torch_dtype", None) or torch.float32
+        own = getattr(torch, named) if isinstance(named, str) else named
+        return native(own, device)
+
+    def _network(self, device: torch.device) -> Any:
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
+
+        key = device, self._dtype(device)
+        if key not in self._networks:
+            bars = logging.is_progress_bar_enabled()
+            logging.disable_progress_bar()
+            try:
+                network, info = AutoModelForCausalLM.from_pretrained(
+                    self.source, torch_dtype=key[1], output_loading_info=True
+                )
+            except Exception as error:
+                raise ModelError(f"the verifier {self.source!r} cannot be loaded: {_first_line(error)}") from None
+            finally:
+                if bars:
+                    logging.enable_progress_bar()
+            wrong = sorted(map(str, [*info["missing_keys"], *info.get("mismatched_keys", ())]))
+            if wrong:
+                raise ModelError(f"the verifier {self.source!r}: weights missing or of another shape: {wrong[0]}, ...")
+            self._networks[key] = network.to(device).eval().requires_grad_(False)
+        return self._networks[key]
+
+
+@lru_cache(maxsize=4)
+def load(source: str | None) -> Verifier:
+    """The verifier at a folder or hub id; None: the one that ships with the package.
+
+    Raises:
+        ModelError: there is none.
+    """
+    return Verifier(str(SHIPPED) if source is None else source)
+
+
+@lru_cache(maxsize=4)
+def _vocabulary(source: str) -> dict[int, str] | None:
+    """The tokenizer's pieces, or None where there is no tokenizer."""
+    folder = Path(source)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(source, allow_patterns=["*.json", "*.txt"]))
+    text = Text.find(folder)
+    return text.pieces_by_id if text else None
+
+
+def _as_cache(memory: Memory, past: int) -> Any:
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    for layer, (key, value) in enumerate(zip(memory.key, memory.value, strict=True)):
+        cache.update(key[:, :past].transpose(1, 2), value[:, :past].transpose(1, 2), layer)
+    return cache
+
+
+def _from_cache(cache: Any, past: int) -> list[Tensor]:
+    """All layers' new keys, then their values, ``[B, Q, H_kv, D]``."""
+    if hasattr(cache, "layers"):
+        pairs = [(layer.keys, layer.values) for layer in cache.layers]
+    else:  # transformers before 4.54
+        pairs = list(zip(cache.key_cache, cache.value_cache, strict=True))
+    return [pair[which][:, :, past:].transpose(1, 2) for which in (0, 1) for pair in pairs]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

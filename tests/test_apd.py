@@ -1,0 +1,183 @@
+"""Adaptive Parallel Decoding against a naive version of it, its laws, and verifiers that do not fit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+import unmask
+from helpers import LIMIT, MASK, VERIFIER, Row, decode, forward, tiny, trail
+from unmask import api, registry
+from unmask.core.predict import gumbel
+from unmask.engine.batch import Request
+
+PROMPTS = [[1, 2, 3], [4], [20, 21, 22, 23, 24, 25, 26]]
+SHIFTS = [pytest.param(False, id="plain"), pytest.param(True, id="shift")]
+
+
+def spec(r: float, lookahead: int | str = "none", preset: str = "paper") -> str:
+    return f'apd(r={r},lookahead={lookahead},preset={preset},verifier="{VERIFIER}")'
+
+
+def one(policy: str, prompt: list[int], shift: bool = False, **sampling: float) -> Row:
+    request = Request(0, prompt, 15, eos_stop=False, **sampling)  # type: ignore[arg-type]
+    return decode(tiny(shift), policy, "none", [request])[0]
+
+
+@cache
+def judge() -> torch.nn.Module:
+    return AutoModelForCausalLM.from_pretrained(VERIFIER).double().eval()
+
+
+def forbidden(logits: Tensor) -> Tensor:
+    logits[:, MASK], logits[:, LIMIT:] = -torch.inf, -torch.inf
+    return logits
+
+
+class Naive:
+    """One row, everything computed anew in every forward."""
+
+    def __init__(self, prompt: list[int], shift: bool, temperature: float, seed: int) -> None:
+        self.tokens, self.shift, self.temperature, self.seed = prompt + [MASK] * 15, shift, temperature, seed
+        self.commits: list[frozenset[tuple[int, int]]] = []
+
+    def run(self, r: float, lookahead: int, preset: str) -> Naive:
+        while MASK in self.tokens:
+            self.forward(r, lookahead, preset)
+        return self
+
+    def forward(self, r: float, lookahead: int, preset: str) -> None:
+        start = self.tokens.index(MASK)
+        stop = min(start + lookahead, len(self.tokens))
+        logits = forward(tiny(self.shift), self.tokens[:stop])
+        logits = forbidden(logits.roll(1, 0) if self.shift else logits)[start:stop]
+        places = torch.arange(start, stop)
+        fixed = torch.full_like(places, self.seed), places, torch.full_like(places, len(self.commits))
+        noise = gumbel(*fixed, logits.shape[1]) if self.temperature else torch.zeros_like(logits)
+        heat = self.temperature or 1.0
+        twice = self.temperature if preset == "reference" else 1.0
+        draft = (logits / heat + twice * noise).argmax(-1).tolist()
+        text = torch.tensor([self.tokens[:start] + draft])
+        with torch.inference_mode():
+            other = judge()(text).logits[0, start - 1 : -1]
+        other = torch.cat([other, torch.full((len(other), 2), -torch.inf)], 1)
+        if preset == "reference":
+            choice = (r * logits + (1 - r) * forbidden(other)).argmax(-1).tolist()
+        else:
+            choice = ((r * logits + (1 - r) * forbidden(other)) / heat + noise).argmax(-1).tolist()
+        agreed = 1
+        while agreed < len(draft) and draft[agreed] == choice[agreed]:
+            agreed += 1
+        self.tokens[start : start + agreed] = draft[:agreed]
+        self.commits.append(frozenset((start + i, token) for i, token in enumerate(draft[:agreed])))
+
+
+@pytest.mark.parametrize("shift", SHIFTS)
+@pytest.mark.parametrize("temperature", [0.0, 0.6, 1.3])
+@pytest.mark.parametrize("preset", ["paper", "reference"])
+@pytest.mark.parametrize(("r", "lookahead"), [(0.5, 9), (0.7, 99), (0.9, 4)])
+def test_a_naive_version_agrees(r: float, lookahead: int, preset: str, temperature: float, shift: bool) -> None:
+    accepted = set()
+    for seed, prompt in enumerate(PROMPTS):
+        naive = Naive(prompt, shift, temperature, seed).run(r, lookahead, preset)
+        row = one(spec(r, lookahead, preset), prompt, shift, temperature=temperature, seed=seed)
+        assert row.commits == naive.commits
+        accepted |= {len(commit) for commit in row.commits}
+    assert accepted - {1}, "nothing was ever accepted: the comparison says little"
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_with_all_weight_on_the_draft_everything_is_accepted(temperature: float) -> None:
+    """The same noise on both sides: at any temperature."""
+    for prompt in PROMPTS:
+        row = one(spec(1, 4), prompt, temperature=temperature)
+        assert [len(commit) for commit in row.commits] == [4, 4, 4, 3]
+        assert [len(commit) for commit in one(spec(1), prompt, temperature=temperature).commits] == [15]
+
+
+def test_with_no_weight_on_it_the_verifiers_own_choices_are_accepted() -> None:
+    for prompt in PROMPTS:
+        row, text = one(spec(0, 5), prompt), list(prompt)
+        for commit in row.commits:
+            tokens = [token for _, token in sorted(commit)]
+            with torch.inference_mode():
+                likeliest = judge()(torch.tensor([text + tokens])).logits[0].argmax(-1).tolist()
+            assert tokens[1:] == likeliest[len(text) : -1]
+            text += tokens
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.1])
+def test_one_token_a_forward_is_left_to_right(temperature: float) -> None:
+    for prompt in PROMPTS:
+        apd, plain = (
+            one(spec(0.5, 1), prompt, temperature=temperature),
+            one("left_to_right(k=1,lookahead=1)", prompt, temperature=temperature),
+        )
+        assert apd.commits == plain.commits
+
+
+def test_the_verifier_reads_each_accepted_token_once() -> None:
+    """Its cache is cropped to the accepted text, of which the last token is read again."""
+    for before, after, event in trail(tiny(), spec(0.5, 6), "none", Request(0, [5, 6, 7], 15, eos_stop=False)):
+        start = int(before.canvas.frontier[0])
+        known = int(before.policy.memory.known[0])
+        assert known in (0, start - 1)
+        assert int(after.policy.memory.known[0]) == start + int(event.update.write.sum()) - 1
+
+
+def test_the_shipped_verifier_works_out_of_the_box() -> None:
+    lm = unmask.load()
+    prompt = "Nia has 8 pens. Nia gets 3 more pens. How many pens does Nia have?"
+    cautious, bold = lm.generate([prompt] * 1, 64, "apd(r=0.1)"), lm.generate(prompt, 64, "apd")
+    assert bold[0].stats.nfe <= cautious[0].stats.nfe < bold[0].stats.tokens
+    assert lm.generate(prompt, 64, "apd", "trailing(window=16)")[0].text
+
+
+class TestUnfit:
+    def fails(self, folder: Path | str, match: str, canvas: int = 20) -> None:
+        policy = registry.policy(f'apd(verifier="{folder}")')
+        with pytest.raises(unmask.ModelError, match=match):
+            decode(tiny(), policy, "none", [Request(0, [1, 2], canvas)])
+
+    def test_nothing_there(self) -> None:
+        self.fails("/nowhere/at/all", "no verifier at '/nowhere/at/all'")
+
+    def test_no_weights(self, tmp_path: Path) -> None:
+        shutil.copy(VERIFIER / "config.json", tmp_path)
+        self.fails(tmp_path, "cannot be loaded")
+
+    def test_weights_missing(self, tmp_path: Path) -> None:
+        shutil.copytree(VERIFIER, tmp_path / "v")
+        config = json.loads((VERIFIER / "config.json").read_text()) | {"num_hidden_layers": 3}
+        (tmp_path / "v" / "config.json").write_text(json.dumps(config))
+        self.fails(tmp_path / "v", "weights missing")
+
+    def test_truncated(self, tmp_path: Path) -> None:
+        shutil.copytree(VERIFIER, tmp_path / "v")
+        file = tmp_path / "v" / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:-1000])
+        self.fails(tmp_path / "v", "cannot be loaded")
+
+    def test_a_canvas_beyond_its_context(self, tmp_path: Path) -> None:
+        shutil.copytree(VERIFIER, tmp_path / "v")
+        config = json.loads((VERIFIER / "config.json").read_text()) | {"max_position_embeddings": 16}
+        (tmp_path / "v" / "config.json").write_text(json.dumps(config))
+        self.fails(tmp_path / "v", "reads at most 16 tokens")
+
+    def test_another_tokenizer(self, tmp_path: Path) -> None:
+        """Both are named, and the first id that differs."""
+        shutil.copytree(VERIFIER, tmp_path / "v")
+        theirs = json.loads((api.SHIPPED / "tokenizer.json").read_text())
+        pieces = theirs["model"]["vocab"]
+        (a, i), (b, j) = list(pieces.items())[40:42]
+        pieces[a], pieces[b] = j, i
+        (tmp_path / "v" / "tokenizer.json").write_text(json.dumps(theirs))
+        with pytest.raises(unmask.ModelError, match=r"another tokenizer than the model '.*tiny'.*: id \d+ is"):
+            unmask.load().generate("Hello", 8, f'apd(verifier="{tmp_path / "v"}")')
