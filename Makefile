@@ -10,7 +10,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= -n auto --dist loadgroup
 INPUTS = pyproject.toml constraints.txt
 
 .PHONY: demo test check format pictures clean

@@ -1,7 +1,8 @@
-"""One thread, and the same random examples in every run."""
+"""One thread, the same random examples in every run, and what shares results in one process under ``pytest -n``."""
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
@@ -10,3 +11,12 @@ settings.register_profile(
     "unmask", deadline=None, derandomize=True, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("unmask")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of one policy, or of one file where they have no policy, build on the same runs."""
+    for item in items:
+        policy = item.callspec.params.get("policy") if hasattr(item, "callspec") else None
+        group = f"{item.path.name} {str(policy).partition('(')[0]}" if policy else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
