@@ -11,7 +11,8 @@ from xml.sax.saxutils import escape
 if TYPE_CHECKING:
     from rich.text import Text as RichText
 
-    from .api import Model, Result
+    from .api import Model
+    from .results import Result
 
 # From early to late; lightness grows steadily, so that the order survives printing in grey and colour blindness.
 _RAMP = ((68, 84, 160), (54, 122, 168), (40, 150, 150), (58, 176, 118), (130, 204, 80), (206, 218, 60), (252, 232, 90))

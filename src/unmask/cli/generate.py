@@ -16,8 +16,9 @@ from .outputs import Results, Trace, check_writable, opened
 from .progress import loading
 
 if TYPE_CHECKING:
-    from ..api import Model, Result
+    from ..api import Model
     from ..engine.batch import Request
+    from ..results import Result
     from .progress import Display
 
 _Text = Annotated[str | None, typer.Argument(metavar="[PROMPT|-]", help="The prompt; - reads it from standard input.")]

@@ -17,9 +17,10 @@ from ..core.errors import RequestError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..api import Model, Result
+    from ..api import Model
     from ..engine.batch import Request
     from ..engine.loop import Step
+    from ..results import Result
 
 TRACE_VERSION = 1
 

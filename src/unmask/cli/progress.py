@@ -10,9 +10,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..api import Model, Result
+    from ..api import Model
     from ..engine.batch import Request
     from ..engine.loop import Step
+    from ..results import Result
 
 _FRAME_SECONDS = 0.04  # the least time a step stays on the screen
 

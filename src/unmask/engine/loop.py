@@ -138,7 +138,7 @@ def start(
 ) -> State:
     """The state before the first forward.
 
-    ``row [B]`` are the ids (default 0, 1, ...), ``begin [B]`` is where the rows' texts begin (default: behind the prompt).
+    ``row [B]`` are the ids (default 0, 1, ...), ``begin [B]`` where their texts begin (default: behind the prompt).
     """
     row = torch.arange(len(canvas.tokens), device=canvas.tokens.device) if row is None else row
     canvas = canvas.widened(policy.probes) if policy.probes else canvas
