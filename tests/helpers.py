@@ -176,6 +176,7 @@ def check_step(state: State, event: Step, before: dict[int, list[int]]) -> None:
     remask = torch.zeros_like(event.update.write) if event.update.remask is None else event.update.remask
     assert not (event.update.write & ~canvas.response).any(), "a policy wrote outside the response"
     assert not (event.update.write & ~event.ask.window).any(), "a policy wrote outside its window"
+    assert not ((event.update.write | remask) & canvas.fixed).any(), "a policy touched a fixed token"
     for i, row in enumerate(event.row.tolist()):
         tokens = canvas.tokens[i, : int(canvas.length[i])].tolist()
         touched = (event.update.write | remask)[i].tolist()
@@ -317,7 +318,7 @@ class Chaos(PolicyBase):
     def decide(self, canvas: Canvas, prediction: Prediction, state: ChaosState) -> tuple[Update, ChaosState]:
         write = top(prediction.confidence, 1 + state.count % 2)
         length = canvas.length - canvas.prompt
-        lost = canvas.response & ~canvas.masked & (canvas.tokens != canvas.spec.mask)
+        lost = canvas.response & ~canvas.masked & ~canvas.fixed & (canvas.tokens != canvas.spec.mask)
         doubtful = self._probed(canvas, state) & (prediction.probe < 0.3)
         lost = lost & (self._draw(canvas, state, 4) < torch.where(doubtful, 0.3, 0.1)) & (state.count < length)[:, None]
         return Update(write, prediction.token, lost), ChaosState(state.seed, state.count + 1)

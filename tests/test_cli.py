@@ -407,7 +407,7 @@ def refused(result, message):
         ("{", "not JSON"),
         ("[1]", "expected {"),
         ('{"text": "x"}', "expected {"),
-        ('{"prompt": "x", "gen_lenght": 3}', "unknown key 'gen_lenght'; accepted are prompt, gen_length, seed"),
+        ('{"prompt": "x", "gen_lenght": 3}', "unknown key 'gen_lenght'; accepted are prompt, gen_length, seed, banned"),
         ('{"prompt": 3}', "prompt must be text, a list of ids or a list of messages"),
         ('{"prompt": []}', "prompt must be text"),
         ('{"prompt": [1, "a"]}', "prompt must be text"),

@@ -62,6 +62,19 @@ def test_command_examples(tmp_path):
     assert (tmp_path / "trace.jsonl").read_text().count("\n") > 3
 
 
+def test_commands_of_the_documentation(tmp_path):
+    (script,) = blocks("docs/cli.md", "sh")
+    done = subprocess.run(
+        ["bash", "-c", _PRELUDE + script],
+        cwd=tmp_path,
+        env=os.environ | {"UNMASK_PYTHON": sys.executable, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", "3+4=7\n7+5=12\nAnswer: 12\n")
+
+
 def example(name, *args, monkeypatch):
     """Run the main of a script in examples/."""
     monkeypatch.setattr(sys, "argv", [name, *args])
@@ -91,9 +104,10 @@ def test_links_lead_somewhere():
                 assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
 
 
-def test_options_are_documented():
+@pytest.mark.parametrize("command", ["generate", "infill"])
+def test_options_are_documented(command):
     page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
-    command = [sys.executable, "-c", "from unmask.cli import main; main()", "generate", "--help"]
+    command = [sys.executable, "-c", "from unmask.cli import main; main()", command, "--help"]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     missing = {o for o in re.findall(r"--[a-z][a-z-]+", text) if f"`{o}" not in page} - {"--help"}
     assert not missing
@@ -101,7 +115,7 @@ def test_options_are_documented():
 
 def test_python_page_names_every_field():
     page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
-    for cls in (unmask.Result, unmask.Stats, unmask.Step):
+    for cls in (unmask.Result, unmask.Span, unmask.Stats, unmask.Step):
         for name in cls.__dataclass_fields__:
             assert f"`{name}`" in page, f"{cls.__name__}.{name}"
 

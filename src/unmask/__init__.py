@@ -9,9 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import Model, Result, Stats, load
+    from .api import Model, load
     from .core.errors import ModelError, RequestError, SpecError, UnmaskError
     from .engine.loop import Commit, Step
+    from .results import Result, Span, Stats
 
 __version__ = "0.1.0"
 __all__ = [
@@ -20,14 +21,17 @@ __all__ = [
     "ModelError",
     "RequestError",
     "Result",
+    "Span",
     "SpecError",
     "Stats",
     "Step",
     "UnmaskError",
     "load",
 ]
-_HOME = {"Commit": "engine.loop", "Step": "engine.loop"} | {
-    name: "core.errors" for name in __all__ if name.endswith("Error")
+_HOME = {
+    **dict.fromkeys(("Commit", "Step"), "engine.loop"),
+    **dict.fromkeys(("Result", "Span", "Stats"), "results"),
+    **{name: "core.errors" for name in __all__ if name.endswith("Error")},
 }
 
 

@@ -2,69 +2,31 @@
 
 from __future__ import annotations
 
-import math
-import operator
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from . import registry
+from .checks import TEXTS, as_batch, banned_ids, check_sampling, fixed_ids, integer, per_row
 from .core.canvas import Canvas, ModelSpec, check_request
 from .core.errors import ModelError, RequestError
 from .core.precision import native
 from .core.protocols import Cache, Policy, Sampling
-from .engine.batch import Request, run
+from .engine.batch import Request, check, run
 from .engine.loop import State, Step
+from .infill import lay_out
 from .models.denoiser import Denoiser
 from .models.weights import DTYPES, Checkpoint, load_denoiser
+from .results import Result, result_of
 from .text import Text
 
 SHIPPED = Path(__file__).parent / "assets" / "tiny"
 Prompt = str | Sequence[int] | Sequence[dict[str, str]]
-
-
-@dataclass(frozen=True)
-class Stats:
-    """What one response cost.
-
-    Attributes:
-        nfe: forwards of the network that this row took part in.
-        tokens: response tokens before the first end of text; the honest numerator of every rate.
-        tpf: tokens per forward, ``tokens / nfe``.
-        positions: positions computed, averaged over the layers and summed over the forwards.
-        seconds: wall time from the row's admission to its end; rows of a batch share it.
-        tokens_per_second: ``tokens / seconds``.
-    """
-
-    nfe: int
-    tokens: int
-    tpf: float
-    positions: float
-    seconds: float
-    tokens_per_second: float
-
-
-@dataclass(frozen=True)
-class Result:
-    """One response.
-
-    Attributes:
-        text: what was generated, up to the first end of text; "" when the model has no tokenizer.
-        tokens: ``gen_length`` ids; positions never filled because of an early end of text hold the end-of-text id.
-        prompt_tokens: the prompt's ids.
-        steps: for each of ``tokens``, the forward (from 0) that committed it; -1 where none did.
-        stats: what it cost.
-    """
-
-    text: str
-    tokens: list[int]
-    prompt_tokens: list[int]
-    steps: list[int]
-    stats: Stats
+Banned = str | int | Sequence[str | int] | Sequence[Sequence[str | int]] | None
+Fixed = Mapping[int, int] | Sequence[Mapping[int, int] | None] | None
 
 
 def load(path_or_id: str | Path | None = None, device: str = "auto", dtype: str = "auto") -> Model:
@@ -110,6 +72,8 @@ class Model:
         eos_stop: bool = True,
         batch_size: int = 32,
         chat: bool | None = None,
+        banned: Banned = None,
+        fixed: Fixed = None,
     ) -> list[Result]:
         """Generate one response per prompt.
 
@@ -125,6 +89,9 @@ class Model:
             eos_stop: finish a response at an end of text with no mask before it; False fills all of ``gen_length``.
             batch_size: most prompts decoded at a time; the next enters as one leaves.
             chat: wrap strings in the chat template (default: when the model has one).
+            banned: tokens that are never said: ids, or texts of one token; a list for every prompt, or a list of lists.
+            fixed: tokens of the response that are given, {position in the response: id}; one mapping for every prompt,
+                or a list of them. No end of text is said in front of them.
 
         Returns:
             Results in the order of the prompts.
@@ -142,7 +109,45 @@ class Model:
             seed=seed,
             eos_stop=eos_stop,
             chat=chat,
+            banned=banned,
+            fixed=fixed,
         )
+        return self._all(requests, policy, cache, batch_size)
+
+    def infill(
+        self,
+        texts: str | Sequence[int] | Sequence[str | Sequence[int]],
+        policy: str | Policy = "slowfast",
+        cache: str | Cache = "none",
+        *,
+        prompts: Prompt | Sequence[Prompt] | None = None,
+        batch_size: int = 32,
+        **sampling: Any,
+    ) -> list[Result]:
+        r"""Fill the gaps of texts; every token that is given stays as it is.
+
+        Args:
+            texts: a string with gaps ``[MASK]`` (one token) or ``[MASK*12]``, or a list (or array) of ids with mask ids
+                among them, or a list of these. ``\[MASK]`` is the text itself. No chat template is applied.
+            policy, cache, batch_size: see :meth:`generate`; policies that go from left to right are refused.
+            prompts: what comes before the texts, one for all or one for each, encoded as :meth:`generate` does (chat
+                template when there is one); not part of the results' text.
+            sampling: ``temperature``, ``top_p``, ``top_k``, ``seed``, ``eos_stop``, ``chat`` and ``banned`` as in
+                :meth:`generate`. Only a gap at the end of a text can hold an end of text.
+
+        Returns:
+            Results in the order of the texts; ``spans`` are the gaps.
+
+        Raises:
+            RequestError: no gap, one that cannot be read, too long for the context, values out of range, a policy that
+                cannot fill gaps.
+            SpecError: unknown policy, cache or parameter.
+        """
+        return self._all(self.infill_requests(texts, prompts=prompts, **sampling), policy, cache, batch_size)
+
+    def _all(
+        self, requests: Sequence[Request], policy: str | Policy, cache: str | Cache, batch_size: int
+    ) -> list[Result]:
         results: dict[int, Result] = {}
         for state, step in self.run(requests, policy, cache, batch_size):
             if step.finished:
@@ -167,10 +172,11 @@ class Model:
         self, requests: Sequence[Request], policy: str | Policy, cache: str | Cache, batch_size: int = 32
     ) -> Iterator[tuple[State, Step]]:
         """Decode prepared requests; yields each state and step (see :func:`unmask.engine.loop.decode`)."""
-        size = _integer("batch_size", batch_size)
+        size = integer("batch_size", batch_size)
         if size < 1:
             raise RequestError(f"batch_size must be at least 1, got {size}")
         how, keep = registry.policy(policy), registry.cache(cache)
+        check(how, requests, self.denoiser.spec)
         _rehearse(how, requests, self.denoiser.spec)
         return run(self.denoiser, keep, how, requests, size)
 
@@ -185,48 +191,74 @@ class Model:
         seed: int | Sequence[int] = 0,
         eos_stop: bool = True,
         chat: bool | None = None,
+        banned: Banned = None,
+        fixed: Fixed = None,
     ) -> list[Request]:
         """Check and encode prompts; see :meth:`generate`."""
-        many = _as_batch(prompts)
+        many = as_batch(prompts)
         check_sampling(temperature, top_p, top_k)
         for name, value, known in (("eos_stop", eos_stop, (True, False)), ("chat", chat, (True, False, None))):
             if not any(value is k for k in known):
                 raise RequestError(f"{name} must be {' or '.join(map(str, known))}, got {value!r}")
         spec = self.denoiser.spec
-        lengths, seeds = _per_row("gen_length", gen_length, len(many)), _per_row("seed", seed, len(many))
+        lengths, seeds = per_row("gen_length", gen_length, len(many)), per_row("seed", seed, len(many))
         wild = [s for s in seeds if not -(1 << 63) <= s < 1 << 63]
         if wild:
             raise RequestError(f"seed must fit in 64 bits, got {wild[0]}")
         ids = [self._ids(i, p, chat) for i, p in enumerate(many)]
+        never, given = banned_ids(banned, len(many), self._token), fixed_ids(fixed, len(many))
         for i, prompt in enumerate(ids):
-            check_request(i, prompt, lengths[i], spec)
+            check_request(i, prompt, lengths[i], spec, given[i])
+        same = float(temperature), float(top_p), min(top_k, spec.vocab)
         return [
-            Request(i, prompt, lengths[i], float(temperature), float(top_p), min(top_k, spec.vocab), seeds[i], eos_stop)
+            Request(i, prompt, lengths[i], *same, seeds[i], eos_stop, never[i], given[i])
             for i, prompt in enumerate(ids)
         ]
+
+    def infill_requests(
+        self,
+        texts: str | Sequence[int] | Sequence[str | Sequence[int]],
+        *,
+        prompts: Prompt | Sequence[Prompt] | None = None,
+        chat: bool | None = None,
+        **sampling: Any,
+    ) -> list[Request]:
+        """Check and encode texts with gaps; see :meth:`infill`."""
+        many = as_batch(texts, TEXTS)
+        fronts: Sequence[list[int] | None] = [None] * len(many)
+        if prompts is not None:
+            given = as_batch(prompts)
+            if len(given) not in (1, len(many)):
+                raise RequestError(f"prompts has {len(given)} values for {len(many)} texts")
+            encoded = [self._ids(i, p, chat) for i, p in enumerate(given)]
+            fronts = encoded if len(given) == len(many) else encoded * len(many)
+        laid = [lay_out(i, t, self.text, self.denoiser.spec, fronts[i]) for i, t in enumerate(many)]
+        requests = self.requests(
+            [one.prompt for one in laid],
+            [one.gen_length for one in laid],
+            chat=chat,
+            fixed=[one.fixed for one in laid],
+            **sampling,
+        )
+        return [replace(r, begin=one.begin) for r, one in zip(requests, laid, strict=True)]
 
     def results(self, state: State) -> dict[int, Result]:
         """The finished rows of a state, by row id."""
         done = state.canvas.done.nonzero()[:, 0].tolist()
-        return {int(state.record.row[i]): self._result(state, i) for i in done}
+        return {int(state.record.row[i]): result_of(state, i, self.text) for i in done}
 
-    def _result(self, state: State, i: int) -> Result:
-        canvas, record = state.canvas, state.record
-        low, high = int(canvas.prompt[i]), int(canvas.length[i])
-        ids: list[int] = canvas.tokens[i, :high].tolist()
-        spec = self.denoiser.spec
-        tokens = [spec.eos[0] if t == spec.mask else t for t in ids[low:]]
-        count = min(int(canvas.eos_at[i]), high) - low
-        seconds = time.perf_counter() - float(record.born[i])
-        nfe = int(record.nfe[i])
-        stats = Stats(nfe, count, count / nfe, float(record.work[i]), seconds, count / seconds)
-        text = self.text.decode(tokens[:count]) if self.text else ""
-        return Result(text, tokens, ids[:low], record.committed_at[i, low:high].tolist(), stats)
+    def _token(self, text: str) -> int:
+        if self.text is None:
+            raise RequestError("banned: the model has no tokenizer.json; give ids")
+        try:
+            return self.text.token(text)
+        except RequestError as error:
+            raise RequestError(f"banned: {error}") from None
 
     def _ids(self, index: int, prompt: Prompt, chat: bool | None) -> list[int]:
         written = isinstance(prompt, str) or (len(prompt) > 0 and isinstance(prompt[0], Mapping))
         if not written:
-            return [_integer(f"prompt {index}: an id", i) for i in prompt]
+            return [integer(f"prompt {index}: an id", i) for i in prompt]
         if self.text is None:
             raise RequestError(f"prompt {index}: the model has no tokenizer.json; give prompts as lists of ids")
         try:
@@ -257,57 +289,6 @@ def pick_dtype(dtype: str, checkpoint: Checkpoint, device: torch.device) -> torc
             raise ModelError(f"unknown dtype {dtype!r}; accepted: auto, {', '.join(DTYPES)}")
         return DTYPES[dtype]
     return native(checkpoint.dtype, device)
-
-
-def check_sampling(temperature: float, top_p: float, top_k: int) -> None:
-    """Refuse sampling parameters out of range."""
-    if not _is_number(temperature) or not 0 <= temperature < math.inf:
-        raise RequestError(f"temperature must be a number >= 0 (0: greedy), got {temperature!r}")
-    if not _is_number(top_p) or not 0 < top_p <= 1:
-        raise RequestError(f"top_p must be a number in (0, 1] (1: off), got {top_p!r}")
-    if _integer("top_k", top_k) < 0:
-        raise RequestError(f"top_k must be at least 0 (0: off), got {top_k}")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _integer(name: str, value: Any) -> int:
-    """Any integer type's value (numpy's too, but no bool), or a RequestError that names it."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise RequestError(f"{name} must be an integer, got {value!r:.80}")
-    return operator.index(value)
-
-
-def _as_batch(prompts: Any) -> list[Prompt]:
-    """The prompts as a list of single prompts; arrays become lists."""
-    prompts = prompts.tolist() if hasattr(prompts, "tolist") else prompts
-    if isinstance(prompts, str):
-        return [prompts]
-    if not isinstance(prompts, Sequence) or isinstance(prompts, (bytes, bytearray)):
-        raise RequestError(f"{_KINDS}, or a list of these; got {prompts!r:.80}")
-    if not prompts:
-        raise RequestError("no prompts: the batch is empty")
-    many = [p.tolist() if hasattr(p, "tolist") else p for p in prompts]
-    if isinstance(many[0], (int, Mapping)):
-        return [many]
-    for i, prompt in enumerate(many):
-        if not isinstance(prompt, Sequence) or isinstance(prompt, (bytes, bytearray)):
-            raise RequestError(f"prompt {i}: {_KINDS}, got {prompt!r:.80}")
-    return many
-
-
-_KINDS = "a prompt is a string, a list of ids or a conversation"
-
-
-def _per_row(name: str, value: int | Sequence[int], rows: int) -> list[int]:
-    value = value.tolist() if hasattr(value, "tolist") else value
-    if not isinstance(value, Sequence) or isinstance(value, str):
-        return [_integer(name, value)] * rows
-    if len(value) != rows:
-        raise RequestError(f"{name} has {len(value)} values for {rows} prompts")
-    return [_integer(name, v) for v in value]
 
 
 def _rehearse(policy: Policy, requests: Sequence[Request], spec: ModelSpec) -> None:

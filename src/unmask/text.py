@@ -12,6 +12,8 @@ from .core.errors import ModelError, RequestError
 
 _MORE_EOS = ("<|eot_id|>", "<|im_end|>")  # end a turn of LLaDA's and Dream's chat templates beside the end of text
 _FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # Dream's checkpoints come with the latter alone
+_GAP = re.compile(r"(?P<escape>\\*)\[MASK\b(?P<end>(?:\*(?P<count>[0-9]+))?\])?")
+_GAPS = "a gap is [MASK] or, for 12 tokens, [MASK*12]; \\[MASK] is the text itself"
 _CUT = "\ufdd0"  # a Unicode noncharacter: marks where text must be tokenized in two pieces
 
 
@@ -94,6 +96,39 @@ class Text:
             raise RequestError(f"the chat template does not accept this conversation: {error}") from None
         return self._ids(text, cut, False)
 
+    def encode_gaps(self, parts: Sequence[str | int], mask: int, special: bool = True) -> list[int]:
+        """Ids of a text with gaps, from :func:`split_gaps`: each stretch of text for itself, masks between them.
+
+        ``special``: with what the tokenizer puts around a text by itself.
+        """
+        texts = [part for part in parts if isinstance(part, str)]
+        for text in texts:
+            _check_text(text)
+        cut = _marker(texts)
+        pieces = [(at, p) for at, text in enumerate(texts) for p in self._defuse(text, cut).split(cut) if p]
+        own: list[list[int]] = [[] for _ in texts]
+        around: tuple[list[int], list[int]] = [], []
+        if pieces:
+            whole = self._tokenizer([p for _, p in pieces], is_split_into_words=True, add_special_tokens=special)
+            for token, word in zip(whole["input_ids"], whole.word_ids(), strict=True):
+                (around[any(own)] if word is None else own[pieces[word][0]]).append(token)
+        filled = iter(own)
+        inner = [i for part in parts for i in (next(filled) if isinstance(part, str) else [mask] * part)]
+        return [*around[0], *inner, *around[1]]
+
+    def token(self, text: str) -> int:
+        """The id of a text that is one token.
+
+        Raises:
+            RequestError: it is none or several.
+        """
+        _check_text(text)
+        cut = _marker([text])
+        ids = self._ids(self._defuse(text, cut), cut, False)
+        if len(ids) != 1:
+            raise RequestError(f"{text!r} is {len(ids)} tokens for this model, not one; give one token's text, or ids")
+        return ids[0]
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens left out; bytes that are no complete character become U+FFFD."""
         return self._decode(ids, skip_special_tokens=True)
@@ -126,6 +161,38 @@ class Text:
         if len(pieces) == 1:
             return list(self._tokenizer(text, add_special_tokens=special)["input_ids"])
         return list(self._tokenizer(pieces, is_split_into_words=True, add_special_tokens=special)["input_ids"])
+
+
+def split_gaps(text: str) -> list[str | int]:
+    r"""A text at its gaps ``[MASK]`` and ``[MASK*12]``: stretches of text, and for each gap its number of tokens.
+
+    ``\[MASK]`` is the text ``[MASK]``, ``\\[MASK]`` a backslash and a gap; other backslashes are what they are.
+
+    Raises:
+        RequestError: a gap that cannot be read or has no tokens, or there is none.
+    """
+    parts: list[str | int] = []
+    plain, at = "", 0
+    for found in _GAP.finditer(text):
+        slashes = found["escape"]
+        plain += text[at : found.start()] + "\\" * (len(slashes) // 2)
+        at = found.end()
+        if len(slashes) % 2:
+            plain += found[0][len(slashes) :]
+            continue
+        wrong = found[0][len(slashes) :] + ("" if found["end"] else text[at : at + 8])
+        if not found["end"]:
+            raise RequestError(f"cannot read the gap at {wrong!r}; {_GAPS}")
+        count = int((found["count"] or "1")[:12])
+        if count < 1:
+            raise RequestError(f"the gap {wrong} has no tokens; at least 1 is needed, as in [MASK*1]")
+        parts += [plain, count] if plain else [count]
+        plain = ""
+    plain += text[at:]
+    parts += [plain] if plain else []
+    if all(isinstance(part, str) for part in parts):
+        raise RequestError(f"there is no gap to fill; {_GAPS}")
+    return parts
 
 
 def _marker(texts: Sequence[str]) -> str:

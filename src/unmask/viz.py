@@ -11,7 +11,8 @@ from xml.sax.saxutils import escape
 if TYPE_CHECKING:
     from rich.text import Text as RichText
 
-    from .api import Model, Result
+    from .api import Model
+    from .results import Result
 
 # From early to late; lightness grows steadily, so that the order survives printing in grey and colour blindness.
 _RAMP = ((68, 84, 160), (54, 122, 168), (40, 150, 150), (58, 176, 118), (130, 204, 80), (206, 218, 60), (252, 232, 90))
@@ -38,10 +39,11 @@ def ink(background: str) -> str:
 
 @dataclass(frozen=True)
 class Piece:
-    """One position of a response: its ``text`` and the forward that committed it (-1: none did)."""
+    """One position of a response: its ``text``, the forward that committed it (-1: none did), whether it was given."""
 
     text: str
     step: int
+    given: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,13 @@ class Panel:
 
 def panel(lm: Model, title: str, result: Result) -> Panel:
     """What there is to see of a result."""
-    shown = min(result.stats.tokens + 1, len(result.tokens))
+    decoded = [at for span in result.spans for at in range(span.start, span.start + len(span.tokens))]
+    ends = result.stats.tokens < len(decoded)
+    shown = decoded[result.stats.tokens] + 1 if ends else len(result.tokens)
+    own = set(decoded)
     texts = pieces(lm, result.tokens[:shown])
     prompt = lm.text.decode(result.prompt_tokens) if lm.text else " ".join(map(str, result.prompt_tokens))
-    drawn = [Piece(t, s) for t, s in zip(texts, result.steps, strict=False)]
+    drawn = [Piece(t, s, at not in own) for at, (t, s) in enumerate(zip(texts, result.steps, strict=False))]
     return Panel(title, prompt, drawn, result.stats.nfe, result.stats.tokens, len(result.tokens) - shown)
 
 
@@ -157,12 +162,16 @@ class _Canvas:
 
     def _chip(self, x: float, width: float, piece: Piece, forwards: int) -> None:
         box = f'<rect x="{x:.1f}" y="{self.y:.1f}" width="{width:.1f}" height="20" rx="4" fill="%s"/>'
+        middle, fit = x + width / 2, f'textLength="{len(piece.text) * _CHAR:.1f}" lengthAdjust="spacingAndGlyphs"'
+        if piece.given:
+            shown = escape(piece.text.replace(" ", _SPACE))
+            self.parts.append(f'<text x="{x + 4:.1f}" y="{self.y + 15:.1f}" {fit}>{shown}</text>')
+            return
         if piece.step < 0 or self.animate:
             self.parts.append(box % _EMPTY)
         if piece.step < 0:
             return
         back = colour(piece.step, forwards)
-        middle, fit = x + width / 2, f'textLength="{len(piece.text) * _CHAR:.1f}" lengthAdjust="spacingAndGlyphs"'
         group = f'<g class="s{piece.step}">' if self.animate else "<g>"
         self.parts.append(
             f'{group}{box % back}<text x="{x + 4:.1f}" y="{self.y + 15:.1f}" {fit} style="fill:{ink(back)}">'
@@ -186,14 +195,14 @@ def _wrapped(prompt: str, lines: int = 5) -> list[str]:
 
 
 def terminal(texts: Sequence[str], steps: Sequence[int], forwards: int) -> RichText:
-    """The same for a terminal, as text for ``rich``: positions never filled are dim, ⏎ also breaks the line."""
+    """The same for a terminal, as text for ``rich``: positions not decoded are dim, ⏎ also breaks the line."""
     from rich.text import Text
 
     text = Text(overflow="fold")
     for piece, step in zip(texts, steps, strict=True):
         back = colour(step, forwards)
         text.append(piece, style=f"{ink(back)} on {back}" if step >= 0 else "dim")
-        if step >= 0 and piece.endswith("⏎"):
+        if piece.endswith("⏎"):
             text.append("\n")
     return text
 

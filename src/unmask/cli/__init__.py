@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from .. import __version__
 from ..core.errors import UnmaskError
 from .generate import generate
+from .infill import infill
 from .show import caches, inspect, policies
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -66,7 +67,7 @@ app = typer.Typer(
     cls=Group, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, context_settings={
         "help_option_names": ["-h", "--help"], "max_content_width": 100}
 )  # fmt: skip
-for command in (generate, inspect, policies, caches):
+for command in (generate, infill, inspect, policies, caches):
     app.command()(command)
 
 

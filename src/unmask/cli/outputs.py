@@ -17,9 +17,10 @@ from ..core.errors import RequestError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..api import Model, Result
+    from ..api import Model
     from ..engine.batch import Request
     from ..engine.loop import Step
+    from ..results import Result
 
 TRACE_VERSION = 1
 
@@ -70,8 +71,9 @@ def put(file: TextIO, value: Mapping[str, Any]) -> None:
 class Results:
     """Writes responses as they finish, to a file or standard output."""
 
-    def __init__(self, file: TextIO | None, as_json: bool, common: Mapping[str, Any]) -> None:
+    def __init__(self, file: TextIO | None, as_json: bool, common: Mapping[str, Any], spans: bool = False) -> None:
         self.file = file or sys.stdout
+        self.spans = spans
         self.as_json = as_json
         self.common = common
         self.count = 0
@@ -95,6 +97,8 @@ class Results:
             "prompt_tokens": len(result.prompt_tokens),
             "stats": dataclasses.asdict(result.stats),
         }
+        if self.spans:
+            own["spans"] = [dataclasses.asdict(span) for span in result.spans]
         return own | dict(self.common) | {"seed": seed}
 
 
@@ -106,8 +110,12 @@ class Trace:
         self.text = lm.text
         self.shown: set[int] = set()
         spec = lm.denoiser.spec
-        rows = [{"row": r.row, "prompt": list(r.prompt), "gen_length": r.gen_length, "seed": r.seed} for r in requests]
-        ids = [spec.mask, *spec.eos, *(i for r in requests for i in r.prompt)]
+        rows = [
+            {"row": r.row, "prompt": list(r.prompt), "gen_length": r.gen_length, "seed": r.seed}
+            | ({"fixed": sorted(map(list, r.fixed.items()))} if r.fixed else {})
+            for r in requests
+        ]
+        ids = [spec.mask, *spec.eos, *(i for r in requests for i in (*r.prompt, *r.fixed.values()))]
         header = {"trace": TRACE_VERSION, **common, "mask": spec.mask, "eos": list(spec.eos), "rows": rows}
         put(file, header | self._pieces(ids))
 

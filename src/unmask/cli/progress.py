@@ -10,9 +10,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..api import Model, Result
+    from ..api import Model
     from ..engine.batch import Request
     from ..engine.loop import Step
+    from ..results import Result
 
 _FRAME_SECONDS = 0.04  # the least time a step stays on the screen
 
@@ -99,8 +100,13 @@ class Watch(Display):
         self.lm, self.requests = lm, requests
         self.console = Console(stderr=True)
         mask = lm.denoiser.spec.mask
-        self.tokens = [[mask] * r.gen_length for r in requests]
-        self.steps = [[-1] * r.gen_length for r in requests]
+        lead = [list(r.prompt[len(r.prompt) if r.begin is None else r.begin :]) for r in requests]
+        self.begin = [len(r.prompt) - len(own) for r, own in zip(requests, lead, strict=True)]
+        self.tokens = [
+            [*own, *(r.fixed.get(at, mask) for at in range(r.gen_length))]
+            for r, own in zip(requests, lead, strict=True)
+        ]
+        self.steps = [[-1] * len(tokens) for tokens in self.tokens]
         self.forwards = [0] * len(requests)
         self.live: Any = None
         self.shown = 0.0
@@ -111,10 +117,10 @@ class Watch(Display):
         for row, forward in zip(rows, step.forward.tolist(), strict=True):
             self.forwards[row] = forward + 1
         for commit in step.committed():
-            at = commit.position - len(self.requests[commit.row].prompt)
+            at = commit.position - self.begin[commit.row]
             self.tokens[commit.row][at], self.steps[commit.row][at] = commit.token, self.forwards[commit.row] - 1
         for row, position in step.remasked():
-            at = position - len(self.requests[row].prompt)
+            at = position - self.begin[row]
             self.tokens[row][at], self.steps[row][at] = self.lm.denoiser.spec.mask, -1
         if self.console.is_terminal:
             self._show(rows)
@@ -142,7 +148,7 @@ class Watch(Display):
         from ..viz import pieces, terminal, until_end
 
         texts = pieces(self.lm, self.tokens[row])
-        texts = list(until_end(texts)) if final else texts
+        texts = list(until_end(texts)) if final and not self.requests[row].fixed else texts
         head = f"{row}: forward {self.forwards[row]}\n"
         return Text.assemble((head, "bold"), terminal(texts, self.steps[row][: len(texts)], self.forwards[row]))
 

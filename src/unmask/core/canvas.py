@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -56,6 +56,7 @@ class Canvas:
         prompt: ``[B]`` prompt lengths.
         length: ``[B]`` prompt + response lengths.
         eos_stop: ``[B]`` whether a row is finished once its response has an end of text with no mask before it.
+        fixed: ``[B, T]`` positions of the response that were given; no update touches them.
         spec: the model's ids.
     """
 
@@ -63,6 +64,7 @@ class Canvas:
     prompt: Tensor
     length: Tensor
     eos_stop: Tensor
+    fixed: Tensor
     spec: ModelSpec
 
     @staticmethod
@@ -72,31 +74,37 @@ class Canvas:
         spec: ModelSpec,
         *,
         eos_stop: bool | Sequence[bool] = True,
+        fixed: Sequence[Mapping[int, int]] | None = None,
         device: torch.device | str = "cpu",
     ) -> Canvas:
-        """One row per prompt, followed by ``lengths[i]`` masks.
+        """One row per prompt, followed by ``lengths[i]`` masks, some of which ``fixed[i]`` replaces: {position in the
+        response: id}.
 
         Raises:
-            RequestError: no rows, an empty prompt, ids out of range or the mask id in a prompt, a response length
-                below 1, or more positions than the model's context.
+            RequestError: see :func:`check_request`; no rows, or not as many lengths as prompts.
         """
         if not prompts:
             raise RequestError("no prompts: the batch is empty")
         if len(lengths) != len(prompts):
             raise RequestError(f"{len(prompts)} prompts but {len(lengths)} response lengths")
-        for i, (prompt, gen) in enumerate(zip(prompts, lengths, strict=True)):
-            check_request(i, prompt, gen, spec)
+        given = [{}] * len(prompts) if fixed is None else fixed
+        for i, (prompt, gen, own) in enumerate(zip(prompts, lengths, given, strict=True)):
+            check_request(i, prompt, gen, spec, own)
         size = [len(p) + n for p, n in zip(prompts, lengths, strict=True)]
         tokens = torch.full((len(prompts), max(size)), spec.pad, dtype=torch.long)
+        kept = torch.zeros_like(tokens, dtype=torch.bool)
         for i, prompt in enumerate(prompts):
             tokens[i, : len(prompt)] = torch.as_tensor(prompt, dtype=torch.long)
             tokens[i, len(prompt) : size[i]] = spec.mask
+            at = torch.tensor(list(given[i]), dtype=torch.long) + len(prompt)
+            tokens[i, at], kept[i, at] = torch.tensor(list(given[i].values()), dtype=torch.long), True
         stop = [eos_stop] * len(prompts) if isinstance(eos_stop, bool) else list(eos_stop)
         return Canvas(
             tokens.to(device),
             torch.tensor([len(p) for p in prompts], device=device),
             torch.tensor(size, device=device),
             torch.tensor(stop, device=device),
+            kept.to(device),
             spec,
         )
 
@@ -116,12 +124,18 @@ class Canvas:
         return self.valid & (self.position >= self.prompt[:, None])
 
     @cached_property
+    def closing(self) -> Tensor:
+        """``[B, T]`` positions of the response where an end of text ends it: the last fixed token and what follows."""
+        last = torch.where(self.fixed, self.position, 0).amax(1, keepdim=True)
+        return self.response & (self.position >= last)
+
+    @cached_property
     def eos_at(self) -> Tensor:
-        """``[B]`` position of the response's first end of text; T where there is none."""
+        """``[B]`` position of the response's end of text; T where there is none."""
         ends = torch.zeros_like(self.valid)
         for eos in self.spec.eos:
             ends = ends | (self.tokens == eos)
-        return self.first(ends & self.response)
+        return self.first(ends & self.closing)
 
     @cached_property
     def masked(self) -> Tensor:
@@ -158,7 +172,8 @@ class Canvas:
 
     def widened(self, columns: int) -> Canvas:
         """The canvas with so many more positions of padding behind every row."""
-        return replace(self, tokens=F.pad(self.tokens, (0, columns), value=self.spec.pad))
+        tokens, fixed = F.pad(self.tokens, (0, columns), value=self.spec.pad), F.pad(self.fixed, (0, columns))
+        return replace(self, tokens=tokens, fixed=fixed)
 
     def apply(self, update: Update) -> Canvas:
         """The canvas after an update."""
@@ -166,15 +181,23 @@ class Canvas:
         if update.remask is not None:
             tokens = tokens.masked_fill(update.remask, self.spec.mask)
         after = replace(self, tokens=tokens)
-        for name in ("position", "valid", "response"):  # unchanged by an update
+        for name in ("position", "valid", "response", "closing"):  # unchanged by an update
             if name in self.__dict__:
                 after.__dict__[name] = self.__dict__[name]
         return after
 
 
-def check_request(index: int, prompt: Sequence[int], gen_length: int, spec: ModelSpec) -> None:
-    """Refuse what no canvas can hold; see :meth:`Canvas.blank`. ``index`` names the prompt in the message."""
-    if len(prompt) == 0:
+def check_request(
+    index: int, prompt: Sequence[int], gen_length: int, spec: ModelSpec, fixed: Mapping[int, int] | None = None
+) -> None:
+    """Refuse what no canvas can hold; see :meth:`Canvas.blank`. ``index`` names the prompt in the message.
+
+    Raises:
+        RequestError: an empty prompt (allowed in front of fixed tokens, unless the model is shifted), ids out of range
+            or the mask id in it, a response length below 1, more positions than the model's context, fixed tokens
+            outside the response or at all of its positions.
+    """
+    if len(prompt) == 0 and (spec.shift or not fixed):
         raise RequestError(f"prompt {index} is empty; at least one token is needed")
     if gen_length < 1:
         raise RequestError(f"gen_length of prompt {index} must be at least 1, got {gen_length}")
@@ -183,8 +206,23 @@ def check_request(index: int, prompt: Sequence[int], gen_length: int, spec: Mode
             f"prompt {index} has {len(prompt)} tokens and gen_length is {gen_length}: together "
             f"{len(prompt) + gen_length}, but the model's context is {spec.context}"
         )
-    low, high = min(prompt), max(prompt)
+    if len(prompt):
+        _check_ids(f"prompt {index}", prompt, spec)
+    if fixed:
+        _check_ids(f"fixed of prompt {index}", list(fixed.values()), spec)
+        odd = [at for at in fixed if not 0 <= at < gen_length]
+        if odd:
+            raise RequestError(
+                f"fixed of prompt {index} has the position {odd[0]}; accepted are 0 to {gen_length - 1}, "
+                "counted from the start of the response"
+            )
+        if len(fixed) == gen_length:
+            raise RequestError(f"fixed of prompt {index} leaves nothing to decode: all {gen_length} tokens are given")
+
+
+def _check_ids(name: str, ids: Sequence[int], spec: ModelSpec) -> None:
+    low, high = min(ids), max(ids)
     if low < 0 or high >= spec.vocab:
-        raise RequestError(f"prompt {index} has the id {low if low < 0 else high}; accepted are 0 to {spec.vocab - 1}")
-    if spec.mask in prompt:
-        raise RequestError(f"prompt {index} contains the mask id {spec.mask}; masks are only allowed in the response")
+        raise RequestError(f"{name} has the id {low if low < 0 else high}; accepted are 0 to {spec.vocab - 1}")
+    if spec.mask in ids:
+        raise RequestError(f"{name} contains the mask id {spec.mask}; masks are only allowed in the response")

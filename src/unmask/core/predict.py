@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .canvas import ModelSpec
+from .canvas import Canvas, ModelSpec
 from .protocols import Sampling
 
 _GOLDEN = -7046029254386353131  # 2**64 / golden ratio, as a signed integer
@@ -20,6 +20,26 @@ def forbid(logits: Tensor, spec: ModelSpec) -> Tensor:
     if spec.limit < logits.shape[1]:
         logits[:, spec.limit :] = -torch.inf
     return logits
+
+
+def ban(logits: Tensor, sampling: Sampling, canvas: Canvas, row: Tensor, position: Tensor) -> None:
+    """Give what the rows' requests ban probability zero, in place; nothing to do (and no waiting) where none bans.
+
+    Args:
+        logits: ``[N, V]``, the mask id forbidden.
+        sampling: ``[B]`` parameters.
+        canvas: the rows.
+        row, position: ``[N]`` batch row and absolute position of each line of logits.
+    """
+    if sampling.banned is not None and sampling.banned.shape[1]:
+        _silence(logits, sampling.banned[row], canvas.spec)
+    if sampling.inside is not None and sampling.inside.shape[1]:
+        _silence(logits, sampling.inside[row] * ~canvas.closing[row, position][:, None], canvas.spec)
+
+
+def _silence(logits: Tensor, ids: Tensor, spec: ModelSpec) -> None:
+    """``ids [N, K]`` plus 1; those of 0 become the mask id, which is forbidden anyway."""
+    logits.scatter_(1, torch.where(ids > 0, ids - 1, spec.mask), -torch.inf)
 
 
 def read(

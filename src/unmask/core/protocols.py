@@ -67,12 +67,17 @@ class Prediction:
 class Sampling:
     """Sampling parameters of every row, each ``[B]``: ``temperature`` (0 = greedy), ``top_p`` (1 = off), ``top_k``
     (0 = off), ``seed`` (noise is a function of seed, position and the row's step alone).
+
+    ``banned [B, K]`` are ids with probability zero, plus 1 (0 = none); ``inside [B, K]`` likewise, but in front of the
+    row's last fixed token only. None: nothing.
     """
 
     temperature: Tensor
     top_p: Tensor
     top_k: Tensor
     seed: Tensor
+    banned: Tensor | None = None
+    inside: Tensor | None = None
 
 
 class PolicyBase(Configured):
@@ -92,6 +97,11 @@ class PolicyBase(Configured):
     def probes(self) -> int:
         """None."""
         return 0
+
+    @property
+    def left_to_right(self) -> bool:
+        """Any order."""
+        return False
 
 
 class Policy(Protocol):
@@ -114,6 +124,12 @@ class Policy(Protocol):
     def probes(self) -> int:
         """The most positions of a row that an ask probes."""
 
+    @property
+    def left_to_right(self) -> bool:
+        """Whether it only goes forward: then no text can be given behind a mask, and requests with fixed tokens are
+        refused.
+        """
+
     def init(self, canvas: Canvas, sampling: Sampling) -> Any:
         """The state before the first forward: a dataclass of tensors with dimension 0 = row, or None."""
 
@@ -121,7 +137,9 @@ class Policy(Protocol):
         """What the next forward must tell."""
 
     def decide(self, canvas: Canvas, prediction: Prediction, state: Any) -> tuple[Update, Any]:
-        """What to commit. At least one position of every unfinished row whose window has a mask."""
+        """What to commit: at least one position of every unfinished row whose window has a mask. Only what a policy has
+        written may become a mask again, never a position of ``canvas.fixed``.
+        """
 
 
 @dataclass(frozen=True)

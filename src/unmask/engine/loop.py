@@ -24,6 +24,7 @@ class Record:
 
     Attributes:
         row: ``[B]`` the row's id in the run.
+        begin: ``[B]`` position at which the row's text begins.
         nfe: ``[B]`` forwards of the network.
         work: ``[B]`` positions computed, averaged over the layers, summed over the forwards.
         committed_at: ``[B, T]`` the row's forward (from 0) that committed each position; -1 elsewhere.
@@ -32,6 +33,7 @@ class Record:
     """
 
     row: Tensor
+    begin: Tensor
     nfe: Tensor
     work: Tensor
     committed_at: Tensor
@@ -39,11 +41,12 @@ class Record:
     born: Tensor
 
     @staticmethod
-    def start(canvas: Canvas, row: Tensor) -> Record:
+    def start(canvas: Canvas, row: Tensor, begin: Tensor) -> Record:
         """Nothing done yet."""
         zero = torch.zeros_like(canvas.prompt)
         return Record(
             row,
+            begin,
             zero,
             zero.double(),
             torch.full_like(canvas.tokens, -1),
@@ -125,9 +128,18 @@ class Step:
 
 
 def start(
-    model: Denoiser, cache: Cache, policy: Policy, canvas: Canvas, sampling: Sampling, row: Tensor | None = None
+    model: Denoiser,
+    cache: Cache,
+    policy: Policy,
+    canvas: Canvas,
+    sampling: Sampling,
+    row: Tensor | None = None,
+    begin: Tensor | None = None,
 ) -> State:
-    """The state before the first forward; ``row [B]`` are the ids (default 0, 1, ...)."""
+    """The state before the first forward.
+
+    ``row [B]`` are the ids (default 0, 1, ...), ``begin [B]`` where their texts begin (default: behind the prompt).
+    """
     row = torch.arange(len(canvas.tokens), device=canvas.tokens.device) if row is None else row
     canvas = canvas.widened(policy.probes) if policy.probes else canvas
     return State(
@@ -135,7 +147,7 @@ def start(
         policy.init(canvas, sampling),
         model.init(canvas, cache, policy.guidance),
         sampling,
-        Record.start(canvas, row),
+        Record.start(canvas, row, canvas.prompt if begin is None else begin),
     )
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.canvas import Canvas, ModelSpec
-from ..core.predict import MEASURES, forbid, hot, read
+from ..core.predict import MEASURES, ban, forbid, hot, read
 from ..core.protocols import Ask, Cache, Prediction, Sampling
 from ..core.rows import Rows, tiles
 from .probes import Probes
@@ -78,7 +78,8 @@ class Denoiser:
             sampling: per-row parameters.
             step: ``[B]`` forwards each row has made, the noise's counter.
             needs: extra parts of the prediction (``"entropy"``).
-            guidance: classifier-free guidance scale s: logits u + (s + 1)(c - u), u with the prompt masked out.
+            guidance: classifier-free guidance scale s: logits u + (s + 1)(c - u), u with the prompt and
+                all fixed tokens masked out.
         """
         started = time.perf_counter()
         want = ask.window & canvas.masked
@@ -93,7 +94,8 @@ class Denoiser:
         forward = partial(self._hidden, canvas, ask, need, probes, cache, lines)
         hidden, plain, work, fresh = forward(canvas.tokens, state.plain)
         if guidance:
-            masked = torch.where(canvas.position < canvas.prompt[:, None], self.spec.mask, canvas.tokens)
+            given = (canvas.position < canvas.prompt[:, None]) | canvas.fixed
+            masked = torch.where(given, self.spec.mask, canvas.tokens)
             other, free, again, _ = forward(masked, state.free)
             hidden, state, work = torch.stack([hidden, other], 1), Branches(plain, free), work + again
         else:
@@ -103,6 +105,7 @@ class Denoiser:
         more = _SAMPLING if hot(sampling, needs) else 1
         for piece, logits, spent in self._logits(hidden[: len(row)], guidance, more):
             seconds += spent
+            ban(logits, sampling, canvas, row[piece], position[piece])
             parts.append(read(logits, sampling, needs, row[piece], position[piece], step[row[piece]]))
         prediction = _spread(want, row, position, parts, needs, self.network.arch.vocab)
         fresh = F.pad(fresh[:, :-1], (1, 0)) if self.spec.shift else fresh
@@ -112,6 +115,7 @@ class Denoiser:
             for piece, logits, spent in self._logits(hidden[len(row) :], guidance):
                 seconds += spent
                 at = told.row[piece], told.position[piece]
+                ban(logits, sampling, canvas, *at)
                 share[at] = logits.double().softmax(-1).gather(-1, canvas.tokens[at][:, None])[:, 0]
             prediction = replace(prediction, probe=share)
         return Answer(prediction, state, work, seconds)

@@ -41,6 +41,7 @@ class Apd(PolicyBase):
 
     name = "apd"
     paper = "arXiv 2506.00413"
+    left_to_right = True
 
     r: float = param(0.7, "weight of the diffusion model in the product; 1: accept every draft", ge=0, le=1)
     lookahead: int | None = param(

@@ -184,7 +184,7 @@ class SlowFast(PolicyBase):
         inside = ~later[:, None] | (canvas.position < state.end[:, None])
         return Ask(
             window,
-            visible=inside if self.suffix == "truncate" else None,
+            visible=inside | canvas.fixed if self.suffix == "truncate" else None,
             stale=~inside if self.suffix == "cached" else None,
             skipped=state.skipped,
         )

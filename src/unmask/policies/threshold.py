@@ -62,7 +62,7 @@ class Threshold(PolicyBase):
         confidence, start = prediction.confidence, canvas.block_start(self.block_length)
         write = at_least(confidence, self.tau) | best(confidence)
         if self.steps is not None:
-            length = canvas.length - canvas.prompt
+            length = (canvas.response & ~canvas.fixed).sum(1)
             filled = length - (canvas.response & (canvas.tokens == canvas.spec.mask)).sum(1)
             allowed = length * (state.count + 1) // self.steps - filled
             write = write & top(confidence, allowed.clamp(min=1))

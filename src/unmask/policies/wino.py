@@ -51,9 +51,9 @@ class Wino(PolicyBase):
         return WinoState(torch.full_like(canvas.prompt, -1), torch.zeros_like(canvas.prompt))
 
     def ask(self, canvas: Canvas, state: WinoState) -> Ask:
-        """The current block, and probes for all of it."""
+        """The current block, and probes for all of it that was not given."""
         block = canvas.block(self.block_length)
-        return Ask(block, probe=block)
+        return Ask(block, probe=block & ~canvas.fixed)
 
     def decide(self, canvas: Canvas, prediction: Prediction, state: WinoState) -> tuple[Update, WinoState]:
         """Draft, and verify the tokens that were there."""
@@ -65,7 +65,7 @@ class Wino(PolicyBase):
         sure = open_ & (confidence > self.tau_in)
         write = torch.where((sure.sum(1) > limit)[:, None], top(confidence, limit), sure | best(confidence))
         accepted = write.sum(1)
-        placed = canvas.block(self.block_length) & ~open_
+        placed = canvas.block(self.block_length) & ~open_ & ~canvas.fixed
         doubt = torch.where(placed, -prediction.probe, -torch.inf)
         wrong = placed & (prediction.probe < self.tau_out) & (accepted > 1)[:, None]
         worst = top(doubt, before - 1) & (accepted > 1)[:, None]

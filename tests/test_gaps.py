@@ -1,0 +1,376 @@
+"""Texts with gaps from outside: Python, the command line, and one clear error for everything that is wrong."""
+
+import json
+import re
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+import unmask
+from llada_folder import BOS, CONTEXT, EOS, MASK, VOCAB, write
+from unmask import RequestError, SpecError
+from unmask.cli import app
+from unmask.text import split_gaps
+
+QUESTION = "Amy has 3 apples. She buys 4 more, and then 5 more. How many apples does Amy have?"
+ANSWER = "3+4=7\n7+5=12\nAnswer: 12"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("model") / "llada")
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return unmask.load(folder, dtype="float64")
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return unmask.load()
+
+
+def run(*args, **more):
+    return CliRunner().invoke(app, ["infill", *map(str, args)], prog_name="unmask", **more)
+
+
+def fine(result):
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr == ""
+    return result.stdout
+
+
+def lines(text):
+    return [json.loads(line) for line in text.splitlines()]
+
+
+# --- gaps in a string
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("a[MASK]b", ["a", 1, "b"]),
+        ("[MASK*12][MASK] x", [12, 1, " x"]),
+        (r"\[MASK] [MASK*2]", ["[MASK] ", 2]),
+        (r"\\[MASK]", ["\\", 1]),
+        (r"\\\[MASK*4][MASK]", [r"\[MASK*4]", 1]),
+        (r"\n \ [MASKED] [mask] [MASK]\ ", [r"\n \ [MASKED] [mask] ", 1, "\\ "]),
+    ],
+)
+def test_gaps_are_found(text, parts):
+    assert split_gaps(text) == parts
+
+
+@given(st.lists(st.sampled_from(["[MASK]", "[MASK*3]", "[MASK", "\\", "x", "[", "MASK]"]), max_size=9).map("".join))
+def test_any_text_can_be_written(text):
+    """With every run of backslashes in front of what would be a gap doubled, and one more."""
+    written = re.sub(r"(\\*)\[MASK\b", lambda found: found[1] * 2 + "\\[MASK", text)
+    assert split_gaps(written + "|[MASK]") == [text + "|", 1]
+
+
+# --- Python
+
+
+def test_what_is_given_stays(model):
+    (result,) = model.infill("Hello [MASK*5] world, [MASK]!", chat=False)
+    parts = [model.text.encode(part, False) for part in ("Hello ", " world, ", "!")]
+    text = [*parts[0], *[MASK] * 5, *parts[1], MASK, *parts[2]]
+    got = result.prompt_tokens + result.tokens
+    assert [new for new, old in zip(got, text, strict=True) if old != MASK] == [old for old in text if old != MASK]
+    assert MASK not in got
+    assert EOS not in got
+    assert result.prompt_tokens == parts[0]
+    assert [(s.start, len(s.tokens)) for s in result.spans] == [(0, 5), (13, 1)]
+    for span in result.spans:
+        assert span.tokens == result.tokens[span.start : span.start + len(span.tokens)]
+        assert span.text == model.text.decode(span.tokens)
+    assert result.text == model.text.decode(got)
+    assert result.text.startswith("Hello ")
+    assert [at for at, step in enumerate(result.steps) if step < 0] == [*range(5, 13), 14]
+    assert result.stats.tokens == 6
+    assert result.stats.nfe <= 6
+
+
+def test_ids_and_text_are_the_same(model):
+    ids = [*model.text.encode("abc", False), MASK, MASK, *model.text.encode("de", False), MASK]
+    expected = model.infill("abc[MASK*2]de[MASK]")[0]
+    for value in (ids, [ids], np.array(ids), tuple(ids)):
+        assert model.infill(value)[0].tokens == expected.tokens
+
+
+def test_a_gap_at_the_end_alone_is_a_response(model):
+    for eos_stop in (True, False):
+        filled = model.infill("Hello[MASK*20]", "threshold(0.3)", "dual", eos_stop=eos_stop)[0]
+        response = model.generate("Hello", 20, "threshold(0.3)", "dual", chat=False, eos_stop=eos_stop)[0]
+        assert (filled.tokens, filled.steps) == (response.tokens, response.steps)
+        assert filled.text == "Hello" + response.text
+        assert filled.spans == response.spans == (unmask.Span(0, response.text, response.tokens),)
+
+
+def test_a_prompt_in_front_of_a_text(model):
+    with_template, (a,) = model.infill("a[MASK]b", prompts="Hi")[0], model.text.encode("a", False)
+    assert with_template.prompt_tokens == [*model.text.encode("Hi"), a]
+    assert with_template.text[0] + with_template.text[-1] == "ab"
+    assert model.infill("a[MASK]b", prompts="Hi", chat=False)[0].prompt_tokens == model.text.encode("Hia", False)
+    assert model.infill("a[MASK]b", prompts=[BOS, 5])[0].prompt_tokens == [BOS, 5, a]
+    talk = [{"role": "user", "content": "Hi"}]
+    assert model.infill("a[MASK]b", prompts=talk)[0].tokens == with_template.tokens
+    whole = model.infill("[MASK*6]", prompts="Hi")[0]
+    assert whole.tokens == model.generate("Hi", 6)[0].tokens
+    one, two = model.infill(["a[MASK]b", "[MASK]c"], prompts=["Hi", [7, 8]])
+    assert one.tokens == with_template.tokens
+    assert two.prompt_tokens == [7, 8]
+    assert [r.prompt_tokens[:-1] for r in model.infill(["a[MASK]b", "x[MASK]"], prompts="Hi")] == [
+        model.text.encode("Hi")
+    ] * 2
+
+
+def test_control_tokens_of_a_text_are_text(model):
+    (result,) = model.infill("<|eot_id|>[MASK]<|mdm_mask|>")
+    assert result.prompt_tokens == model.text.encode("<|eot_id|>", False)
+    assert len(result.prompt_tokens) == 10
+    assert result.text.endswith("<|mdm_mask|>")
+
+
+def test_a_batch_is_its_texts(model):
+    texts = ["ab[MASK*9]c", "x[MASK]y[MASK*3]z[MASK*7]", "[MASK*4]q"]
+    options = {"temperature": 1.2, "top_p": 0.9, "banned": ["c", 7]}
+    together = model.infill(texts, "slowfast(tau_high=0.4)", "dllm(kp=2,kr=2)", seed=[1, 2, 3], batch_size=2, **options)
+    for seed, (text, result) in enumerate(zip(texts, together, strict=True), 1):
+        alone = model.infill(text, "slowfast(tau_high=0.4)", "dllm(kp=2,kr=2)", seed=seed, **options)[0]
+        assert (result.text, result.tokens, result.steps) == (alone.text, alone.tokens, alone.steps)
+
+
+def test_without_tokenizer(tmp_path):
+    bare = unmask.load(write(tmp_path, tokenizer=False))
+    (result,) = bare.infill([1, 2, MASK, MASK, 5], banned=[3])
+    assert result.tokens[2] == 5
+    assert (result.text, [s.text for s in result.spans]) == ("", [""])
+    for call, words in (
+        (lambda: bare.infill("a[MASK]"), "text 0: the model has no tokenizer.json; give texts as lists of ids"),
+        (lambda: bare.infill([1, MASK], banned=["x"]), "banned: the model has no tokenizer.json; give ids"),
+        (lambda: bare.infill([1, MASK], prompts="x"), "prompt 0: the model has no tokenizer.json"),
+    ):
+        with pytest.raises(RequestError, match=words):
+            call()
+
+
+def test_banned_and_fixed_in_generate(model):
+    free = model.generate(["Hi", "Hello"], 16, eos_stop=False)
+    for banned in ([*free[0].tokens], [free[0].tokens, []]):
+        barred = model.generate(["Hi", "Hello"], 16, banned=banned, eos_stop=False)
+        assert not set(barred[0].tokens) & set(free[0].tokens)
+    assert barred[1].tokens == free[1].tokens
+    it = model.text.token("F")
+    expected = model.generate("Hi", 64, banned=[it], temperature=3.0)[0].tokens
+    assert it in model.generate("Hi", 64, temperature=3.0)[0].tokens
+    assert it not in expected
+    for banned in ("F", it, ["F", it], [["F"]], np.array([it]), np.int64(it)):
+        assert model.generate("Hi", 64, banned=banned, temperature=3.0)[0].tokens == expected
+    fixed = model.generate(["Hi", "Hello"], 8, fixed=[{2: 65, 5: 66}, None])
+    assert (fixed[0].tokens[2], fixed[0].tokens[5]) == (65, 66)
+    assert [(s.start, len(s.tokens)) for s in fixed[0].spans] == [(0, 2), (3, 2), (6, 2)]
+    assert fixed[1].tokens == model.generate("Hello", 8)[0].tokens
+    assert model.generate("Hi", 8, fixed={2: 65, 5: 66})[0].tokens == fixed[0].tokens
+    steps = list(model.stream("Hi", 8, fixed={2: 65}, banned=["e"]))
+    assert sum(len(s.committed()) for s in steps) <= 7
+
+
+@pytest.mark.parametrize(
+    ("texts", "options", "words"),
+    [
+        ("no gap", {}, r"text 0: there is no gap to fill; a gap is \[MASK\] or, for 12 tokens, \[MASK\*12\]"),
+        (r"\[MASK]", {}, "text 0: there is no gap"),
+        ("", {}, "text 0: there is no gap"),
+        (["a[MASK]", "b[MASK*0]"], {}, r"text 1: the gap \[MASK\*0\] has no tokens; at least 1 is needed"),
+        ("a[MASK*]", {}, r"text 0: cannot read the gap at '\[MASK\*\]'"),
+        ("a[MASK*-1]", {}, "cannot read the gap"),
+        ("a[MASK*x]", {}, "cannot read the gap"),
+        ("a[MASK 3]", {}, "cannot read the gap"),
+        ("a[MASK", {}, "cannot read the gap"),
+        ("[MASK*4]", {}, "text 0 is nothing but gaps; at least one token is needed"),
+        ([MASK, MASK], {}, "text 0 is nothing but gaps"),
+        ([1, 2], {}, f"text 0: there is no gap to fill: no mask id {MASK}"),
+        ([[1, MASK], []], {}, "text 1: there is no gap to fill"),
+        ([1, MASK, VOCAB], {}, f"has the id {VOCAB}; accepted are 0 to {VOCAB - 1}"),
+        ([-1, MASK], {}, "has the id -1"),
+        ([1, MASK, 1.5], {}, "an id must be an integer, got 1.5"),
+        (f"a[MASK*{CONTEXT}]", {}, f"text 0 has {CONTEXT + 1} tokens, .* context is {CONTEXT}"),
+        (f"a[MASK*{10**30}]", {}, f"its gaps have .* tokens, but the model's context is {CONTEXT}"),
+        ("a[MASK*120]", {"prompts": "Hello there"}, "text 0 has 1.. tokens, gaps and prompt included"),
+        ("bad \ud800[MASK]", {}, "text 0: the prompt is not valid Unicode"),
+        ([], {}, "no texts: the batch is empty"),
+        (5, {}, "a text with gaps is a string or a list of ids, or a list of these; got 5"),
+        (["a[MASK]", 5], {}, "text 1: a text with gaps is a string or a list of ids, got 5"),
+        ([{"role": "user", "content": "[MASK]"}], {}, "text 0: a text with gaps is .*; a conversation can be given as"),
+        (["a[MASK]"] * 3, {"prompts": ["x", "y"]}, "prompts has 2 values for 3 texts"),
+        ("a[MASK]", {"prompts": ""}, "prompt 0: the prompt is empty"),
+        ("a[MASK]", {"chat": "yes"}, "chat must be True or False or None"),
+        ("a[MASK]b", {"policy": "left_to_right"}, "left_to_right decodes from left to right .* slowfast or threshold"),
+        ("a[MASK]b", {"banned": list(range(VOCAB))}, "banned of prompt 0 leaves no token to decode with"),
+        ("a[MASK]", {"banned": [VOCAB]}, f"banned of prompt 0 has the id {VOCAB}"),
+        ("a[MASK]", {"banned": ["two"]}, "banned: 'two' is 3 tokens for this model, not one"),
+        ("a[MASK]", {"banned": [""]}, "banned: '' is 0 tokens"),
+        ("a[MASK]", {"banned": [1.5]}, "banned: an id must be an integer, got 1.5"),
+        ("a[MASK]", {"banned": 1.5}, "banned must be ids and texts"),
+        ("a[MASK]", {"banned": [[1], 2]}, "banned has 2 values for 1 prompts"),
+        (["a[MASK]"] * 2, {"banned": [[1], 2]}, "banned has lists for single prompts, then 2 is none"),
+    ],
+)  # fmt: skip
+def test_bad_input(model, texts, options, words):
+    with pytest.raises(RequestError, match=words):
+        model.infill(texts, **options)
+
+
+@pytest.mark.parametrize(
+    ("fixed", "words"),
+    [
+        ({4: 1}, "fixed of prompt 0 has the position 4; accepted are 0 to 3"),
+        ({0: MASK}, f"contains the mask id {MASK}"),
+        ({0: "a"}, "fixed: an id must be an integer, got 'a'"),
+        ({"0": 1}, "fixed: a position must be an integer, got '0'"),
+        ([1, 2], "fixed is {position in the response: id}"),
+        ([{}, {}], "fixed has 2 values for 1 prompts"),
+        (dict.fromkeys(range(4), 1), "leaves nothing to decode"),
+    ],
+)
+def test_bad_fixed_tokens(model, fixed, words):
+    with pytest.raises(RequestError, match=words):
+        model.generate("Hi", 4, fixed=fixed)
+
+
+def test_unknown_names(model):
+    with pytest.raises(SpecError, match="unknown policy 'slowfest'"):
+        model.infill("a[MASK]", "slowfest")
+    with pytest.raises(TypeError, match="gen_length"):
+        model.infill("a[MASK]", gen_length=3)
+
+
+# --- the shipped model, by the command line
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "3+4=[MASK]\n7+5=[MASK*2]\nAnswer: [MASK*2]",
+        "3+[MASK]=7\n[MASK]+5=12\nAnswer: 12",
+        "[MASK*5]\n[MASK*6]\nAnswer: 12",
+    ],
+)
+@pytest.mark.parametrize("options", [(), ("-c", "dual"), ("-p", "threshold(tau=0.95)", "-c", "dllm(kp=4,kr=2)")])
+def test_working_is_filled_in(text, options):
+    assert fine(run("--prompt", QUESTION, text, *options)) == ANSWER + "\n"
+
+
+def test_json_trace_and_picture(tmp_path):
+    trace, picture = tmp_path / "t.jsonl", tmp_path / "p.svg"
+    text = "3+4=[MASK]\n7+[MASK]=[MASK*2]\nAnswer: 12"
+    out = fine(run("--prompt", QUESTION, text, "--json", "--trace", trace, "--picture", picture))
+    (value,) = lines(out)
+    assert value["text"] == ANSWER
+    assert [s["text"] for s in value["spans"]] == ["7", "5", "12"]
+    assert all(value["tokens"][s["start"] :][: len(s["tokens"])] == s["tokens"] for s in value["spans"])
+    header, *steps = lines(trace.read_text())
+    (row,) = header["rows"]
+    canvas = row["prompt"] + [header["mask"]] * row["gen_length"]
+    for at, token in row["fixed"]:
+        canvas[len(row["prompt"]) + at] = token
+    for step in steps:
+        for _, position, token, _ in step["committed"]:
+            assert canvas[position] == header["mask"]
+            canvas[position] = token
+    assert canvas[len(row["prompt"]) :] == value["tokens"]
+    chips = ElementTree.fromstring(picture.read_text()).findall("{http://www.w3.org/2000/svg}g")
+    assert len(chips) == 4
+
+
+def test_batch(tmp_path, shipped):
+    given = [
+        {"text": "3+4=[MASK]\n7+5=[MASK*2]\nAnswer: [MASK*2]", "prompt": QUESTION},
+        {"text": [2, 3, 0, 5, 0, 0], "seed": 4, "banned": [7, "a"]},
+        {"text": "a [MASK]", "prompt": [{"role": "user", "content": "Hi"}]},
+    ]
+    file = tmp_path / "in.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in given))
+    values = sorted(lines(fine(run("--batch", file, "--temperature", 1, "--seed", 2))), key=lambda v: v["index"])
+    for value, line in zip(values, given, strict=True):
+        seed, banned = line.get("seed", 2), line.get("banned")
+        alone = shipped.infill(line["text"], prompts=line.get("prompt"), temperature=1, seed=seed, banned=banned)[0]
+        assert (value["text"], value["tokens"], value["seed"]) == (alone.text, alone.tokens, seed)
+
+
+def test_ban_and_standard_input(folder):
+    model = unmask.load(folder)
+    out = fine(
+        run("-m", folder, "-", "--ban", "e", "--ban", "t", "--temperature", 2, "--seed", 3, input="a[MASK*9]b\n")
+    )
+    assert out == model.infill("a[MASK*9]b", temperature=2.0, seed=3, banned=["e", "t"])[0].text + "\n"
+    generated = CliRunner().invoke(app, ["generate", "-m", str(folder), "Hi", "-n", "9", "--ban", "e", "--json"])
+    assert lines(fine(generated))[0]["tokens"] == model.generate("Hi", 9, banned=["e"])[0].tokens
+
+
+def test_watch_shows_the_whole_text(folder):
+    result = run("-m", folder, "Hello [MASK*3]you", "--watch", "--prompt", "Hi")
+    assert result.exit_code == 0
+    shown = "".join(result.stderr.splitlines()[1:])
+    assert shown.startswith("Hello ")
+    assert shown.endswith("you")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "give either one TEXT (- reads it from standard input) or --batch FILE.jsonl"),
+        (["a[MASK]", "--batch", "x"], "give either one TEXT"),
+        (["no gap"], "the text: there is no gap to fill; a gap is [MASK]"),
+        (["[MASK]"], "the text: it is nothing but gaps"),
+        (["a[MASK*0]"], "the text: the gap [MASK*0] has no tokens"),
+        (["a[MASK*x]"], "the text: cannot read the gap at '[MASK*x]'"),
+        (["a[MASK*99999]"], "the text: its gaps have 99999 tokens"),
+        (["a[MASK]b", "-p", "left_to_right"], "left_to_right decodes from left to right"),
+        (["a[MASK]b", "-p", "nobody"], "unknown policy 'nobody'"),
+        (["a[MASK]b", "--ban", "several tokens"], "the text: banned: 'several tokens' is 14 tokens"),
+        (["a[MASK]b", "--gen-length", "3"], "No such option"),
+        (["a[MASK]b", "--prompt", ""], "the text: the prompt is empty"),
+        (["a[MASK]b", "--temperature", "-1"], "the text: temperature must be a number >= 0"),
+    ],
+)
+def test_bad_usage(folder, args, message):
+    refused(run("-m", folder, *args), message)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"prompt": "x"}', 'expected {"text": text with gaps | [ids], "prompt": text'),
+        ('{"text": "x[MASK]", "gen_length": 3}', "unknown key 'gen_length'; accepted are text, prompt, seed, banned"),
+        ('{"text": [{"role": "user", "content": "x"}]}', "text must be text or a list of ids"),
+        ('{"text": "x[MASK]", "prompt": 3}', "prompt must be text, a list of ids or a list of messages"),
+        ('{"text": "x[MASK]", "banned": "x"}', "banned must be a list of texts and ids"),
+        ('{"text": "x[MASK]", "banned": [true]}', "banned must be a list of texts and ids"),
+        ('{"text": "x[MASK]", "seed": -1}', "seed must be an integer of at least 0, got -1"),
+        ('{"text": "x"}', "there is no gap to fill"),
+        ('{"text": [1, 2]}', "there is no gap to fill"),
+    ],
+)
+def test_bad_batch_lines(folder, tmp_path, line, message):
+    batch = tmp_path / "in.jsonl"
+    batch.write_text('{"text": "a[MASK]"}\n\n' + line + "\n")
+    result = run("-m", folder, "--batch", batch)
+    refused(result, message)
+    assert f"{batch} line 3: " in result.stderr
+
+
+def refused(result, message):
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    assert message in result.stderr
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert "Traceback" not in result.stderr
