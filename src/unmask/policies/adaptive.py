@@ -85,7 +85,7 @@ class Adaptive(PolicyBase):
         update, inner = with_threshold(self.policy, state.tau).decide(canvas, prediction, state.inner)
         held = update.write & at_least(state.confidence, self.low)
         errors = (held & (update.token != state.token)).sum(1)
-        step = self.gain * (errors - self.target * held.sum(1))
+        step = self.gain * (errors - self.target * held.sum(1).double())
         tau = torch.where(step == 0, state.tau, (state.tau + step).clamp(self.low, self.high))
         fresh = (prediction.confidence > -torch.inf) & (state.confidence == 0)
         token = torch.where(fresh, prediction.token, state.token)
