@@ -86,6 +86,15 @@ POLICY_VARIANTS: dict[str, list[str]] = {
     "wino": ["wino(tau_in=0.3,tau_out=0.3,block_length=6)", "wino(tau_in=0.5,tau_out=0.5,block_length=30)"],
     "hierarchical": ["hierarchical(tau=0.6,low=0.2,block_length=7)"],
     "credit": ["credit(tau=0.5,block_length=5)"],
+    "saber": ["saber(mu=2,since=commit)", "saber(n=3,mu=3,since=before,block_length=7)", "saber(since=nothing)"],
+    "adaptive": [
+        "adaptive(threshold(tau=0.6,block_length=none),gain=0.1,low=0.1)",
+        "adaptive(slowfast(tau_min=0.3,tau_high=0.5,k_max=3,suffix=full),gain=0.3,target=0.3,low=0.1,high=0.8)",
+    ],
+    "prophet": [
+        "prophet(high=2.5,mid=1.5,low=0.8)",
+        "prophet(slowfast(tau_min=0.3,tau_high=0.5,k_max=3,suffix=truncate),high=2,mid=2,low=2,answer_start=4,answer_length=3)",
+    ],
     "left_to_right": ["left_to_right(k=2,lookahead=5)"],
     "apd": [
         f'apd(r=0.4,lookahead=6,verifier="{VERIFIER}")',
@@ -280,7 +289,7 @@ class ChaosState:
 @dataclass(frozen=True)
 class Chaos(PolicyBase):
     """A policy that asks for anything it may ask for: windows that move at random and may hold no mask, positions that
-    leave the input and come back, stale ones, refreshes, skipped forwards, probes; commits some and takes some back.
+    leave the input and come back, stale ones, refreshes, skipped forwards, probes, scores; commits and takes back.
     """
 
     name = "chaos"
@@ -313,6 +322,7 @@ class Chaos(PolicyBase):
             refresh=draw[:, 2] < 0.1,
             skipped=(draw[:, 3] * 3).long(),
             probe=self._probed(canvas, state),
+            score=self._draw(canvas, state, 6) < 0.4,
         )
 
     def decide(self, canvas: Canvas, prediction: Prediction, state: ChaosState) -> tuple[Update, ChaosState]:
@@ -320,6 +330,7 @@ class Chaos(PolicyBase):
         length = canvas.length - canvas.prompt
         lost = canvas.response & ~canvas.masked & ~canvas.fixed & (canvas.tokens != canvas.spec.mask)
         doubtful = self._probed(canvas, state) & (prediction.probe < 0.3)
+        doubtful = doubtful | (prediction.score > 0) & (prediction.score < 0.3)
         lost = lost & (self._draw(canvas, state, 4) < torch.where(doubtful, 0.3, 0.1)) & (state.count < length)[:, None]
         return Update(write, prediction.token, lost), ChaosState(state.seed, state.count + 1)
 

@@ -28,6 +28,9 @@ POLICIES = {
     "hierarchical": "unmask.policies.hierarchical:Hierarchical",
     "credit": "unmask.policies.credit:Credit",
     "dream": "unmask.policies.dream:Dream",
+    "saber": "unmask.policies.saber:Saber",
+    "adaptive": "unmask.policies.adaptive:Adaptive",
+    "prophet": "unmask.policies.prophet:Prophet",
     "slowfast": "unmask.policies.slowfast:SlowFast",
 }
 CACHES = {
@@ -40,6 +43,7 @@ CACHES = {
 }
 _METHODS = {"policy": ("init", "ask", "decide"), "cache": ("init", "plan", "layer", "note")}
 _EXAMPLE = {"policy": "slowfast(tau_high=0.9)", "cache": "every(dual,4)"}
+_NESTED = {"policy": "prophet(threshold)", "cache": "every(dual,4)"}
 
 
 def policy(spec: str | Spec | Policy) -> Policy:
@@ -104,7 +108,9 @@ def _build(kind: str, spec: Any) -> Any:
         if part and key in given and given[key] is None and "none" in table(part):
             given[key] = Spec("none")  # the grammar's none, here the name of a cache
         elif part and given.get(key, fields[key].default) is None:
-            raise SpecError(f"{spec.name} needs a {part}, as in {_EXAMPLE[kind]!r}")
+            raise SpecError(f"{spec.name} needs a {part}, as in {_NESTED[part]!r}")
+        elif part:
+            given.setdefault(key, fields[key].default)
     return cls(**{key: _resolve(fields[key], spec.name, value) for key, value in given.items()})
 
 

@@ -94,10 +94,11 @@ def _parameter(cls: type[Any], field: dataclasses.Field[Any]) -> dict[str, Any]:
 
     kind = str(field.type)
     nested = kind in ("Cache", "Policy")
+    default = field.default if nested else getattr(cls(), field.name)
     about = {
         "name": field.name,
-        "required": nested,
-        "default": None if nested else getattr(cls(), field.name),
+        "required": nested and default is None,
+        "default": str(default) if nested and default is not None else default,
         "accepted": f"a {kind.lower()}" if nested else accepted(field),
         "doc": field.metadata.get("doc", ""),
     }

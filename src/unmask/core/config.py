@@ -201,9 +201,14 @@ class Configured:
         values = [
             (f.name, getattr(self, f.name))
             for f in dataclasses.fields(self)
-            if getattr(self, f.name) != self._default(f)
+            if _written(getattr(self, f.name)) != _written(self._default(f))
         ]
         return str(Spec(self.name, (), tuple(values)))
+
+
+def _written(value: Any) -> Any:
+    """A policy or cache and the spec that builds it count as one."""
+    return str(value) if isinstance(value, (Spec, Configured)) else value
 
 
 def _within(rule: Any, value: float) -> bool:

@@ -31,6 +31,12 @@ def at_least(score: Tensor, threshold: float | Tensor) -> Tensor:
     return (score >= limit) & (score > -torch.inf)
 
 
+def above(score: Tensor, threshold: float | Tensor) -> Tensor:
+    """``[B, T]`` candidates that exceed ``threshold`` (a number or ``[B]``)."""
+    limit = threshold[:, None] if isinstance(threshold, Tensor) else threshold
+    return (score > limit) & (score > -torch.inf)
+
+
 def block_steps(policy: str, steps: int, length: Tensor, size: Tensor) -> Tensor:
     """``[B]`` steps of each block, given those of the whole response and ``[B]`` response and block lengths.
 

@@ -63,7 +63,7 @@ def read(
             source = tempered
             confidence = source.softmax(-1).gather(-1, token[:, None])[:, 0]
     found = {"token": token, "confidence": confidence}
-    found |= {name: measure(source) for name, measure in MEASURES.items() if name in needs}
+    found |= {name: measure(logits if name == "gap" else source) for name, measure in MEASURES.items() if name in needs}
     return found | {"logits": source} if "logits" in needs else found
 
 
@@ -131,7 +131,13 @@ def entropy(logits: Tensor) -> Tensor:
     return -(logp.exp() * logp.clamp(min=torch.finfo(logp.dtype).min)).sum(-1)
 
 
-MEASURES: dict[str, Callable[[Tensor], Tensor]] = {"entropy": entropy, "margin": margin}
+def gap(logits: Tensor) -> Tensor:
+    """``[N]`` lead of the largest of ``[N, V]`` logits over the second."""
+    top = logits.topk(2).values
+    return top[:, 0] - top[:, 1]
+
+
+MEASURES: dict[str, Callable[[Tensor], Tensor]] = {"entropy": entropy, "margin": margin, "gap": gap}
 
 
 def _filter(scaled: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from .canvas import Canvas, Update
@@ -26,6 +28,8 @@ class Ask:
             anything; caches that refresh by interval age by these too. None: none.
         probe: ``[B, T]`` positions to be predicted as if they were masked, whatever they hold (WINO). A probe takes the
             position's place for itself and for the other probes; nothing else sees it. None: none.
+        score: ``[B, T]`` filled positions of the response whose tokens are to be scored where they stand, in sight of
+            themselves (Saber). None: none.
     """
 
     window: Tensor
@@ -34,6 +38,7 @@ class Ask:
     refresh: Tensor | None = None
     skipped: Tensor | None = None
     probe: Tensor | None = None
+    score: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -47,10 +52,14 @@ class Prediction:
         entropy: ``[B, T]`` nats, 0 where not asked; only for policies whose ``needs`` has ``"entropy"``.
         margin: ``[B, T]`` lead of the best token's probability over the second's, 0 where not asked; only for policies
             whose ``needs`` has ``"margin"``.
+        gap: ``[B, T]`` lead of the best logit over the second, before temperature and filters, 0 where not asked; only
+            for policies whose ``needs`` has ``"gap"``.
         logits: ``[N, V]`` of the positions asked, by row and position; only for policies whose ``needs`` has
             ``"logits"``. Ids that may not be said have -inf.
         probe: ``[B, T]`` float64, the probability that the probes give to the tokens now there; 0 where not probed or
             still masked.
+        score: ``[B, T]`` float64, the probability that the network gives to a token where that stands; 0 where not
+            scored.
         fresh: ``[B, T]`` positions whose answer was computed anew in all layers, not in part taken from a cache.
     """
 
@@ -58,9 +67,22 @@ class Prediction:
     confidence: Tensor
     entropy: Tensor | None = None
     margin: Tensor | None = None
+    gap: Tensor | None = None
     logits: Tensor | None = None
     probe: Tensor | None = None
+    score: Tensor | None = None
     fresh: Tensor | None = None
+
+    def within(self, window: Tensor) -> Prediction:
+        """What would have been answered to an ask for ``window [B, T]`` alone; for wrappers that ask for more."""
+        kept = {
+            name: torch.where(window, value, 0)
+            for name in ("token", "entropy", "margin", "gap")
+            if (value := getattr(self, name)) is not None
+        }
+        if self.logits is not None:
+            kept["logits"] = self.logits[window[self.confidence > -torch.inf]]
+        return replace(self, confidence=torch.where(window, self.confidence, -torch.inf), **kept)
 
 
 @dataclass(frozen=True)
@@ -81,7 +103,12 @@ class Sampling:
 
 
 class PolicyBase(Configured):
-    """What a policy has unless it says otherwise; see :class:`Policy`."""
+    """What a policy has unless it says otherwise; see :class:`Policy`.
+
+    ``threshold`` names the field that holds the confidence from which positions are committed; "": there is none.
+    """
+
+    threshold = ""
 
     @property
     def needs(self) -> frozenset[str]:
@@ -112,8 +139,8 @@ class Policy(Protocol):
 
     @property
     def needs(self) -> frozenset[str]:
-        """Parts of a prediction beyond token and confidence: ``"entropy"``, ``"margin"``, ``"logits"``; ``"tempered"``:
-        of the distribution after temperature, top-k and top-p.
+        """Parts of a prediction beyond token and confidence: ``"entropy"``, ``"margin"``, ``"gap"``, ``"logits"``;
+        ``"tempered"``: of the distribution after temperature, top-k and top-p.
         """
 
     @property
@@ -140,6 +167,13 @@ class Policy(Protocol):
         """What to commit: at least one position of every unfinished row whose window has a mask. Only what a policy has
         written may become a mask again, never a position of ``canvas.fixed``.
         """
+
+
+def with_threshold(policy: Policy, threshold: Tensor) -> Policy:
+    """The same policy with ``[B]`` thresholds, one for each row, in place of its number; see :class:`PolicyBase`."""
+    twin = copy(policy)
+    object.__setattr__(twin, getattr(policy, "threshold", ""), threshold)
+    return twin
 
 
 @dataclass(frozen=True)

@@ -83,15 +83,24 @@ class Denoiser:
         """
         started = time.perf_counter()
         want = ask.window & canvas.masked
-        need = F.pad(want[:, 1:], (0, 1)) if self.spec.shift else want
         row, position = want.nonzero(as_tuple=True)
-        lines = row, position - 1 if self.spec.shift else position
-        probes = told = None
+        lines = [(row, position - int(self.spec.shift))]
+        told: dict[str, tuple[Tensor, Tensor]] = {}
+        need, probes = want, None
         if ask.probe is not None:
             probes = Probes.of(canvas, ask.probe)
-            told = probes.select(~canvas.masked)
-            lines = torch.cat([lines[0], told.row]), torch.cat([lines[1], told.column])
-        forward = partial(self._hidden, canvas, ask, need, probes, cache, lines)
+            held = probes.select(~canvas.masked)
+            told["probe"] = held.row, held.position
+            lines.append((held.row, held.column))
+        if ask.score is not None:
+            scored = ask.score & canvas.response & (canvas.tokens != self.spec.mask)
+            of, there = scored.nonzero(as_tuple=True)
+            told["score"] = of, there
+            lines.append((of, there - int(self.spec.shift)))
+            need = want | scored
+        need = F.pad(need[:, 1:], (0, 1)) if self.spec.shift else need
+        every = torch.cat([r for r, _ in lines]), torch.cat([c for _, c in lines])
+        forward = partial(self._hidden, canvas, ask, need, probes, cache, every)
         hidden, plain, work, fresh = forward(canvas.tokens, state.plain)
         if guidance:
             given = (canvas.position < canvas.prompt[:, None]) | canvas.fixed
@@ -103,21 +112,22 @@ class Denoiser:
         seconds = time.perf_counter() - started
         parts: list[dict[str, Tensor]] = []
         more = _SAMPLING if hot(sampling, needs) else 1
-        for piece, logits, spent in self._logits(hidden[: len(row)], guidance, more):
+        asked, *others = torch.split(hidden, [len(r) for r, _ in lines])
+        for piece, logits, spent in self._logits(asked, guidance, more):
             seconds += spent
             ban(logits, sampling, canvas, row[piece], position[piece])
             parts.append(read(logits, sampling, needs, row[piece], position[piece], step[row[piece]]))
         prediction = _spread(want, row, position, parts, needs, self.network.arch.vocab)
         fresh = F.pad(fresh[:, :-1], (1, 0)) if self.spec.shift else fresh
         prediction = replace(prediction, fresh=fresh)
-        if told is not None:
+        for (name, (rows, places)), part in zip(told.items(), others, strict=True):
             share = torch.zeros_like(prediction.confidence)
-            for piece, logits, spent in self._logits(hidden[len(row) :], guidance):
+            for piece, logits, spent in self._logits(part, guidance):
                 seconds += spent
-                at = told.row[piece], told.position[piece]
+                at = rows[piece], places[piece]
                 ban(logits, sampling, canvas, *at)
                 share[at] = logits.double().softmax(-1).gather(-1, canvas.tokens[at][:, None])[:, 0]
-            prediction = replace(prediction, probe=share)
+            prediction = replace(prediction, **{name: share})
         return Answer(prediction, state, work, seconds)
 
     def _hidden(

@@ -37,6 +37,7 @@ class Credit(PolicyBase):
     name = "credit"
     paper = "arXiv 2510.08666"
     needs = frozenset({"logits"})
+    threshold = "tau"
 
     tau: float = param(0.9, "confidence, with the credit, from which a position is committed", ge=0, le=2)
     alpha: float = param(0.7, "weight of the credit in the logits", ge=0)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..core.canvas import Canvas, Update
 from ..core.config import param
-from ..core.pick import best
+from ..core.pick import above, best
 from ..core.protocols import Ask, PolicyBase, Prediction, Sampling
 
 
@@ -23,6 +23,7 @@ class Hierarchical(PolicyBase):
 
     name = "hierarchical"
     paper = "arXiv 2510.08666"
+    threshold = "tau"
 
     tau: float = param(0.9, "confidence above which any position is committed", ge=0, le=2)
     low: float = param(0.4, "confidence above which the best position of a run is committed", ge=0, le=2)
@@ -41,7 +42,7 @@ class Hierarchical(PolicyBase):
         """Commit."""
         confidence = prediction.confidence
         leads = (confidence == _best_of_run(confidence)) & (confidence > self.low)
-        write = leads | (confidence > self.tau) | best(confidence)
+        write = leads | above(confidence, self.tau) | best(confidence)
         return Update(write & (confidence > -torch.inf), prediction.token), None
 
 

@@ -40,6 +40,7 @@ class Klass(PolicyBase):
     name = "klass"
     paper = "arXiv 2511.05664"
     needs = frozenset({"logits"})
+    threshold = "tau"
 
     tau: float = param(0.9, "confidence from which a stable position is committed", ge=0, le=2)
     kl: float = param(0.01, "KL divergence in nats below which a position has not moved", gt=0)

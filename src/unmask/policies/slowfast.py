@@ -91,6 +91,7 @@ class SlowFast(PolicyBase):
 
     name = "slowfast"
     paper = "arXiv 2506.10848"
+    threshold = "tau_high"
 
     preset: str = param("paper", "the defaults of the others", choices=tuple(PRESETS))
     tau_min: float = param(None, "a position this confident may end the span (paper .1, reference .3)", ge=0, le=2)

@@ -31,6 +31,7 @@ class Threshold(PolicyBase):
 
     name = "threshold"
     paper = "arXiv 2505.22618"
+    threshold = "tau"
 
     tau: float = param(0.9, "confidence from which a position is committed; above 1: only the best one", ge=0, le=2)
     block_length: int | None = param(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..core.canvas import Canvas, Update
 from ..core.config import param
-from ..core.pick import best, top
+from ..core.pick import above, best, top
 from ..core.protocols import Ask, PolicyBase, Prediction, Sampling
 
 _FIRST_ACCEPT = 30  # what the published code takes for the acceptances before a block's first forward
@@ -36,6 +36,7 @@ class Wino(PolicyBase):
 
     name = "wino"
     paper = "arXiv 2507.18578"
+    threshold = "tau_in"
 
     tau_in: float = param(0.6, "a token above this confidence is drafted", ge=0, le=2)
     tau_out: float = param(0.9, "a token that its probe gives less than this is taken back", ge=0, le=1)
@@ -62,7 +63,7 @@ class Wino(PolicyBase):
         before = torch.where(start == state.start, state.accepted, _FIRST_ACCEPT)
         open_ = confidence > -torch.inf
         limit = (open_.sum(1).double() * _SHARE).long().clamp(_LEAST, _MOST)
-        sure = open_ & (confidence > self.tau_in)
+        sure = above(confidence, self.tau_in)
         write = torch.where((sure.sum(1) > limit)[:, None], top(confidence, limit), sure | best(confidence))
         accepted = write.sum(1)
         placed = canvas.block(self.block_length) & ~open_ & ~canvas.fixed
