@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import RequestError
@@ -45,3 +46,29 @@ def block_steps(policy: str, steps: int, length: Tensor, size: Tensor) -> Tensor
             f"(gen_length / block_length = {odd}), got {steps}"
         )
     return steps // blocks
+
+
+def nucleus(mass: Tensor, p: float) -> Tensor:
+    """``[B, T]`` the fewest positions whose ``mass [B, T]`` (at least 0; 0 where no candidate) reaches the share ``p``
+    of the row's sum; nothing at 0.
+    """
+    ordered, order = mass.sort(dim=1, descending=True, stable=True)
+    reached = ordered.cumsum(1) - ordered  # by those before
+    taken = (reached < p * mass.sum(1, keepdim=True)) & (ordered > 0)
+    return torch.zeros_like(taken).scatter(1, order, taken)
+
+
+def certainty_density(known: Tensor, valid: Tensor, sigma: float) -> Tensor:
+    """``[B, T]`` float64, the share of known positions around each, weighted by a Gaussian of ``sigma`` positions.
+
+    The certainty density of d2Cache (arXiv 2509.23094). The weights are whole numbers: the sums are exact, in any batch.
+
+    Args:
+        known, valid: ``[B, T]``; positions that are not valid have no weight.
+    """
+    reach = min(known.shape[1] - 1, int(8 * sigma) + 1)
+    away = torch.arange(-reach, reach + 1, device=known.device, dtype=torch.float64)
+    weight = (torch.exp(-0.5 * (away / sigma) ** 2) * 2.0**40).round()
+    both = torch.stack([known & valid, valid], 1).double().flatten(0, 1)[:, None]
+    some, all_ = F.conv1d(both, weight[None, None], padding=reach).view(-1, 2, known.shape[1]).unbind(1)
+    return some / all_.clamp(min=1)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_WEIGHTS_AT_ONCE = 1 << 22  # elements of attention probabilities at any time: 16 MiB in float32
+
 
 def attention(query: Tensor, key: Tensor, value: Tensor, keys: Tensor | None) -> Tensor:
     """Bidirectional attention.
@@ -22,6 +24,35 @@ def attention(query: Tensor, key: Tensor, value: Tensor, keys: Tensor | None) ->
     mask = None if keys is None else keys[:, None, None, :] if keys.dim() == 2 else keys[:, None]
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
     return out.transpose(1, 2).flatten(2)
+
+
+def attention_weighed(
+    query: Tensor, key: Tensor, value: Tensor, keys: Tensor | None, at_once: int = _WEIGHTS_AT_ONCE
+) -> tuple[Tensor, Tensor]:
+    """As :func:`attention`, and what each query gave to each key.
+
+    Args:
+        query, key, value, keys: see there.
+        at_once: elements of ``[B, H, queries, S]`` at any time.
+
+    Returns:
+        ``[B, Q, H * D]``, and the probabilities averaged over the heads, ``[B, Q, S]``, float32 at least.
+    """
+    batch, slots, heads, size = query.shape
+    k, v = key.permute(0, 2, 3, 1), value.transpose(1, 2)
+    q = (query / size**0.5).unflatten(2, (k.shape[1], -1)).permute(0, 2, 3, 1, 4)
+    count = max(1, at_once // (batch * heads * k.shape[3]))
+    seen = [keys] * -(-slots // count) if keys is None or keys.dim() == 2 else keys.split(count, 1)
+    out, weights = [], []
+    for some, mask in zip(q.split(count, 3), seen, strict=True):
+        score = wide(some.flatten(2, 3) @ k).unflatten(2, some.shape[2:4])  # [B, H_kv, H / H_kv, queries, S]
+        if mask is not None:
+            shown = mask[:, None] if mask.dim() == 2 else mask
+            score.masked_fill_(~shown[:, None, None], -torch.inf)
+        share = score.softmax(-1)
+        weights.append(share.mean((1, 2)))
+        out.append((share.to(v.dtype).flatten(2, 3) @ v).unflatten(2, some.shape[2:4]))
+    return torch.cat(out, 3).permute(0, 3, 1, 2, 4).flatten(2), torch.cat(weights, 1)
 
 
 def rotary_table(positions: int, head_dim: int, theta: float, device: torch.device | str = "cpu") -> Tensor:

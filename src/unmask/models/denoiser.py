@@ -9,12 +9,11 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.canvas import Canvas, ModelSpec
-from ..core.predict import MEASURES, forbid, hot, read
-from ..core.protocols import Ask, Cache, Prediction, Sampling
+from ..core.predict import MEASURES, forbid, hot, likeliest, read
+from ..core.protocols import Ask, Cache, Plan, Prediction, Sampling
 from ..core.rows import Rows, tiles
 from .probes import Probes
 from .transformer import Transformer
@@ -39,6 +38,49 @@ class Answer:
     state: Branches
     work: Tensor
     seconds: float
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Which network outputs are read, by row and column of the canvas: those the policy asked for, then the probes',
+    then those that a cache wants for itself.
+
+    Attributes:
+        row, column: ``[N]`` of all.
+        asked: ``[M]`` rows and positions predicted for the policy.
+        probed: the probes.
+        aside: rows and positions predicted for the cache.
+    """
+
+    row: Tensor
+    column: Tensor
+    asked: tuple[Tensor, Tensor]
+    probed: Probes | None
+    aside: tuple[Tensor, Tensor] | None
+
+    @staticmethod
+    def of(canvas: Canvas, ask: Ask, want: Tensor, probes: Probes | None, plans: list[Plan]) -> Lines:
+        """Those of the masks ``want [B, T]`` that are computed in every branch, and what else is."""
+        back, computed = int(canvas.spec.shift), plans[0].compute
+        for plan in plans[1:]:
+            computed = computed & plan.compute
+        if ask.optional is not None:
+            want = want & canvas.targets(computed)
+        row, position = asked = want.nonzero(as_tuple=True)
+        rows, columns, probed, aside = [row], [position - back], None, None
+        if probes is not None:
+            probed = probes.select(~canvas.masked)
+            rows, columns = [*rows, probed.row], [*columns, probed.column]
+        if plans[0].read is not None:
+            row, position = aside = (plans[0].read & canvas.targets(computed)).nonzero(as_tuple=True)
+            rows, columns = [*rows, row], [*columns, position - back]
+        return Lines(torch.cat(rows), torch.cat(columns), asked, probed, aside)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Of the three parts."""
+        probed, aside = self.probed, self.aside
+        return [len(self.asked[0]), 0 if probed is None else len(probed.row), 0 if aside is None else len(aside[0])]
 
 
 class Denoiser:
@@ -81,70 +123,63 @@ class Denoiser:
             guidance: classifier-free guidance scale s: logits u + (s + 1)(c - u), u with the prompt masked out.
         """
         started = time.perf_counter()
+        probes = None if ask.probe is None else Probes.of(canvas, ask.probe)
         want = ask.window & canvas.masked
-        need = F.pad(want[:, 1:], (0, 1)) if self.spec.shift else want
-        row, position = want.nonzero(as_tuple=True)
-        lines = row, position - 1 if self.spec.shift else position
-        probes = told = None
-        if ask.probe is not None:
-            probes = Probes.of(canvas, ask.probe)
-            told = probes.select(~canvas.masked)
-            lines = torch.cat([lines[0], told.row]), torch.cat([lines[1], told.column])
-        forward = partial(self._hidden, canvas, ask, need, probes, cache, lines)
-        hidden, plain, work, fresh = forward(canvas.tokens, state.plain)
+        need = canvas.sources(want) if probes is None else canvas.sources(want) | probes.held
+        branches = [state.plain, state.free] if guidance else [state.plain]
+        planned = [cache.plan(canvas, ask, need, branch) for branch in branches]
+        lines = Lines.of(canvas, ask, want, probes, [plan for plan, _ in planned])
+        run = partial(self._hidden, lines, probes, cache)
+        hidden = run(canvas.tokens, *planned[0])
         if guidance:
-            masked = torch.where(canvas.position < canvas.prompt[:, None], self.spec.mask, canvas.tokens)
-            other, free, again, _ = forward(masked, state.free)
-            hidden, state, work = torch.stack([hidden, other], 1), Branches(plain, free), work + again
-        else:
-            state = Branches(plain)
+            bare = torch.where(canvas.position < canvas.prompt[:, None], self.spec.mask, canvas.tokens)
+            hidden = torch.stack([hidden, run(bare, *planned[1])], 1)
+        asked, probed, read_aside = hidden.split(lines.sizes)
         seconds = time.perf_counter() - started
-        parts: list[dict[str, Tensor]] = []
+        row, position, parts = *lines.asked, []
         more = _SAMPLING if hot(sampling, needs) else 1
-        for piece, logits, spent in self._logits(hidden[: len(row)], guidance, more):
+        for piece, logits, spent in self._logits(asked, guidance, more):
             seconds += spent
             parts.append(read(logits, sampling, needs, row[piece], position[piece], step[row[piece]]))
+        plan = planned[0][0]
+        fresh = canvas.targets(plan.compute if plan.fresh is None else plan.fresh)
         prediction = _spread(want, row, position, parts, needs, self.network.arch.vocab)
-        fresh = F.pad(fresh[:, :-1], (1, 0)) if self.spec.shift else fresh
         prediction = replace(prediction, fresh=fresh)
-        if told is not None:
+        if lines.probed is not None:
             share = torch.zeros_like(prediction.confidence)
-            for piece, logits, spent in self._logits(hidden[len(row) :], guidance):
+            for piece, logits, spent in self._logits(probed, guidance):
                 seconds += spent
-                at = told.row[piece], told.position[piece]
+                at = lines.probed.row[piece], lines.probed.position[piece]
                 share[at] = logits.double().softmax(-1).gather(-1, canvas.tokens[at][:, None])[:, 0]
             prediction = replace(prediction, probe=share)
-        return Answer(prediction, state, work, seconds)
+        if lines.aside is not None:
+            sure = torch.full_like(prediction.confidence, -torch.inf)
+            for piece, logits, spent in self._logits(read_aside, guidance):
+                seconds += spent
+                sure[lines.aside[0][piece], lines.aside[1][piece]] = likeliest(logits)[1]
+            prediction = replace(prediction, aside=sure)
+        work = torch.stack([plan.work for plan, _ in planned]).sum(0)
+        return Answer(prediction, Branches(*(after for _, after in planned)), work, seconds)
 
     def _hidden(
-        self,
-        canvas: Canvas,
-        ask: Ask,
-        need: Tensor,
-        probes: Probes | None,
-        cache: Cache,
-        lines: tuple[Tensor, Tensor],
-        tokens: Tensor,
-        state: Any,
-    ) -> tuple[Tensor, Any, Tensor, Tensor]:
-        """Run the layers; the hidden state ``[N, C]`` at each (row, column) of ``lines``."""
-        row, column = lines
+        self, lines: Lines, probes: Probes | None, cache: Cache, tokens: Tensor, plan: Plan, state: Any
+    ) -> Tensor:
+        """Run the layers; the hidden state ``[N, C]`` of each line."""
+        row, column = lines.row, lines.column
         if probes is not None:
-            tokens, need = probes.filled(tokens, self.spec.mask), need | probes.held
-        plan, state = cache.plan(canvas, ask, need, state)
-        fresh = plan.compute if plan.fresh is None else plan.fresh
+            tokens = probes.filled(tokens, self.spec.mask)
         slot = (plan.compute.cumsum(1) - 1)[row, column]
         parts = tiles(plan.compute, plan.keys, plan.work)
         run = partial(self._tile, tokens, cache, state, probes, plan.keys)
         if len(parts) == 1:
-            return run(parts[0])[row, slot], state, plan.work, fresh
+            return run(parts[0])[row, slot]
         out = self.network.embed.weight.new_empty(len(row), self.width)
         for rows in parts:
-            place = torch.full_like(canvas.prompt, -1)
+            place = torch.full_like(tokens[:, 0], -1)
             place[rows.row] = torch.arange(len(rows.members), device=place.device)
             mine = (place[row] >= 0).nonzero()[:, 0]
             out[mine] = run(rows)[place[row[mine]], slot[mine]]
-        return out, state, plan.work, fresh
+        return out
 
     def _tile(
         self, tokens: Tensor, cache: Cache, state: Any, probes: Probes | None, keys: Tensor, rows: Rows
