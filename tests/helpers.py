@@ -275,7 +275,7 @@ class ChaosState:
 @dataclass(frozen=True)
 class Chaos(PolicyBase):
     """A policy that asks for anything it may ask for: windows that move at random and may hold no mask, positions that
-    leave the input and come back, stale ones, optional ones, refreshes, skipped forwards, probes; commits some and takes
+    leave the input and come back, stale and optional ones, refreshes, skipped forwards, probes; commits some and takes
     some back.
     """
 

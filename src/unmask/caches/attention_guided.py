@@ -58,7 +58,7 @@ class D2Cache(Configured):
     name = "d2"
     paper = "arXiv 2509.23094"
 
-    k: int | None = param(32, "masks computed, those of a window that needs all in any case; none: all", ge=1)
+    k: int | None = param(32, "masks computed, but all of a window that needs all; none: all", ge=1, optional=True)
     sigma: float = param(10.0, "width in positions of the Gaussian around a mask", gt=0, le=1000)
     p: float = param(0.1, "share of the attention rollout whose positions are computed", ge=0, le=1)
     inflate: int = param(0, "positions computed at most this far apart have those between them computed", ge=0)

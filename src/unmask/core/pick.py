@@ -61,7 +61,7 @@ def nucleus(mass: Tensor, p: float) -> Tensor:
 def certainty_density(known: Tensor, valid: Tensor, sigma: float) -> Tensor:
     """``[B, T]`` float64, the share of known positions around each, weighted by a Gaussian of ``sigma`` positions.
 
-    The certainty density of d2Cache (arXiv 2509.23094). The weights are whole numbers: the sums are exact, in any batch.
+    The certainty density of d2Cache (arXiv 2509.23094). The weights are whole numbers: sums are exact in any batch.
 
     Args:
         known, valid: ``[B, T]``; positions that are not valid have no weight.

@@ -164,9 +164,7 @@ class Block(Protocol):
     def attend(self, query: Tensor, key: Tensor, value: Tensor, keys: Tensor | None) -> Tensor:
         """Attention output after the output projection, ``[B, Q, C]``; ``keys [B, S]`` masks keys, None: all count."""
 
-    def attend_weighed(
-        self, query: Tensor, key: Tensor, value: Tensor, keys: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def attend_weighed(self, query: Tensor, key: Tensor, value: Tensor, keys: Tensor | None) -> tuple[Tensor, Tensor]:
         """As ``attend``, and the attention probabilities ``[B, Q, S]``, averaged over the heads, float32 at least."""
 
     def mlp(self, hidden: Tensor) -> Tensor:

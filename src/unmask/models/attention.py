@@ -40,18 +40,19 @@ def attention_weighed(
     """
     batch, slots, heads, size = query.shape
     k, v = key.permute(0, 2, 3, 1), value.transpose(1, 2)
-    q = (query / size**0.5).unflatten(2, (k.shape[1], -1)).permute(0, 2, 3, 1, 4)
+    q = (query / size**0.5).reshape(batch, slots, k.shape[1], -1, size).permute(0, 2, 3, 1, 4)
+    hidden = None if keys is None else ~keys[:, None] if keys.dim() == 2 else ~keys
     count = max(1, at_once // (batch * heads * k.shape[3]))
-    seen = [keys] * -(-slots // count) if keys is None or keys.dim() == 2 else keys.split(count, 1)
     out, weights = [], []
-    for some, mask in zip(q.split(count, 3), seen, strict=True):
-        score = wide(some.flatten(2, 3) @ k).unflatten(2, some.shape[2:4])  # [B, H_kv, H / H_kv, queries, S]
-        if mask is not None:
-            shown = mask[:, None] if mask.dim() == 2 else mask
-            score.masked_fill_(~shown[:, None, None], -torch.inf)
+    for at in range(0, slots, count):
+        some = q[:, :, :, at : at + count]  # [B, H_kv, H / H_kv, queries, D]
+        score = wide(some.flatten(2, 3) @ k).view(*some.shape[:4], -1)
+        if hidden is not None:
+            mask = hidden if hidden.shape[1] == 1 else hidden[:, at : at + count]
+            score.masked_fill_(mask[:, None, None], -torch.inf)
         share = score.softmax(-1)
         weights.append(share.mean((1, 2)))
-        out.append((share.to(v.dtype).flatten(2, 3) @ v).unflatten(2, some.shape[2:4]))
+        out.append((share.to(v.dtype).flatten(2, 3) @ v).view(some.shape))
     return torch.cat(out, 3).permute(0, 3, 1, 2, 4).flatten(2), torch.cat(weights, 1)
 
 

@@ -47,16 +47,16 @@ class Lines:
 
     Attributes:
         row, column: ``[N]`` of all.
-        asked: ``[M]`` rows and positions predicted for the policy.
+        asked: ``[M, 2]`` rows and positions predicted for the policy.
         probed: the probes.
-        aside: rows and positions predicted for the cache.
+        aside: ``[M, 2]`` rows and positions predicted for the cache.
     """
 
     row: Tensor
     column: Tensor
-    asked: tuple[Tensor, Tensor]
+    asked: Tensor
     probed: Probes | None
-    aside: tuple[Tensor, Tensor] | None
+    aside: Tensor | None
 
     @staticmethod
     def of(canvas: Canvas, ask: Ask, want: Tensor, probes: Probes | None, plans: list[Plan]) -> Lines:
@@ -66,21 +66,21 @@ class Lines:
             computed = computed & plan.compute
         if ask.optional is not None:
             want = want & canvas.targets(computed)
-        row, position = asked = want.nonzero(as_tuple=True)
-        rows, columns, probed, aside = [row], [position - back], None, None
+        asked, probed, aside = want.nonzero(), None, None
+        rows, columns = [asked[:, 0]], [asked[:, 1] - back]
         if probes is not None:
             probed = probes.select(~canvas.masked)
             rows, columns = [*rows, probed.row], [*columns, probed.column]
         if plans[0].read is not None:
-            row, position = aside = (plans[0].read & canvas.targets(computed)).nonzero(as_tuple=True)
-            rows, columns = [*rows, row], [*columns, position - back]
+            aside = (plans[0].read & canvas.targets(computed)).nonzero()
+            rows, columns = [*rows, aside[:, 0]], [*columns, aside[:, 1] - back]
         return Lines(torch.cat(rows), torch.cat(columns), asked, probed, aside)
 
-    @property
-    def sizes(self) -> list[int]:
-        """Of the three parts."""
-        probed, aside = self.probed, self.aside
-        return [len(self.asked[0]), 0 if probed is None else len(probed.row), 0 if aside is None else len(aside[0])]
+    def split(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The three parts of ``hidden [N, ...]``."""
+        begin = len(self.asked)
+        end = begin + (0 if self.probed is None else len(self.probed.row))
+        return hidden[:begin], hidden[begin:end], hidden[end:]
 
 
 class Denoiser:
@@ -134,9 +134,9 @@ class Denoiser:
         if guidance:
             bare = torch.where(canvas.position < canvas.prompt[:, None], self.spec.mask, canvas.tokens)
             hidden = torch.stack([hidden, run(bare, *planned[1])], 1)
-        asked, probed, read_aside = hidden.split(lines.sizes)
+        asked, probed, aside = lines.split(hidden)
         seconds = time.perf_counter() - started
-        row, position, parts = *lines.asked, []
+        (row, position), parts = lines.asked.unbind(1), list[dict[str, Tensor]]()
         more = _SAMPLING if hot(sampling, needs) else 1
         for piece, logits, spent in self._logits(asked, guidance, more):
             seconds += spent
@@ -154,9 +154,9 @@ class Denoiser:
             prediction = replace(prediction, probe=share)
         if lines.aside is not None:
             sure = torch.full_like(prediction.confidence, -torch.inf)
-            for piece, logits, spent in self._logits(read_aside, guidance):
+            for piece, logits, spent in self._logits(aside, guidance):
                 seconds += spent
-                sure[lines.aside[0][piece], lines.aside[1][piece]] = likeliest(logits)[1]
+                sure[lines.aside[piece].unbind(1)] = likeliest(logits)[1]
             prediction = replace(prediction, aside=sure)
         work = torch.stack([plan.work for plan, _ in planned]).sum(0)
         return Answer(prediction, Branches(*(after for _, after in planned)), work, seconds)

@@ -94,9 +94,7 @@ class TransformerBlock(nn.Module):
         out: Tensor = self.o(attention(query, key, value, keys))
         return out
 
-    def attend_weighed(
-        self, query: Tensor, key: Tensor, value: Tensor, keys: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def attend_weighed(self, query: Tensor, key: Tensor, value: Tensor, keys: Tensor | None) -> tuple[Tensor, Tensor]:
         """Attention and output projection, and the heads' mean probabilities."""
         out, weights = attention_weighed(query, key, value, keys)
         return self.o(out), weights
