@@ -43,12 +43,13 @@ class D2Cache(Configured):
        density of known positions around (``sigma``). Masks of the policy's window come first, the others up to the
        end of the block that makes up ``k`` masks follow; a block is as long as the window. Where a policy's rule holds
        for any candidates (``Ask.optional``) it is shown these alone, as published; the others get all their window.
-    2. Of the rest, the fewest positions that take the share ``p`` of the attention rollout: per layer the mean over
-       heads and the identity in equal parts, multiplied over the layers; positions not computed pass themselves on.
+    2. Of the rest, the positions that take the share ``p`` of the attention rollout: per layer the mean over heads and
+       the identity in equal parts, multiplied over the layers; positions not computed pass themselves on.
     3. Positions whose token has just changed; with a shifted model their predecessors as well.
 
-    ``inflate`` also fills gaps (the authors' code takes 4 for parallel decoding in blocks). Their code never renews the
-    confidences after the first forward, by a slip; here they are the last computed.
+    ``inflate`` also fills gaps (the authors' code takes 4 for parallel decoding in blocks). By slips that code never
+    renews the confidences after the first forward, and counts a block shorter with every token it commits; here
+    confidences are the last computed, and blocks keep their length.
 
     Memory: keys and values. During a forward of Q positions also Q T elements of a running product (float32 at
     least): the rows of positions not computed stay the identity's, and their columns need no product. Kept after it
@@ -59,8 +60,13 @@ class D2Cache(Configured):
     paper = "arXiv 2509.23094"
 
     k: int | None = param(32, "masks computed, but all of a window that needs all; none: all", ge=1, optional=True)
-    sigma: float = param(10.0, "width in positions of the Gaussian around a mask", gt=0, le=1000)
+    sigma: float = param(10.0, "width in positions of the Gaussian around a mask", gt=0, le=100)
     p: float = param(0.1, "share of the attention rollout whose positions are computed", ge=0, le=1)
+    nucleus: str = param(
+        "reach",
+        "the fewest positions that reach the share p, or the most within it and at least one (the authors' code)",
+        choices=("reach", "within"),
+    )
     inflate: int = param(0, "positions computed at most this far apart have those between them computed", ge=0)
 
     def init(self, canvas: Canvas, geometry: Geometry, like: Tensor) -> D2State:
@@ -77,7 +83,9 @@ class D2Cache(Configured):
         due = state.due | canvas.sources(state.due)
         compute = must | keys & ~state.store.known | canvas.sources(chosen) | open_ & due
         rest = open_ & ~compute
-        compute = compute | (rest if self.p == 1 else rest & nucleus(state.importance * rest, self.p))
+        if self.p < 1:
+            rest = rest & nucleus(state.importance * rest, self.p, self.nucleus == "within")
+        compute = compute | rest
         if self.inflate:
             compute = compute | open_ & self._between(canvas, compute & canvas.valid)
         if ask.refresh is not None:
@@ -102,7 +110,7 @@ class D2Cache(Configured):
         width = torch.where(ask.window, canvas.position - start + 1, 1).amax(1, keepdim=True)
         enough = canvas.first(ahead.cumsum(1) >= self.k)[:, None]
         ahead = ahead & (canvas.position < start + ((enough - start) // width + 1) * width)
-        prior = confidence * certainty_density(canvas.tokens != canvas.spec.mask, canvas.valid, self.sigma)
+        prior = confidence * certainty_density(canvas.tokens != canvas.spec.mask, canvas.length, self.sigma)
         score = prior + ask.window.double() + canvas.targets(must).double()  # a prior is below 1
         return top(torch.where(ahead, score, -torch.inf), self.k)
 
@@ -115,7 +123,7 @@ class D2Cache(Configured):
 
     def layer(self, index: int, block: Block, hidden: Tensor, rows: Rows, state: D2State) -> Tensor:
         """The ordinary layer against the store, with its attention looked at."""
-        if self.p in (0, 1):
+        if self.p == 1 or (self.p == 0 and self.nucleus == "reach"):
             return attend_stored(index, block, hidden, rows, state.store)
         query, key, value = block.qkv(hidden, rows.rotary)
         put(state.store.key[index], rows, key)
