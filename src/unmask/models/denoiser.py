@@ -20,6 +20,7 @@ from .transformer import Transformer
 
 _LOGITS_AT_ONCE = 1 << 26  # elements of [positions, vocabulary] at any time: 256 MiB in float32
 _SAMPLING = 12  # sampling needs so many times more (float64, sorting)
+Pair = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,16 @@ class Lines:
 
     Attributes:
         row, column: ``[N]`` of all.
-        asked: ``[M, 2]`` rows and positions predicted for the policy.
+        asked: rows and positions predicted for the policy, each ``[M]``.
         probed: the probes.
-        aside: ``[M, 2]`` rows and positions predicted for the cache.
+        aside: rows and positions predicted for the cache.
     """
 
     row: Tensor
     column: Tensor
-    asked: Tensor
+    asked: Pair
     probed: Probes | None
-    aside: Tensor | None
+    aside: Pair | None
 
     @staticmethod
     def of(canvas: Canvas, ask: Ask, want: Tensor, probes: Probes | None, plans: list[Plan]) -> Lines:
@@ -66,19 +67,25 @@ class Lines:
             computed = computed & plan.compute
         if ask.optional is not None:
             want = want & canvas.targets(computed)
-        asked, probed, aside = want.nonzero(), None, None
-        rows, columns = [asked[:, 0]], [asked[:, 1] - back]
+        row, position = want.nonzero(as_tuple=True)
+        lines = Lines(row, position - back if back else position, (row, position), None, None)
         if probes is not None:
             probed = probes.select(~canvas.masked)
-            rows, columns = [*rows, probed.row], [*columns, probed.column]
+            lines = replace(lines.more(probed.row, probed.column), probed=probed)
         if plans[0].read is not None:
-            aside = (plans[0].read & canvas.targets(computed)).nonzero()
-            rows, columns = [*rows, aside[:, 0]], [*columns, aside[:, 1] - back]
-        return Lines(torch.cat(rows), torch.cat(columns), asked, probed, aside)
+            row, position = (plans[0].read & canvas.targets(computed)).nonzero(as_tuple=True)
+            lines = replace(lines.more(row, position - back), aside=(row, position))
+        return lines
+
+    def more(self, row: Tensor, column: Tensor) -> Lines:
+        """These and ``row, column [M]``."""
+        return replace(self, row=torch.cat([self.row, row]), column=torch.cat([self.column, column]))
 
     def split(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The three parts of ``hidden [N, ...]``."""
-        begin = len(self.asked)
+        if self.probed is None and self.aside is None:
+            return hidden, hidden[:0], hidden[:0]
+        begin = len(self.asked[0])
         end = begin + (0 if self.probed is None else len(self.probed.row))
         return hidden[:begin], hidden[begin:end], hidden[end:]
 
@@ -136,7 +143,7 @@ class Denoiser:
             hidden = torch.stack([hidden, run(bare, *planned[1])], 1)
         asked, probed, aside = lines.split(hidden)
         seconds = time.perf_counter() - started
-        (row, position), parts = lines.asked.unbind(1), list[dict[str, Tensor]]()
+        (row, position), parts = lines.asked, list[dict[str, Tensor]]()
         more = _SAMPLING if hot(sampling, needs) else 1
         for piece, logits, spent in self._logits(asked, guidance, more):
             seconds += spent
@@ -156,9 +163,10 @@ class Denoiser:
             sure = torch.full_like(prediction.confidence, -torch.inf)
             for piece, logits, spent in self._logits(aside, guidance):
                 seconds += spent
-                sure[lines.aside[piece].unbind(1)] = likeliest(logits)[1]
+                at = lines.aside[0][piece], lines.aside[1][piece]
+                sure[at] = likeliest(logits)[1]
             prediction = replace(prediction, aside=sure)
-        work = torch.stack([plan.work for plan, _ in planned]).sum(0)
+        work = plan.work + planned[1][0].work if guidance else plan.work
         return Answer(prediction, Branches(*(after for _, after in planned)), work, seconds)
 
     def _hidden(

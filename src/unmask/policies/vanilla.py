@@ -78,7 +78,8 @@ class Vanilla(PolicyBase):
         start = canvas.block_start(self.block_length)
         fresh = start != state.start
         step = torch.where(fresh, 0, state.step)
-        masks = torch.where(fresh, (canvas.block(self.block_length) & canvas.masked).sum(1), state.masks)
+        left = open_ if self.steps is None else canvas.block(self.block_length) & canvas.masked  # answered or not
+        masks = torch.where(fresh, left.sum(1), state.masks)
         quota = masks // state.steps + (step < masks % state.steps)
         score = prediction.confidence
         if self.remasking == "random":
