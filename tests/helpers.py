@@ -129,6 +129,7 @@ CACHE_VARIANTS: dict[str, list[str]] = {
         "dllm(kp=2,kr=3,rho=0.5,first_layer=adaptive)",
     ],
     "trailing": ["trailing(window=3)"],
+    "d2": ["d2(k=4,p=0.4,sigma=3,inflate=3)", "d2(k=2,p=0.2,sigma=2,nucleus=within)"],
     "every": ["every(none,2)", "every(dllm,3)", "every(dual,3)"],
 }
 
@@ -254,7 +255,8 @@ class Poisoned:
     def plan(self, canvas: Canvas, ask: Ask, need: Tensor, state: Written) -> tuple[Plan, Written]:
         plan, inner = self.cache.plan(canvas, ask, need, state.inner)
         at = state.at | plan.compute
-        assert not (need & ~plan.compute).any(), "a needed position is not computed"
+        spare = torch.zeros_like(need) if ask.optional is None else canvas.sources(ask.optional)
+        assert not (need & ~plan.compute & ~spare).any(), "a needed position is not computed"
         assert not (plan.compute & canvas.valid & ~plan.keys).any(), "a computed position cannot be attended to"
         assert not (plan.keys & ~canvas.valid).any(), "padding can be attended to"
         assert not (plan.keys & ~at).any(), "a position never computed is attended to"
@@ -263,8 +265,8 @@ class Poisoned:
     def layer(self, index: int, block: Any, hidden: Tensor, rows: Any, state: Written) -> Tensor:
         return self.cache.layer(index, block, hidden, rows, state.inner)
 
-    def note(self, update: Update, state: Written) -> Written:
-        return replace(state, inner=self.cache.note(update, state.inner))
+    def note(self, update: Update, prediction: Prediction, state: Written) -> Written:
+        return replace(state, inner=self.cache.note(update, prediction, state.inner))
 
 
 def poison(state: Any) -> Any:
@@ -289,7 +291,8 @@ class ChaosState:
 @dataclass(frozen=True)
 class Chaos(PolicyBase):
     """A policy that asks for anything it may ask for: windows that move at random and may hold no mask, positions that
-    leave the input and come back, stale ones, refreshes, skipped forwards, probes, scores; commits and takes back.
+    leave the input and come back, stale and optional ones, refreshes, skipped forwards, probes, scores; commits some
+    and takes some back.
     """
 
     name = "chaos"
@@ -323,6 +326,7 @@ class Chaos(PolicyBase):
             skipped=(draw[:, 3] * 3).long(),
             probe=self._probed(canvas, state),
             score=self._draw(canvas, state, 6) < 0.4,
+            optional=window & (self._draw(canvas, state, 7) < 0.6),
         )
 
     def decide(self, canvas: Canvas, prediction: Prediction, state: ChaosState) -> tuple[Update, ChaosState]:

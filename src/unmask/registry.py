@@ -39,6 +39,7 @@ CACHES = {
     "dual": "unmask.caches.block:DualCache",
     "dllm": "unmask.caches.interval:IntervalCache",
     "trailing": "unmask.caches.trailing:TrailingCache",
+    "d2": "unmask.caches.attention_guided:D2Cache",
     "every": "unmask.caches.every:Every",
 }
 _METHODS = {"policy": ("init", "ask", "decide"), "cache": ("init", "plan", "layer", "note")}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..core.canvas import Canvas, Update
 from ..core.config import Configured
-from ..core.protocols import Ask, Block, Geometry, Plan
+from ..core.protocols import Ask, Block, Geometry, Plan, Prediction
 from ..core.rows import Rows
 from ..core.store import Store, attend_stored, visible
 
@@ -57,7 +57,7 @@ class DualCache(Configured):
         """The ordinary layer against the store."""
         return attend_stored(index, block, hidden, rows, state.store)
 
-    def note(self, update: Update, state: BlockState) -> BlockState:
+    def note(self, update: Update, prediction: Prediction, state: BlockState) -> BlockState:
         """Nothing to learn."""
         return state
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..core.canvas import Canvas, Update
 from ..core.config import Configured, param
-from ..core.protocols import Ask, Block, Cache, Geometry, Plan
+from ..core.protocols import Ask, Block, Cache, Geometry, Plan, Prediction
 from ..core.rows import Rows
 
 
@@ -48,6 +48,6 @@ class Every(Configured):
         """The wrapped cache's."""
         return self.cache.layer(index, block, hidden, rows, state.inner)
 
-    def note(self, update: Update, state: EveryState) -> EveryState:
+    def note(self, update: Update, prediction: Prediction, state: EveryState) -> EveryState:
         """Passed on."""
-        return replace(state, inner=self.cache.note(update, state.inner))
+        return replace(state, inner=self.cache.note(update, prediction, state.inner))

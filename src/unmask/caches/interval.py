@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..core.canvas import Canvas, Update
 from ..core.config import Configured, param
-from ..core.protocols import Ask, Block, Geometry, Plan
+from ..core.protocols import Ask, Block, Geometry, Plan, Prediction
 from ..core.rows import Rows
 from ..core.store import Store, put, visible
 
@@ -176,7 +176,7 @@ class IntervalCache(Configured):
         kept = torch.arange(most, device=hidden.device) < count[:, None]
         return chosen, torch.where(kept, rows.position.gather(1, chosen), rows.total)
 
-    def note(self, update: Update, state: IntervalState) -> IntervalState:
+    def note(self, update: Update, prediction: Prediction, state: IntervalState) -> IntervalState:
         """Nothing to learn."""
         return state
 

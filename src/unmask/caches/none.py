@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..core.canvas import Canvas, Update
 from ..core.config import Configured
-from ..core.protocols import Ask, Block, Geometry, Plan
+from ..core.protocols import Ask, Block, Geometry, Plan, Prediction
 from ..core.rows import Rows
 from ..core.store import Store, attend_stored, visible
 
@@ -53,6 +53,6 @@ class NoCache(Configured):
         hidden = hidden + block.attend(*block.qkv(hidden, rows.rotary), rows.among)
         return hidden + block.mlp(hidden)
 
-    def note(self, update: Update, state: Any) -> Any:
+    def note(self, update: Update, prediction: Prediction, state: Any) -> Any:
         """Nothing to learn."""
         return state

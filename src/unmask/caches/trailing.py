@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..core.canvas import Canvas, Update
 from ..core.config import Configured, param
-from ..core.protocols import Ask, Block, Geometry, Plan
+from ..core.protocols import Ask, Block, Geometry, Plan, Prediction
 from ..core.rows import Rows
 from ..core.store import Store, attend_stored, visible
 
@@ -55,6 +55,6 @@ class TrailingCache(Configured):
         """The ordinary layer against the store."""
         return attend_stored(index, block, hidden, rows, state.store)
 
-    def note(self, update: Update, state: TrailingState) -> TrailingState:
+    def note(self, update: Update, prediction: Prediction, state: TrailingState) -> TrailingState:
         """Nothing to learn."""
         return state

@@ -170,6 +170,14 @@ class Canvas:
         inside = self.valid & (self.position >= low) & ~self.done[:, None]
         return inside if size is None else inside & (self.position < low + size)
 
+    def sources(self, positions: Tensor) -> Tensor:
+        """``[B, T]`` the positions whose network output predicts ``positions [B, T]``."""
+        return F.pad(positions[:, 1:], (0, 1)) if self.spec.shift else positions
+
+    def targets(self, positions: Tensor) -> Tensor:
+        """``[B, T]`` the positions that the network output at ``positions [B, T]`` predicts."""
+        return F.pad(positions[:, :-1], (1, 0)) if self.spec.shift else positions
+
     def widened(self, columns: int) -> Canvas:
         """The canvas with so many more positions of padding behind every row."""
         tokens, fixed = F.pad(self.tokens, (0, columns), value=self.spec.pad), F.pad(self.fixed, (0, columns))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import RequestError
@@ -51,3 +52,37 @@ def block_steps(policy: str, steps: int, length: Tensor, size: Tensor) -> Tensor
             f"(gen_length / block_length = {odd}), got {steps}"
         )
     return steps // blocks
+
+
+def nucleus(mass: Tensor, p: float, within: bool = False) -> Tensor:
+    """``[B, T]`` the fewest positions whose ``mass [B, T]`` (at least 0; 0 where no candidate) reaches the share ``p``
+    of the row's sum; nothing at 0. ``within``: the most that do not exceed it, at least one.
+    """
+    ordered, order = mass.sort(dim=1, descending=True, stable=True)
+    reached, limit = ordered.cumsum(1), p * mass.sum(1, keepdim=True)
+    if within:
+        taken = reached <= limit
+        taken[:, 0] = True
+    else:
+        taken = reached - ordered < limit
+    return torch.zeros_like(taken).scatter(1, order, taken & (ordered > 0))
+
+
+def certainty_density(known: Tensor, length: Tensor, sigma: float) -> Tensor:
+    """``[B, T]`` float64, the share of known positions around each, weighted by a Gaussian of ``sigma`` positions.
+
+    The certainty density of d2Cache (arXiv 2509.23094). Before a row all counts as known, behind it what its last
+    position is, as in the authors' code. The weights are whole numbers: sums are exact in any batch.
+
+    Args:
+        known: ``[B, T]``.
+        length: ``[B]`` of the rows.
+    """
+    reach = int(8 * sigma) + 1
+    away = torch.arange(-reach, reach + 1, device=known.device, dtype=torch.float64)
+    weight = (torch.exp(-0.5 * (away / sigma) ** 2) * 2.0**40).round()
+    last = known.gather(1, length[:, None] - 1)
+    place = torch.arange(known.shape[1], device=known.device)
+    inside = torch.where(place < length[:, None], known, last)
+    wide = torch.cat([torch.ones_like(last).expand(-1, reach), inside, last.expand(-1, reach)], 1)
+    return F.conv1d(wide[:, None].double(), weight[None, None])[:, 0] / weight.sum()

@@ -30,6 +30,8 @@ class Ask:
             position's place for itself and for the other probes; nothing else sees it. None: none.
         score: ``[B, T]`` filled positions of the response whose tokens are to be scored where they stand, in sight of
             themselves (Saber). None: none.
+        optional: ``[B, T]`` positions of the window that a cache may leave without an answer, as long as one of the
+            window's masks gets one. For rules that hold for any candidates; None: all must be answered.
     """
 
     window: Tensor
@@ -39,6 +41,7 @@ class Ask:
     skipped: Tensor | None = None
     probe: Tensor | None = None
     score: Tensor | None = None
+    optional: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -46,21 +49,24 @@ class Prediction:
     """What the model answered.
 
     Attributes:
-        token: ``[B, T]`` proposed ids, meaningful where asked.
-        confidence: ``[B, T]`` float64, the softmax probability of ``token``; -inf where not asked. Of the model's own
-            distribution, or for policies whose ``needs`` has ``"tempered"``, of the one that was sampled from.
-        entropy: ``[B, T]`` nats, 0 where not asked; only for policies whose ``needs`` has ``"entropy"``.
-        margin: ``[B, T]`` lead of the best token's probability over the second's, 0 where not asked; only for policies
-            whose ``needs`` has ``"margin"``.
-        gap: ``[B, T]`` lead of the best logit over the second, before temperature and filters, 0 where not asked; only
-            for policies whose ``needs`` has ``"gap"``.
-        logits: ``[N, V]`` of the positions asked, by row and position; only for policies whose ``needs`` has
+        token: ``[B, T]`` proposed ids, meaningful where answered.
+        confidence: ``[B, T]`` float64, the softmax probability of ``token``; -inf where not answered: all of the window
+            that is no mask, and what the cache has left out of the ask's ``optional``. Of the model's own distribution,
+            or for policies whose ``needs`` has ``"tempered"``, of the one that was sampled from.
+        entropy: ``[B, T]`` nats, 0 where not answered; only for policies whose ``needs`` has ``"entropy"``.
+        margin: ``[B, T]`` lead of the best token's probability over the second's, 0 where not answered; only for
+            policies whose ``needs`` has ``"margin"``.
+        gap: ``[B, T]`` lead of the best logit over the second, before temperature and filters, 0 where not answered;
+            only for policies whose ``needs`` has ``"gap"``.
+        logits: ``[N, V]`` of the positions answered, by row and position; only for policies whose ``needs`` has
             ``"logits"``. Ids that may not be said have -inf.
         probe: ``[B, T]`` float64, the probability that the probes give to the tokens now there; 0 where not probed or
             still masked.
         score: ``[B, T]`` float64, the probability that the network gives to a token where that stands; 0 where not
             scored.
         fresh: ``[B, T]`` positions whose answer was computed anew in all layers, not in part taken from a cache.
+        aside: ``[B, T]`` float64, for the cache alone: the likeliest token's probability at the positions of its
+            plan's ``read``, -inf elsewhere. None: it wanted none.
     """
 
     token: Tensor
@@ -72,6 +78,7 @@ class Prediction:
     probe: Tensor | None = None
     score: Tensor | None = None
     fresh: Tensor | None = None
+    aside: Tensor | None = None
 
     def within(self, window: Tensor) -> Prediction:
         """What would have been answered to an ask for ``window [B, T]`` alone; for wrappers that ask for more."""
@@ -181,16 +188,20 @@ class Plan:
     """A cache's answer to an ask.
 
     Attributes:
-        compute: ``[B, T]`` positions carried through the layers; contains every needed one.
+        compute: ``[B, T]`` positions carried through the layers; contains every needed one, less what the ask calls
+            optional.
         keys: ``[B, T]`` positions that may be attended to.
         work: ``[B]`` float, positions whose layers are really computed, averaged over the layers.
         fresh: ``[B, T]`` positions that are computed in every layer for certain. None: those of ``compute``.
+        read: ``[B, T]`` masks outside the window that ``compute`` predicts and whose confidence :meth:`Cache.note` is
+            to be told. None: none.
     """
 
     compute: Tensor
     keys: Tensor
     work: Tensor
     fresh: Tensor | None = None
+    read: Tensor | None = None
 
 
 class Block(Protocol):
@@ -204,6 +215,9 @@ class Block(Protocol):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, keys: Tensor | None) -> Tensor:
         """Attention output after the output projection, ``[B, Q, C]``; ``keys [B, S]`` masks keys, None: all count."""
+
+    def attend_weighed(self, query: Tensor, key: Tensor, value: Tensor, keys: Tensor | None) -> tuple[Tensor, Tensor]:
+        """As ``attend``, and the attention probabilities ``[B, Q, S]``, averaged over the heads, float32 at least."""
 
     def mlp(self, hidden: Tensor) -> Tensor:
         """Feed-forward output, ``[B, Q, C]``."""
@@ -228,12 +242,13 @@ class Cache(Protocol):
         """The empty state for these rows; ``like`` gives dtype and device."""
 
     def plan(self, canvas: Canvas, ask: Ask, need: Tensor, state: Any) -> tuple[Plan, Any]:
-        """Which positions the next forward computes; ``need [B, T]`` must be among them. Those of it that are not valid
-        are probes: they hold other things in every forward.
+        """Which positions the next forward computes; ``need [B, T]``, the sources of the window's masks, must be among
+        them, unless the ask calls these masks optional. Those of it that are not valid are probes: they hold other
+        things in every forward.
         """
 
     def layer(self, index: int, block: Block, hidden: Tensor, rows: Rows, state: Any) -> Tensor:
         """Run layer ``index`` on ``hidden [B, Q, C]``; may write into the state's stores."""
 
-    def note(self, update: Update, state: Any) -> Any:
-        """Learn what was committed."""
+    def note(self, update: Update, prediction: Prediction, state: Any) -> Any:
+        """Learn what was committed, and what the model had answered."""

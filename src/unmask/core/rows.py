@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -36,6 +36,7 @@ class Rows:
         total: T.
         whole: every position of the canvas is computed, in order.
         rotary: what the model's blocks need to know of ``position``; set by the model.
+        scratch: what a cache hands from one layer to the next; gone after the last.
     """
 
     row: Tensor | None
@@ -47,6 +48,7 @@ class Rows:
     total: int
     whole: bool
     rotary: Tensor
+    scratch: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def slots(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -161,7 +162,8 @@ def step(model: Denoiser, cache: Cache, policy: Policy, state: State, index: int
     )
     update, policy_state = policy.decide(canvas, answer.prediction, state.policy)
     plain, free = answer.state.plain, answer.state.free
-    cache_state = Branches(cache.note(update, plain), cache.note(update, free) if policy.guidance else None)
+    learn = partial(cache.note, update, answer.prediction)
+    cache_state = Branches(learn(plain), learn(free) if policy.guidance else None)
     after = canvas.apply(update)
     record = record.after(update, answer.prediction.confidence, answer.work)
     event = Step(

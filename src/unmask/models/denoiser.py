@@ -9,13 +9,13 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.canvas import Canvas, ModelSpec
-from ..core.predict import MEASURES, ban, forbid, hot, read
-from ..core.protocols import Ask, Cache, Prediction, Sampling
+from ..core.predict import MEASURES, ban, forbid, hot, likeliest, read
+from ..core.protocols import Ask, Cache, Plan, Prediction, Sampling
 from ..core.rows import Rows, tiles
+from .lines import Lines, Pair
 from .probes import Probes
 from .transformer import Transformer
 
@@ -82,83 +82,68 @@ class Denoiser:
                 all fixed tokens masked out.
         """
         started = time.perf_counter()
+        probes = None if ask.probe is None else Probes.of(canvas, ask.probe)
         want = ask.window & canvas.masked
-        row, position = want.nonzero(as_tuple=True)
-        lines = [(row, position - int(self.spec.shift))]
-        told: dict[str, tuple[Tensor, Tensor]] = {}
-        need, probes = want, None
-        if ask.probe is not None:
-            probes = Probes.of(canvas, ask.probe)
-            held = probes.select(~canvas.masked)
-            told["probe"] = held.row, held.position
-            lines.append((held.row, held.column))
-        if ask.score is not None:
-            scored = ask.score & canvas.response & (canvas.tokens != self.spec.mask)
-            of, there = scored.nonzero(as_tuple=True)
-            told["score"] = of, there
-            lines.append((of, there - int(self.spec.shift)))
-            need = want | scored
-        need = F.pad(need[:, 1:], (0, 1)) if self.spec.shift else need
-        every = torch.cat([r for r, _ in lines]), torch.cat([c for _, c in lines])
-        forward = partial(self._hidden, canvas, ask, need, probes, cache, every)
-        hidden, plain, work, fresh = forward(canvas.tokens, state.plain)
+        scored = None if ask.score is None else ask.score & canvas.response & (canvas.tokens != self.spec.mask)
+        need = canvas.sources(want if scored is None else want | scored)
+        need = need if probes is None else need | probes.held
+        branches = [state.plain, state.free] if guidance else [state.plain]
+        planned = [cache.plan(canvas, ask, need, branch) for branch in branches]
+        lines = Lines.of(canvas, ask, want, scored, probes, [plan for plan, _ in planned])
+        run = partial(self._hidden, lines, probes, cache)
+        hidden = run(canvas.tokens, *planned[0])
         if guidance:
             given = (canvas.position < canvas.prompt[:, None]) | canvas.fixed
-            masked = torch.where(given, self.spec.mask, canvas.tokens)
-            other, free, again, _ = forward(masked, state.free)
-            hidden, state, work = torch.stack([hidden, other], 1), Branches(plain, free), work + again
-        else:
-            state = Branches(plain)
-        seconds = time.perf_counter() - started
-        parts: list[dict[str, Tensor]] = []
+            hidden = torch.stack([hidden, run(torch.where(given, self.spec.mask, canvas.tokens), *planned[1])], 1)
+        (_, (row, position), asked), *others = lines.split(hidden)
+        seconds, parts = time.perf_counter() - started, list[dict[str, Tensor]]()
         more = _SAMPLING if hot(sampling, needs) else 1
-        asked, *others = torch.split(hidden, [len(r) for r, _ in lines])
         for piece, logits, spent in self._logits(asked, guidance, more):
             seconds += spent
             ban(logits, sampling, canvas, row[piece], position[piece])
             parts.append(read(logits, sampling, needs, row[piece], position[piece], step[row[piece]]))
-        prediction = _spread(want, row, position, parts, needs, self.network.arch.vocab)
-        fresh = F.pad(fresh[:, :-1], (1, 0)) if self.spec.shift else fresh
-        prediction = replace(prediction, fresh=fresh)
-        for (name, (rows, places)), part in zip(told.items(), others, strict=True):
-            share = torch.zeros_like(prediction.confidence)
-            for piece, logits, spent in self._logits(part, guidance):
-                seconds += spent
-                at = rows[piece], places[piece]
-                ban(logits, sampling, canvas, *at)
-                share[at] = logits.double().softmax(-1).gather(-1, canvas.tokens[at][:, None])[:, 0]
-            prediction = replace(prediction, **{name: share})
-        return Answer(prediction, state, work, seconds)
+        plan = planned[0][0]
+        fresh = canvas.targets(plan.compute if plan.fresh is None else plan.fresh)
+        prediction = replace(_spread(want, row, position, parts, needs, self.network.arch.vocab), fresh=fresh)
+        for name, place, part in others:
+            told, spent = self._told(canvas, sampling, place, part, guidance, best=name == "aside")
+            seconds, prediction = seconds + spent, replace(prediction, **{name: told})
+        work = plan.work + planned[1][0].work if guidance else plan.work
+        return Answer(prediction, Branches(*(after for _, after in planned)), work, seconds)
+
+    def _told(
+        self, canvas: Canvas, sampling: Sampling, place: Pair, hidden: Tensor, guidance: float, best: bool
+    ) -> tuple[Tensor, float]:
+        """``[B, T]`` the probability of the token at each place, or of the likeliest (``best``), and seconds spent."""
+        told = torch.full(canvas.tokens.shape, -torch.inf if best else 0.0, dtype=torch.float64, device=hidden.device)
+        seconds = 0.0
+        for piece, logits, spent in self._logits(hidden, guidance):
+            seconds += spent
+            at = place[0][piece], place[1][piece]
+            ban(logits, sampling, canvas, *at)
+            own = None if best else logits.double().softmax(-1).gather(-1, canvas.tokens[at][:, None])[:, 0]
+            told[at] = likeliest(logits)[1] if own is None else own
+        return told, seconds
 
     def _hidden(
-        self,
-        canvas: Canvas,
-        ask: Ask,
-        need: Tensor,
-        probes: Probes | None,
-        cache: Cache,
-        lines: tuple[Tensor, Tensor],
-        tokens: Tensor,
-        state: Any,
-    ) -> tuple[Tensor, Any, Tensor, Tensor]:
-        """Run the layers; the hidden state ``[N, C]`` at each (row, column) of ``lines``."""
-        row, column = lines
+        self, lines: Lines, probes: Probes | None, cache: Cache, tokens: Tensor, plan: Plan, state: Any
+    ) -> Tensor:
+        """Run the layers; the hidden state ``[N, C]`` of each line."""
+        row, column = lines.all()
         if probes is not None:
-            tokens, need = probes.filled(tokens, self.spec.mask), need | probes.held
-        plan, state = cache.plan(canvas, ask, need, state)
-        fresh = plan.compute if plan.fresh is None else plan.fresh
+            tokens = probes.filled(tokens, self.spec.mask)
         slot = (plan.compute.cumsum(1) - 1)[row, column]
         parts = tiles(plan.compute, plan.keys, plan.work)
         run = partial(self._tile, tokens, cache, state, probes, plan.keys)
         if len(parts) == 1:
-            return run(parts[0])[row, slot], state, plan.work, fresh
+            return run(parts[0])[row, slot]
         out = self.network.embed.weight.new_empty(len(row), self.width)
         for rows in parts:
-            place = torch.full_like(canvas.prompt, -1)
+            place = torch.full_like(tokens[:, 0], -1)
             place[rows.row] = torch.arange(len(rows.members), device=place.device)
             mine = (place[row] >= 0).nonzero()[:, 0]
             out[mine] = run(rows)[place[row[mine]], slot[mine]]
-        return out, state, plan.work, fresh
+        return out
 
     def _tile(
         self, tokens: Tensor, cache: Cache, state: Any, probes: Probes | None, keys: Tensor, rows: Rows

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.rows import Rows
-from .attention import attention, rotary_table, rotate, wide
+from .attention import attention, attention_weighed, rotary_table, rotate, wide
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,11 @@ class TransformerBlock(nn.Module):
         """Attention and output projection."""
         out: Tensor = self.o(attention(query, key, value, keys))
         return out
+
+    def attend_weighed(self, query: Tensor, key: Tensor, value: Tensor, keys: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Attention and output projection, and the heads' mean probabilities."""
+        out, weights = attention_weighed(query, key, value, keys)
+        return self.o(out), weights
 
     def mlp(self, hidden: Tensor) -> Tensor:
         """SwiGLU of the normalised input."""

@@ -70,6 +70,11 @@ class Adaptive(PolicyBase):
         """The policy's."""
         return self.policy.probes
 
+    @property
+    def left_to_right(self) -> bool:
+        """The policy's."""
+        return getattr(self.policy, "left_to_right", False)
+
     def init(self, canvas: Canvas, sampling: Sampling) -> AdaptiveState:
         """The policy's state and its threshold; nothing seen."""
         confidence = torch.zeros(canvas.tokens.shape, dtype=torch.float64, device=canvas.tokens.device)

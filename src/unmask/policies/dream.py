@@ -114,7 +114,9 @@ class Dream(PolicyBase):
 
     def ask(self, canvas: Canvas, state: DreamState) -> Ask:
         """The current block."""
-        return Ask(canvas.block(self.block_length), skipped=state.skipped)
+        block = canvas.block(self.block_length)
+        ranked = self.alg != "origin" and not self.alg_temp and self.opening == "clock"
+        return Ask(block, skipped=state.skipped, optional=block if ranked else None)
 
     def decide(self, canvas: Canvas, prediction: Prediction, state: DreamState) -> tuple[Update, DreamState]:
         """Commit this step's share."""
@@ -123,7 +125,8 @@ class Dream(PolicyBase):
             write = open_ & (state.due <= state.step[:, None])
         else:
             now = state.step.clamp(max=state.clock.shape[1] - 2)  # rows that are done have passed their last step
-            quota = self._quota(state, open_).gather(1, now[:, None])[:, 0]
+            masked = canvas.block(self.block_length) & canvas.masked
+            quota = self._quota(state, masked).gather(1, now[:, None])[:, 0]
             write = top(self._score(prediction, state, open_), quota)
         if self.opening == "first":
             first = open_ & (canvas.position == canvas.frontier[:, None])

@@ -36,7 +36,8 @@ class EntropyBound(PolicyBase):
 
     def ask(self, canvas: Canvas, state: None) -> Ask:
         """The current block."""
-        return Ask(canvas.block(self.block_length))
+        block = canvas.block(self.block_length)
+        return Ask(block, optional=block)
 
     def decide(self, canvas: Canvas, prediction: Prediction, state: None) -> tuple[Update, None]:
         """Commit."""

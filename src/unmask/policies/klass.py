@@ -56,8 +56,9 @@ class Klass(PolicyBase):
         return KlassState(logp, torch.zeros_like(canvas.valid), torch.zeros_like(canvas.tokens))
 
     def ask(self, canvas: Canvas, state: KlassState) -> Ask:
-        """The whole response."""
-        return Ask(canvas.block(None))
+        """The whole response; answers outside the block are only watched."""
+        response = canvas.block(None)
+        return Ask(response, optional=response & ~canvas.block(self.block_length) if self.block_length else response)
 
     def decide(self, canvas: Canvas, prediction: Prediction, state: KlassState) -> tuple[Update, KlassState]:
         """Commit, and remember the distributions."""

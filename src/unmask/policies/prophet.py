@@ -53,6 +53,11 @@ class Prophet(PolicyBase):
         """The policy's."""
         return self.policy.probes
 
+    @property
+    def left_to_right(self) -> bool:
+        """The policy's."""
+        return getattr(self.policy, "left_to_right", False)
+
     def init(self, canvas: Canvas, sampling: Sampling) -> Any:
         """The policy's state; nothing else is kept."""
         return self.policy.init(canvas, sampling)

@@ -57,7 +57,7 @@ class Saber(PolicyBase):
     def ask(self, canvas: Canvas, state: SaberState) -> Ask:
         """The current block, and scores of what it holds."""
         block = canvas.block(self.block_length)
-        return Ask(block, score=block)
+        return Ask(block, score=block & ~canvas.fixed)
 
     def decide(self, canvas: Canvas, prediction: Prediction, state: SaberState) -> tuple[Update, SaberState]:
         """Draft, and step back."""
@@ -69,7 +69,7 @@ class Saber(PolicyBase):
         write = torch.where((sure.sum(1) < self.n)[:, None], top(confidence, self.n), sure)
         drafts, after = write.sum(1), canvas.apply(Update(write, prediction.token))
         now = torch.where(confidence > -torch.inf, confidence, prediction.score)
-        filled = block & (write | ~canvas.masked)
+        filled = block & (write | ~canvas.masked) & ~canvas.fixed
         if self.since == "commit":
             fall, filled = state.commit - now, filled & ~write
         else:

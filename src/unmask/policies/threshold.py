@@ -56,7 +56,8 @@ class Threshold(PolicyBase):
 
     def ask(self, canvas: Canvas, state: ThresholdState) -> Ask:
         """The current block."""
-        return Ask(canvas.block(self.block_length))
+        block = canvas.block(self.block_length)
+        return Ask(block, optional=block if self.opening == "rule" else None)
 
     def decide(self, canvas: Canvas, prediction: Prediction, state: ThresholdState) -> tuple[Update, ThresholdState]:
         """Commit."""

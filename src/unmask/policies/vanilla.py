@@ -69,7 +69,8 @@ class Vanilla(PolicyBase):
 
     def ask(self, canvas: Canvas, state: VanillaState) -> Ask:
         """The current block."""
-        return Ask(canvas.block(self.block_length))
+        block = canvas.block(self.block_length)
+        return Ask(block, optional=block if self.remasking == "low_confidence" else None)
 
     def decide(self, canvas: Canvas, prediction: Prediction, state: VanillaState) -> tuple[Update, VanillaState]:
         """Commit this forward's quota."""
@@ -77,7 +78,8 @@ class Vanilla(PolicyBase):
         start = canvas.block_start(self.block_length)
         fresh = start != state.start
         step = torch.where(fresh, 0, state.step)
-        masks = torch.where(fresh, open_.sum(1), state.masks)
+        left = open_ if self.steps is None else canvas.block(self.block_length) & canvas.masked  # answered or not
+        masks = torch.where(fresh, left.sum(1), state.masks)
         quota = masks // state.steps + (step < masks % state.steps)
         score = prediction.confidence
         if self.remasking == "random":
