@@ -321,6 +321,20 @@ def test_other_caches_answer_what_is_optional(cache: str) -> None:
         assert torch.equal(event.confidence > -torch.inf, ask.window & canvas.masked)
 
 
+@pytest.mark.parametrize("shift", SHIFTS)
+def test_guidance_answers_what_both_branches_compute(shift: bool) -> None:
+    """Next to no guidance: the same answers at twice the cost. Each branch follows its own attention."""
+    plain = decode(tiny(shift), "vanilla(block_length=none)", "d2(k=3,p=0)", REQUESTS)
+    guided = decode(tiny(shift), "vanilla(block_length=none,cfg_scale=1e-12)", "d2(k=3,p=0)", REQUESTS)
+    for row, one in plain.items():
+        assert guided[row].commits == one.commits
+        assert guided[row].work == 2 * one.work
+    for _, after, event in trail(tiny(shift), "vanilla(block_length=none,cfg_scale=0.7)", "d2(k=3,p=0.3)", REQUESTS[2]):
+        both = after.cache.plain.queried & after.cache.free.queried
+        assert not (event.confidence > -torch.inf).logical_and(~after.canvas.targets(both)).any()
+        assert torch.equal(after.cache.plain.confidence, after.cache.free.confidence)
+
+
 def test_a_committed_token_is_never_a_mask() -> None:
     for policy in POLICIES:
         for row in decode(tiny(), policy, "d2(k=2,p=0.1)", REQUESTS).values():

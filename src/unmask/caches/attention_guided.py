@@ -45,15 +45,15 @@ class D2Cache(Configured):
        for any candidates (``Ask.optional``) it is shown these alone, as published; the others get all their window.
     2. Of the rest, the positions that take the share ``p`` of the attention rollout: per layer the mean over heads and
        the identity in equal parts, multiplied over the layers; positions not computed pass themselves on.
-    3. Positions whose token has just changed; with a shifted model their predecessors as well.
+    3. Positions whose token has just changed; with a shifted model their predecessors as well (the code: not these).
 
     ``inflate`` also fills gaps (the authors' code takes 4 for parallel decoding in blocks). By slips that code never
     renews the confidences after the first forward, and counts a block shorter with every token it commits; here
-    confidences are the last computed, and blocks keep their length.
+    confidences are the last computed, and blocks keep their length. Its block is that of the forward before, too.
 
-    Memory: keys and values. During a forward of Q positions also Q T elements of a running product (float32 at
-    least): the rows of positions not computed stay the identity's, and their columns need no product. Kept after it
-    are its T column sums.
+    Memory: keys and values; during a forward of Q positions a few ``[Q, T]`` in float32 at least, all layers together,
+    since the rows of the product that belong to positions not computed stay the identity's; after it the T column
+    sums. Going from the last layer to the first a vector would do, but would need the attention of all layers at once.
     """
 
     name = "d2"
