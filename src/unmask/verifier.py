@@ -136,7 +136,7 @@ class Verifier:
             logging.disable_progress_bar()
             try:
                 network, info = AutoModelForCausalLM.from_pretrained(
-                    self.source, torch_dtype=key[1], output_loading_info=True
+                    self.source, dtype=key[1], output_loading_info=True
                 )
             except Exception as error:
                 raise ModelError(f"the verifier {self.source!r} cannot be loaded: {_first_line(error)}") from None
@@ -183,10 +183,7 @@ def _as_cache(memory: Memory, past: int) -> Any:
 
 def _from_cache(cache: Any, past: int) -> list[Tensor]:
     """All layers' new keys, then their values, ``[B, Q, H_kv, D]``."""
-    if hasattr(cache, "layers"):
-        pairs = [(layer.keys, layer.values) for layer in cache.layers]
-    else:  # transformers before 4.54
-        pairs = list(zip(cache.key_cache, cache.value_cache, strict=True))
+    pairs = [(layer.keys, layer.values) for layer in cache.layers]
     return [pair[which][:, :, past:].transpose(1, 2) for which in (0, 1) for pair in pairs]
 
 
