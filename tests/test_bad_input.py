@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -136,7 +137,7 @@ class TestConfig:
         tensors = weights(CONFIG)
         first = unmask.load(write(tmp_path / "a", without=names, tensors=tensors)).denoiser
         second = unmask.load(write(tmp_path / "b", dict.fromkeys(names), tensors=tensors)).denoiser
-        assert first.spec == second.spec
+        assert replace(first.spec, tokenizer=None) == replace(second.spec, tokenizer=None)
         assert first.network.arch == second.network.arch
 
     @pytest.mark.parametrize(
