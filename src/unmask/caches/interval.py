@@ -61,7 +61,8 @@ class IntervalCache(Configured):
 
     Prompt positions refresh every ``kp`` forwards, response positions every ``kr``. In between, values of the response
     are recomputed in every layer and the share ``rho`` whose values changed most (lowest cosine similarity with the
-    forward before) is recomputed; all others reuse their outputs (paper, algorithm 1). Memory: 4 T d layers, with ``kr`` = 1 half of it.
+    forward before) is recomputed; all others reuse their outputs (paper, algorithm 1). Memory: 4 T d layers, half of it
+    where ``kr`` = 1.
     """
 
     name = "dllm"
