@@ -41,6 +41,7 @@ class Adaptive(PolicyBase):
 
     name = "adaptive"
     paper = "arXiv 2106.00170"
+    refuses = "policies that commit by no confidence threshold: there is nothing to adapt"
 
     policy: Policy = param(Spec("threshold"), "the policy whose threshold moves, as a spec")
     gain: float = param(0.05, "how far one error moves the threshold; 0: not at all", ge=0, le=1)
