@@ -86,7 +86,7 @@ def _wrapped(text: str, width: int, indent: int) -> str:
 
 
 def describe(cls: type[Any]) -> dict[str, Any]:
-    """What there is to know of a policy or cache: paper, first sentence of its docstring, what it refuses, parameters."""
+    """What there is to know of a policy or cache: paper, summary (from its docstring), what it refuses, parameters."""
     summary = " ".join((cls.__doc__ or "").split("\n\n")[0].split()).replace("``", "`")
     return {
         "paper": cls.paper,
