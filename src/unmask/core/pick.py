@@ -38,12 +38,21 @@ def above(score: Tensor, threshold: float | Tensor) -> Tensor:
     return (score > limit) & (score > -torch.inf)
 
 
-def block_steps(policy: str, steps: int, length: Tensor, size: Tensor) -> Tensor:
-    """``[B]`` steps of each block, given those of the whole response and ``[B]`` response and block lengths.
+def block_steps(policy: str, steps: int | None, length: Tensor, block_length: int | None) -> Tensor:
+    """``[B]`` steps of each block: its share of a response's ``steps``; None: one for each of its positions.
+
+    Args:
+        policy: its name, for the error.
+        steps: of the whole response.
+        length: ``[B]`` response lengths.
+        block_length: None: the whole response is one block.
 
     Raises:
         RequestError: not a multiple of a row's number of blocks.
     """
+    size = length if block_length is None else torch.full_like(length, block_length)
+    if steps is None:
+        return size
     blocks = (length + size - 1) // size
     if bool((steps % blocks != 0).any()):
         odd = int(blocks[(steps % blocks).argmax()])

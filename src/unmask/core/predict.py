@@ -53,13 +53,13 @@ def read(
         needs: see :class:`unmask.core.protocols.Policy`.
         row, position, step: ``[N]`` batch row, absolute position and the row's own step of each line of logits.
     """
-    source, own = logits, "tempered" not in needs
+    source = logits
     if not hot(sampling, needs):
         token, confidence = likeliest(logits)
     else:
         tempered = temper(logits, sampling, row)
         token, confidence = sample(logits, tempered, sampling, row, position, step)
-        if not own:
+        if "tempered" in needs:
             source = tempered
             confidence = source.softmax(-1).gather(-1, token[:, None])[:, 0]
     found = {"token": token, "confidence": confidence}

@@ -77,8 +77,7 @@ class Dream(PolicyBase):
             RequestError: ``steps`` is not a multiple of a row's number of blocks.
         """
         length = canvas.length - canvas.prompt
-        size = length if self.block_length is None else torch.full_like(length, self.block_length)
-        steps = size if self.steps is None else block_steps(self.name, self.steps, length, size)
+        steps = block_steps(self.name, self.steps, length, self.block_length)
         clocks = [torch.linspace(1, self.eps, n + 1) for n in steps.tolist()]
         clock = pad_sequence(clocks, batch_first=True).to(length.device)
         zero = torch.zeros_like(length)

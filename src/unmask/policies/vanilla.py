@@ -62,8 +62,7 @@ class Vanilla(PolicyBase):
             RequestError: ``steps`` is not a multiple of a row's number of blocks.
         """
         length = canvas.length - canvas.prompt
-        size = length if self.block_length is None else torch.full_like(length, self.block_length)
-        steps = size if self.steps is None else block_steps(self.name, self.steps, length, size)
+        steps = block_steps(self.name, self.steps, length, self.block_length)
         zero = torch.zeros_like(length)
         return VanillaState(steps, zero - 1, zero, zero, sampling.seed, zero)
 
