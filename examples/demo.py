@@ -33,7 +33,7 @@ class Way:
 
 PUBLISHED = Way("vanilla, no early stop", "vanilla", eos_stop=False)
 PLAIN = Way("vanilla", "vanilla")
-FAST = Way("slowfast + dllm", "slowfast(tau_high=0.998,suffix=truncate,block_length=32)", "dllm(kp=2,kr=1)")
+FAST = Way("slowfast + dllm", "slowfast(tau_high=0.998,window=1,suffix=cached,block_length=32)", "dllm(kp=2,kr=1)")
 
 
 def right(problem: Problem, result: unmask.Result) -> bool:

@@ -301,6 +301,16 @@ def test_inspect_tells_what_is_wrong_with_the_weights(tmp_path):
     assert "shards missing" in json.loads(fine(run("inspect", folder, "--json")))["weights"]
 
 
+def test_what_is_refused_is_listed() -> None:
+    """And is refused: the words are those of the method that says no."""
+    about = json.loads(fine(run("policies", "--json")))
+    for name in registry.POLICIES:
+        forward = bool(registry.lookup("policy", name).left_to_right is True)
+        assert forward == ("texts with gaps" in about[name]["refuses"])
+    assert "no confidence threshold" in about["adaptive"]["refuses"]
+    assert "Refuses texts with gaps" in fine(run("policies"))
+
+
 @pytest.mark.parametrize(("command", "kind"), [("policies", "policy"), ("caches", "cache")])
 def test_lists(command, kind):
     known = json.loads(fine(run(command, "--json")))

@@ -38,6 +38,7 @@ FLOORS = {  # the longest name that fits rules; what it may import, itself inclu
     "models": {"core", "models"},
     "caches": {"core"},
     "policies": {"core", "verifier"},
+    "policies.slowfast": {"core", "policies.slowfast"},
     "verifier": {"core", "text"},
     "engine": {"core", "models", "engine"},
     "registry": {"core"},
@@ -55,6 +56,7 @@ FLOORS = {  # the longest name that fits rules; what it may import, itself inclu
 OUTSIDE = {"", "api", "registry", "viz", "tasks"}  # for bench, examples and recipes
 PLUGIN = {"", "core"}  # for what other packages add
 MAX_FILE, MAX_FUNCTION = 400, 60
+MAX_METHOD = {"policies": 150, "caches": 200}  # lines of a file there
 
 
 def short(module: str) -> str:
@@ -116,7 +118,7 @@ def test_what_is_outside_uses_the_public_parts(folder: str) -> None:
 @pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(SRC)))
 def test_sizes(file: Path) -> None:
     text = file.read_text(encoding="utf-8")
-    assert text.count("\n") < MAX_FILE
+    assert text.count("\n") < MAX_METHOD.get(file.relative_to(SRC).parts[0], MAX_FILE)
     tree = ast.parse(text)
     assert ast.get_docstring(tree), "the module says nothing of itself"
     for node in ast.walk(tree):

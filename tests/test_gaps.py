@@ -204,7 +204,7 @@ def test_banned_and_fixed_in_generate(model):
         (f"a[MASK*{CONTEXT}]", {}, f"text 0 has {CONTEXT + 1} tokens, .* context is {CONTEXT}"),
         (f"a[MASK*{10**30}]", {}, f"its gaps have .* tokens, but the model's context is {CONTEXT}"),
         ("a[MASK*120]", {"prompts": "Hello there"}, "text 0 has 1.. tokens, gaps and prompt included"),
-        ("bad \ud800[MASK]", {}, "text 0: the prompt is not valid Unicode"),
+        ("bad \ud800[MASK]", {}, "text 0: not valid Unicode"),
         ([], {}, "no texts: the batch is empty"),
         (5, {}, "a text with gaps is a string or a list of ids, or a list of these; got 5"),
         (["a[MASK]", 5], {}, "text 1: a text with gaps is a string or a list of ids, got 5"),

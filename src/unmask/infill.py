@@ -37,7 +37,9 @@ def lay_out(
         raise RequestError(f"text {index}: {error}") from None
     whole = [*(front or []), *ids]
     if len(whole) > spec.context:
-        raise _too_long(index, len(whole), spec)
+        raise RequestError(
+            f"text {index} has {len(whole)} tokens, gaps and prompt included, but the model's context is {spec.context}"
+        )
     first = len(whole) - len(ids) + ids.index(spec.mask)
     given = {at - first: i for at, i in enumerate(whole) if at > first and i != spec.mask}
     if first == 0 and spec.shift:
@@ -62,9 +64,3 @@ def _ids(value: str | Sequence[int], text: Text | None, spec: ModelSpec, special
     if masks > spec.context:
         raise RequestError(f"its gaps have {masks} tokens, but the model's context is {spec.context}")
     return text.encode_gaps(parts, spec.mask, special)
-
-
-def _too_long(index: int, tokens: int, spec: ModelSpec) -> RequestError:
-    return RequestError(
-        f"text {index} has {tokens} tokens, gaps and prompt included, but the model's context is {spec.context}"
-    )

@@ -214,4 +214,4 @@ def _check_text(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise RequestError(f"the prompt is not valid Unicode: {error}") from None
+        raise RequestError(f"not valid Unicode: {error}") from None

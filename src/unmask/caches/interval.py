@@ -41,7 +41,8 @@ class IntervalState:
 
     Attributes:
         store: keys and values.
-        attention, feed_forward: per layer ``[B, T + 1, C]``, the outputs that skipped positions reuse.
+        attention, feed_forward: per layer ``[B, T + 1, C]``, the outputs that skipped positions reuse; empty lists
+            where none is ever skipped.
         age: ``[B]`` forwards so far less one.
         first, rest: what this forward recomputes in layer 0 and in the others.
     """
@@ -60,7 +61,8 @@ class IntervalCache(Configured):
 
     Prompt positions refresh every ``kp`` forwards, response positions every ``kr``. In between, values of the response
     are recomputed in every layer and the share ``rho`` whose values changed most (lowest cosine similarity with the
-    forward before) is recomputed; all others reuse their outputs (paper, algorithm 1). Memory: 4 T d layers.
+    forward before) is recomputed; all others reuse their outputs (paper, algorithm 1). Memory: 4 T d layers, half of it
+    where ``kr`` = 1.
     """
 
     name = "dllm"
@@ -79,7 +81,9 @@ class IntervalCache(Configured):
     def init(self, canvas: Canvas, geometry: Geometry, like: Tensor) -> IntervalState:
         """Empty stores."""
         shape = (len(canvas.tokens), canvas.tokens.shape[1] + 1, geometry.width)
-        outputs = [[like.new_zeros(shape) for _ in range(geometry.layers)] for _ in range(2)]
+        # with kr = 1 all that is carried is computed, but for a shifted model's last prompt position
+        reuses = self.kr > 1 or self.first_layer == "all" or canvas.spec.shift
+        outputs = [[like.new_zeros(shape) for _ in range(geometry.layers if reuses else 0)] for _ in range(2)]
         never = torch.full_like(canvas.prompt, -1)
         nothing = torch.zeros_like(canvas.valid)
         work = Work(nothing, nothing, torch.zeros_like(never))
@@ -99,6 +103,7 @@ class IntervalCache(Configured):
             | keys & ~state.store.known
             | need & ~canvas.valid  # probes are never kept
         )
+        due = due if state.attention else due | need
         share = torch.where(response_due, 0, (self.rho * response.sum(1)).floor().long())
         nothing = torch.zeros_like(due)
         always = {"full": response, "all": response | keys & ~canvas.response, "adaptive": nothing}[self.first_layer]
@@ -108,7 +113,7 @@ class IntervalCache(Configured):
         rest = first = self._work(due, open_, share, compute)
         if self.first_layer != "adaptive":
             first = self._work(due | always, nothing, torch.zeros_like(share), compute)
-        layers = len(state.attention)
+        layers = len(state.store.key)
         work = (first.due.sum(1) + first.share + (layers - 1) * (due.sum(1) + share)) / layers
         store = state.store.learn(due)
         fresh = due | open_ if self.rho == 1 else due
@@ -127,9 +132,9 @@ class IntervalCache(Configured):
     def layer(self, index: int, block: Block, hidden: Tensor, rows: Rows, state: IntervalState) -> Tensor:
         """Recompute the chosen positions, reuse the outputs of the others."""
         work = state.rest if index else state.first
-        store, attention, feed_forward = state.store, state.attention[index], state.feed_forward[index]
         if not rows.most(work.left):
             return self._all(index, block, hidden, rows, state)
+        store, attention, feed_forward = state.store, state.attention[index], state.feed_forward[index]
         if not rows.most(work.most) and not rows.most(work.looks):
             return hidden + _at(attention, rows) + _at(feed_forward, rows)
         chosen, position = self._choose(index, block, hidden, rows, store, work)
@@ -150,10 +155,11 @@ class IntervalCache(Configured):
         put(state.store.key[index], rows, key)
         put(state.store.value[index], rows, value)
         attended = block.attend(query, *state.store.reach(index, rows), rows.keys)
-        put(state.attention[index], rows, attended)
         hidden = hidden + attended
         fed = block.mlp(hidden)
-        put(state.feed_forward[index], rows, fed)
+        if state.attention:
+            put(state.attention[index], rows, attended)
+            put(state.feed_forward[index], rows, fed)
         return hidden + fed
 
     @staticmethod

@@ -71,6 +71,8 @@ def _list(kind: str, as_json: bool) -> None:
     for name, about in known.items():
         print(f"{name}  ({about['paper']})" if about["paper"] not in ("", "-") else name)
         print(_wrapped(about["summary"], width, 2))
+        if about["refuses"]:
+            print(_wrapped(f"Refuses {about['refuses']}.", width, 2))
         for p in about["parameters"]:
             presets = [f"{_plain(value)} ({preset})" for preset, value in p.get("presets", {}).items()]
             default = ", ".join(presets) or ("required" if p["required"] else _plain(p["default"]))
@@ -84,9 +86,14 @@ def _wrapped(text: str, width: int, indent: int) -> str:
 
 
 def describe(cls: type[Any]) -> dict[str, Any]:
-    """What there is to know of a policy or cache: paper, first sentence of its docstring, parameters."""
+    """What there is to know of a policy or cache: paper, summary (from its docstring), what it refuses, parameters."""
     summary = " ".join((cls.__doc__ or "").split("\n\n")[0].split()).replace("``", "`")
-    return {"paper": cls.paper, "summary": summary, "parameters": [_parameter(cls, f) for f in dataclasses.fields(cls)]}
+    return {
+        "paper": cls.paper,
+        "summary": summary,
+        "refuses": getattr(cls, "refuses", ""),  # a plug-in needs no base class
+        "parameters": [_parameter(cls, f) for f in dataclasses.fields(cls)],
+    }
 
 
 def _parameter(cls: type[Any], field: dataclasses.Field[Any]) -> dict[str, Any]:

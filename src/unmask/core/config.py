@@ -164,10 +164,14 @@ def accepted(field: dataclasses.Field[Any]) -> str:
 
 @dataclass(frozen=True)
 class Configured:
-    """Base of policies and caches: fields check themselves, ``str()`` gives the spec that builds the same object."""
+    """Base of policies and caches: fields check themselves, ``str()`` gives the spec that builds the same object.
+
+    ``refuses`` says in words what it cannot be combined with, and why; "": nothing.
+    """
 
     name = ""
     paper = ""
+    refuses = ""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

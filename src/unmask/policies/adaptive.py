@@ -41,10 +41,11 @@ class Adaptive(PolicyBase):
 
     name = "adaptive"
     paper = "arXiv 2106.00170"
+    refuses = "policies that commit by no confidence threshold: there is nothing to adapt"
 
     policy: Policy = param(Spec("threshold"), "the policy whose threshold moves, as a spec")
-    gain: float = param(0.02, "how far one error moves the threshold; 0: not at all", ge=0, le=1)
-    target: float = param(0.1, "share of errors at which the threshold rests", ge=0, le=1)
+    gain: float = param(0.05, "how far one error moves the threshold; 0: not at all", ge=0, le=1)
+    target: float = param(0.05, "share of errors at which the threshold rests", ge=0, le=1)
     low: float = param(0.7, "least threshold, and least early confidence of the positions watched", gt=0, le=2)
     high: float = param(0.99, "largest threshold", gt=0, le=2)
 

@@ -22,7 +22,8 @@ class Prophet(PolicyBase):
     The gap is averaged over the masks of the answer region and compared with ``high``, ``mid`` or ``low`` as less than
     33 %, less than 67 % or more of the response is filled after the forward's own commits; of a schedule with equal
     shares this is the paper's step / steps. The published region is five positions behind a forced "The answer is";
-    where the answer stands is not known in general, and the default region is the whole response.
+    where the answer stands is not known in general, and the default region is the whole response. The numbers are for
+    LLaDA-8B; other models have logits of another scale.
 
     Every forward asks for all masks. Rows in which the policy leaves some out of the input or allows them to be stale
     are not looked at, so that what it sees stays the same.

@@ -1,0 +1,107 @@
+"""The exploratory phase of SlowFast Sampling: where does the span end, and is that stable?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ...core.canvas import Canvas
+from ...core.pick import at_least
+from ...core.protocols import Prediction
+from .settings import Settings
+
+
+@dataclass(frozen=True)
+class SlowFastState:
+    """One value per row unless said otherwise.
+
+    Attributes:
+        start: ``[B]`` first position of the cycle, -1 before a block's first cycle.
+        end: ``[B]`` one behind the span, meaningful once ``settled``.
+        settled: ``[B]`` the stability test has passed in this cycle.
+        slow: ``[B]`` exploratory forwards made in this cycle.
+        fast: ``[B]`` accelerated forwards made in this cycle; -1 in the exploratory phase.
+        ends: ``[B, window]`` last candidates for the end of the span, newest last.
+        signal: ``[B, window]`` last values of the convergence signal.
+        confidence: ``[B, T]`` of the forward before (for the signal ``kl``); 0 where unknown.
+        skipped: ``[B]`` forwards left out before the next one.
+    """
+
+    start: Tensor
+    end: Tensor
+    settled: Tensor
+    slow: Tensor
+    fast: Tensor
+    ends: Tensor
+    signal: Tensor
+    confidence: Tensor
+    skipped: Tensor
+
+
+def explore(
+    settings: Settings, canvas: Canvas, prediction: Prediction, state: SlowFastState, start: Tensor, high: Tensor
+) -> SlowFastState:
+    """The state with this forward's candidate noted, for rows in the slow phase whose span is not settled."""
+    confidence, slow = prediction.confidence, state.fast < 0
+    looking = slow & ~state.settled
+    step = state.slow + slow
+    far = torch.where(at_least(confidence, settings.tau_min), canvas.position + 1, 0).amax(1)
+    candidate = torch.minimum(torch.where(far > 0, far, start + 1), high).double()
+    ends = torch.where(looking[:, None], _push(state.ends, candidate), state.ends)
+    signal, seen = _signal(settings, prediction, state, ends, step)
+    limit = settings.force_after or settings.k_max
+    stable = (step >= settings.window) & _stable(settings, signal)
+    if settings.force_after is not None:
+        stable = torch.zeros_like(stable)
+    settles = looking & (stable | (step >= limit))
+    known = torch.arange(settings.window, device=step.device) >= settings.window - step[:, None]
+    mean = (ends * known).sum(1) / known.sum(1).clamp(min=1)
+    nearest = (mean - canvas.prompt).round() + canvas.prompt  # halves to the even number of response positions
+    mean = nearest if settings.endpoint == "last_or_rounded" else mean.floor()
+    end = mean if settings.endpoint == "mean" else torch.where(stable, candidate, mean)
+    return replace(
+        state,
+        end=torch.where(settles, end.long(), state.end),
+        settled=state.settled | settles,
+        slow=step,
+        ends=ends,
+        signal=signal,
+        confidence=seen,
+    )
+
+
+def _stable(settings: Settings, history: Tensor) -> Tensor:
+    """``[B]`` the variance over the history, or the newest value (kl), against ``sigma2``."""
+    if settings.signal == "kl":
+        return history[:, -1] < settings.sigma2
+    if settings.variance == "sample":
+        return history.var(1) <= settings.sigma2
+    return history.var(1, correction=0) < settings.sigma2
+
+
+def _signal(
+    settings: Settings, prediction: Prediction, state: SlowFastState, ends: Tensor, step: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The history ``[B, window]`` whose spread tells stability, and the confidences to remember."""
+    if settings.signal == "endpoint":
+        return ends, state.confidence
+    asked = prediction.confidence > -torch.inf
+    if prediction.entropy is not None:
+        value = (prediction.entropy * asked).sum(1).double() / asked.sum(1).clamp(min=1)
+        return _push(state.signal, value), state.confidence
+    now = torch.where(asked, prediction.confidence, 0.0)
+    both = asked & (state.confidence > 0)
+    p, q = _normalised(now, both), _normalised(state.confidence, both)
+    value = torch.where(both, p * (p / q).log(), 0.0).sum(1)
+    return _push(state.signal, torch.where(step > 1, value, torch.inf)), now
+
+
+def _push(history: Tensor, value: Tensor) -> Tensor:
+    return torch.cat([history[:, 1:], value[:, None]], 1)
+
+
+def _normalised(value: Tensor, mask: Tensor) -> Tensor:
+    kept = torch.where(mask, value, 0.0)
+    return torch.where(mask, kept / kept.sum(1, keepdim=True), 1.0)

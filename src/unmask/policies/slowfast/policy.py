@@ -1,0 +1,103 @@
+"""The two phases of SlowFast Sampling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ...core.canvas import Canvas, Update
+from ...core.pick import at_least, best, top
+from ...core.protocols import Ask, Prediction, Sampling
+from .exploration import SlowFastState, explore
+from .settings import Settings
+
+
+@dataclass(frozen=True)
+class SlowFast(Settings):
+    """Cycles of two phases over the current block (paper, algorithm 1).
+
+    *Slow*: each forward commits the ``k_slow`` most confident positions of [start, block end) and notes the farthest
+    one above ``tau_min``. Once the last ``window`` of these vary by less than ``sigma2`` (or after ``k_max`` forwards)
+    their mean ends the span (eq. 9). *Fast*: inside the span commit all that reach ``tau_high``, else the ``k_fast``
+    best, until it is full; beyond the span nothing is recomputed. The next cycle starts where the span ended.
+
+    ``preset`` fills what is not given: ``paper`` as published, ``reference`` and ``reference_dream`` as the authors'
+    code does it for LLaDA and for Dream.
+    """
+
+    name = "slowfast"
+    paper = "arXiv 2506.10848"
+    threshold = "tau_high"
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Entropies for the signal of that name."""
+        return frozenset({"entropy"} if self.signal == "entropy" else ())
+
+    def init(self, canvas: Canvas, sampling: Sampling) -> SlowFastState:
+        """Before the first block."""
+        zero = torch.zeros_like(canvas.prompt)
+        history = zero.double()[:, None].expand(-1, self.window).contiguous()
+        seen = canvas.tokens.new_zeros(canvas.tokens.shape if self.signal == "kl" else (len(zero), 0)).double()
+        return SlowFastState(zero - 1, zero, zero > 0, zero, zero - 1, history, history, seen, zero)
+
+    def ask(self, canvas: Canvas, state: SlowFastState) -> Ask:
+        """Slow: from the cycle to the end of the block. Fast: the span, cut off from the second forward on."""
+        start, high = self._bounds(canvas, state)
+        fast, later = state.fast >= 0, state.fast >= 1
+        stop = torch.where(fast, state.end, high)[:, None]
+        window = canvas.valid & (canvas.position >= start[:, None]) & (canvas.position < stop) & ~canvas.done[:, None]
+        inside = ~later[:, None] | (canvas.position < state.end[:, None])
+        return Ask(
+            window,
+            visible=inside | canvas.fixed if self.suffix == "truncate" else None,
+            stale=~inside if self.suffix == "cached" else None,
+            skipped=state.skipped,
+        )
+
+    def decide(self, canvas: Canvas, prediction: Prediction, state: SlowFastState) -> tuple[Update, SlowFastState]:
+        """Commit, and move on to the next phase, cycle or block."""
+        start, high = self._bounds(canvas, state)
+        slow = state.fast < 0
+        explored = explore(self, canvas, prediction, state, start, high)
+        write = torch.where(
+            slow[:, None],
+            self._commit(
+                prediction.confidence, self.k_slow, self.tau_slow if self.slow_commit == "threshold" else None
+            ),
+            self._commit(prediction.confidence, self.k_fast, self.tau_high),
+        )
+        left = canvas.masked & ~write & (canvas.position >= start[:, None])
+        limit = self.force_after or self.k_max
+        leaves = (explored.slow >= limit) | (explored.settled if self.leave == "stable" else False)
+        fast = torch.where(slow, leaves.long() - 1, state.fast + 1)
+        block_left = (left & (canvas.position < high[:, None])).any(1)
+        span_left = (left & (canvas.position < explored.end[:, None])).any(1)
+        over = (fast >= 0) & ~span_left | ~block_left
+        skipped = torch.where(slow & ~block_left, limit - explored.slow, 0) if self.leave == "k_max" else state.skipped
+        after = replace(
+            explored,
+            start=torch.where(block_left, torch.where(over, explored.end, start), -1),
+            settled=explored.settled & ~over,
+            slow=torch.where(over, 0, explored.slow),
+            fast=torch.where(over, -1, fast),
+            skipped=skipped,
+        )
+        return Update(write, prediction.token), after
+
+    def _bounds(self, canvas: Canvas, state: SlowFastState) -> tuple[Tensor, Tensor]:
+        """``[B]`` where the cycle starts and where the block ends."""
+        low = canvas.block_start(self.block_length)
+        high = canvas.length if self.block_length is None else torch.minimum(low + self.block_length, canvas.length)
+        return torch.where(state.start < 0, low, state.start), high
+
+    @staticmethod
+    def _commit(confidence: Tensor, count: int, tau: float | None) -> Tensor:
+        if tau is None:
+            return top(confidence, count)
+        sure = at_least(confidence, tau)
+        if count == 1:
+            return sure | best(confidence)
+        return sure | top(confidence, count) & ~sure.any(1, keepdim=True)
