@@ -73,6 +73,7 @@ def test_what_is_refused_is_said() -> None:
     forward_only = {name for name, cls in classes.items() if cls.left_to_right is True}
     said = {name for name in METHODS if section(name, "What is refused").startswith("Requests with fixed tokens")}
     assert said == forward_only
+    assert all(section(name, "What is refused") for name, cls in classes.items() if cls.refuses)
     none = {name for name, cls in classes.items() if not cls.threshold}
     for text in (section("adaptive", "What is refused"), page("README").partition("## What is refused")[2]):
         (named,) = re.findall(r"policy\s+without a confidence threshold:(.*?)[.|]", text, re.DOTALL)
