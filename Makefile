@@ -2,7 +2,7 @@
 # make test      run the tests
 # make check     lint, format, types, floors
 # make format    repair what the linter and the formatter can
-# make pictures  draw the pictures of the documentation again
+# make pictures  draw the pictures of the documentation again, and write the tables of docs/methods
 # make clean     remove the environment and caches
 #
 # Each makes its own environment in .venv first; PYTHON=python3.12 chooses the interpreter.
@@ -35,6 +35,7 @@ pictures: $(VENV)/.installed
 	$(BIN)/python examples/picture.py docs/img/side_by_side.svg
 	$(BIN)/unmask generate "$$RECORD" --gen-length 64 --policy slowfast --cache "dllm(kp=2,kr=1)" \
 	    --picture docs/img/decoding.svg --animate
+	$(BIN)/python examples/method_pages.py
 
 define RECORD
 The age of Rosa Reed is 38. There is a snake at home. Home is Prague. The front door is green.

@@ -12,7 +12,7 @@ from functools import cache as memoise
 from importlib.metadata import entry_points
 from typing import Any
 
-from .core.config import Configured, Spec, parse
+from .core.config import Configured, Spec, annotation, parse
 from .core.errors import SpecError
 from .core.protocols import Cache, Policy
 
@@ -117,7 +117,7 @@ def _build(kind: str, spec: Any) -> Any:
 
 def _part(field: dataclasses.Field[Any]) -> str | None:
     """The kind of thing a field holds when that is a cache or a policy itself."""
-    return {"Cache": "cache", "Policy": "policy"}.get(str(field.type))
+    return {"Cache": "cache", "Policy": "policy"}.get(annotation(field))
 
 
 def _resolve(field: dataclasses.Field[Any], owner: str, value: Any) -> Any:

@@ -97,9 +97,9 @@ def describe(cls: type[Any]) -> dict[str, Any]:
 
 
 def _parameter(cls: type[Any], field: dataclasses.Field[Any]) -> dict[str, Any]:
-    from ..core.config import accepted
+    from ..core.config import accepted, annotation
 
-    kind = str(field.type)
+    kind = annotation(field)
     nested = kind in ("Cache", "Policy")
     default = field.default if nested else getattr(cls(), field.name)
     about = {

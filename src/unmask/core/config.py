@@ -134,17 +134,22 @@ def param(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def annotation(field: dataclasses.Field[Any]) -> str:
+    """A field's type as the source writes it, also where that does not postpone annotations."""
+    return field.type.__name__ if isinstance(field.type, type) else str(field.type)
+
+
 def accepted(field: dataclasses.Field[Any]) -> str:
     """What a field accepts, in words: ``"a number in (0, 2]"``, ``"one of a, b"``."""
-    rule = field.metadata
+    rule, written = field.metadata, annotation(field)
     if rule.get("choices"):
         words = "one of " + ", ".join(rule["choices"])
-    elif "bool" in str(field.type):
+    elif "bool" in written:
         words = "true or false"
-    elif str(field.type).startswith("str"):
+    elif written.startswith("str"):
         words = "a text"
     else:
-        words = "an integer" if str(field.type).startswith("int") else "a number"
+        words = "an integer" if written.startswith("int") else "a number"
         low, high = rule.get("ge"), rule.get("le")
         if rule.get("gt") is not None and high is not None:
             words += f" in ({rule['gt']:g}, {high:g}]"
@@ -177,15 +182,15 @@ class Configured:
         rule = field.metadata
         if value is None and rule["optional"]:
             return
-        kind = str(field.type)
+        written = annotation(field)
         if rule["choices"]:
             ok = value in rule["choices"]
-        elif "bool" in kind:
+        elif "bool" in written:
             ok = isinstance(value, bool)
-        elif kind.startswith("str"):
+        elif written.startswith("str"):
             ok = isinstance(value, str)
-        elif kind.startswith(("int", "float")):
-            number = int if kind.startswith("int") else (int, float)
+        elif written.startswith(("int", "float")):
+            number = int if written.startswith("int") else (int, float)
             ok = (
                 isinstance(value, number)
                 and not isinstance(value, bool)

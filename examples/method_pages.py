@@ -1,0 +1,203 @@
+"""Write what of docs/methods comes from the package itself: parameter tables, pictures, positions computed, the index.
+
+python examples/method_pages.py [--docs docs] [--only NAME ...]
+
+A page keeps its own words; what stands between ``<!-- NAME -->`` and ``<!-- /NAME -->`` is written anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import unmask
+from unmask import registry
+from unmask.viz import svg
+
+PROMPT = (
+    "Kai starts with 5 pins. Then 7 pins are added. Kai gives half of them to Ella. Kai gets 8 from Ella. "
+    "How many pins are left?"
+)
+ANSWER, LENGTH = "Answer: 14", 48
+BLOCKS, FORWARD = "vanilla(block_length=16)", "left_to_right(lookahead=24)"
+RUNS = {  # of each cache the pairs in its table; the picture is of the first
+    "none": [(BLOCKS, "none"), (FORWARD, "none"), ("slowfast", "none")],
+    "prefix": [(BLOCKS, "prefix"), ("threshold(block_length=16)", "prefix")],
+    "dual": [(BLOCKS, "dual"), ("threshold(block_length=16)", "dual")],
+    "dllm": [(BLOCKS, "dllm(kp=12,kr=4)"), (BLOCKS, "dllm"), (BLOCKS, "dllm(kp=2,kr=1)")],
+    "trailing": [(FORWARD, "trailing"), (FORWARD, "trailing(window=4)"), (BLOCKS, "trailing")],
+    "d2": [(BLOCKS, "d2(k=8)"), (BLOCKS, "d2"), ("vanilla(block_length=none)", "d2(k=8)")],
+    "every": [(BLOCKS, "every(dual,4)"), (BLOCKS, "every(dual,1)"), (BLOCKS, "every(dllm(kp=48,kr=48,rho=0),4)")],
+}
+COLOURS = {
+    "#fce85a": "committed",
+    "#36a": "computed",
+    "#2d333b": "not computed",
+    "#465a80": "computed in part of the layers",
+}
+_INDEX = re.compile(r"# (?P<name>\w+)\n\n(?P<line>.+)\n\nPaper: (?P<paper>.+)\n")
+
+
+def methods() -> dict[str, dict[str, Any]]:
+    """What ``unmask policies --json`` and ``unmask caches --json`` tell of the package's own, by name."""
+    found: dict[str, dict[str, Any]] = {}
+    for command, own in (("policies", registry.POLICIES), ("caches", registry.CACHES)):
+        code = "from unmask.cli import main; main()"
+        said = subprocess.run([sys.executable, "-c", code, command, "--json"], capture_output=True, check=True).stdout
+        found |= {name: about for name, about in json.loads(said).items() if name in own}
+    return found
+
+
+def parameters(about: dict[str, Any]) -> str:
+    """The table of a method's parameters."""
+    if not about["parameters"]:
+        return "None."
+    lines = ["| parameter | default | accepted | |", "|---|---|---|---|"]
+    for p in about["parameters"]:
+        words = "; ".join(f"{_written(value)} ({preset})" for preset, value in p.get("presets", {}).items())
+        default = "required" if p["required"] else words or _written(p["default"])
+        doc = p["doc"].replace("|", "\\|")
+        lines.append(f"| `{p['name']}` | {default} | {p['accepted']} | {doc} |")
+    return "\n".join(lines)
+
+
+def _written(value: Any) -> str:
+    """A value as specs write it."""
+    return f"`{str(value).lower() if value is None or isinstance(value, bool) else value}`"
+
+
+def picture(lm: unmask.Model, name: str, file: Path) -> str:
+    """Draw what a policy does with the problem; the lines that show it."""
+    (result,) = lm.generate(PROMPT, LENGTH, name)
+    file.write_text(svg(lm, [(name, result)]), encoding="utf-8")
+    right = "right" if result.text.endswith(ANSWER) else "wrong"
+    cost = f"{result.stats.tokens} tokens in {_count(result.stats.nfe)}"
+    return (
+        f"![{name}: {cost}](../img/methods/{file.name})\n\n"
+        f"`{name}` with its defaults, `--gen-length {LENGTH}`: {cost}; the answer is {right}."
+    )
+
+
+def _count(forwards: int) -> str:
+    return f"{forwards} forward{'s' * (forwards != 1)}"
+
+
+class Watched:
+    """A cache that notes what each forward computes; it has no base class."""
+
+    paper = "-"
+
+    def __init__(self, spec: str) -> None:
+        self.name = spec
+        self.cache = registry.cache(spec)
+        self.init, self.layer, self.note = self.cache.init, self.cache.layer, self.cache.note
+        self.plans: list[tuple[list[bool], list[bool]]] = []
+
+    def plan(self, *args: Any) -> Any:
+        """The cache's plan, noted."""
+        plan, state = self.cache.plan(*args)
+        fresh = plan.compute if plan.fresh is None else plan.fresh
+        self.plans.append((plan.compute[0].tolist(), fresh[0].tolist()))
+        return plan, state
+
+
+def positions(lm: unmask.Model, name: str, file: Path) -> str:
+    """Draw what a cache computes; the picture and the table of what that costs, as lines of a page."""
+    lines = [
+        "| policy | cache | forwards | positions a forward | of `none` | answer |",
+        "|---|---|---|---|---|---|",
+    ]
+    for policy, spec in RUNS[name]:
+        watched = Watched(spec)
+        (plain,), (result,) = (lm.generate(PROMPT, LENGTH, policy, c) for c in ("none", watched))
+        each, base = (r.stats.positions / r.stats.nfe for r in (result, plain))
+        answer = "right" if result.text.endswith(ANSWER) else "wrong"
+        answer += ", the same text" if result.tokens == plain.tokens else ", another text"
+        cells = f"`{policy}` | `{spec}` | {result.stats.nfe} | {each:.1f} | {each / base:.0%} | {answer}"
+        lines.append(f"| {cells} |")
+        if (policy, spec) == RUNS[name][0]:
+            file.write_text(strip(f"{policy} + {spec}", watched, result), encoding="utf-8")
+    shown = " + ".join(RUNS[name][0])
+    return f"![{shown}: what each forward computes](../img/methods/{file.name})\n\n" + "\n".join(lines)
+
+
+def strip(title: str, watched: Watched, result: unmask.Result) -> str:
+    """A line of cells for each forward: what is computed, what is kept, what is committed."""
+    prompt, size, left, top = len(result.prompt_tokens), 9, 24, 58
+    total = prompt + len(result.tokens)
+    done = {(step, prompt + at) for at, step in enumerate(result.steps) if step >= 0}
+    committed, computed, kept, partly = COLOURS
+    marks: dict[str, list[str]] = {colour: [] for colour in COLOURS}
+    for n, (compute, fresh) in enumerate(watched.plans):
+        kinds = [computed if new else partly if part else kept for part, new in zip(compute, fresh, strict=True)]
+        kinds = [committed if (n, at) in done else kind for at, kind in enumerate(kinds)]
+        for kind, run in groupby(range(total), kinds.__getitem__):
+            cells = list(run)
+            marks[kind].append(f"M{left + cells[0] * size} {top + n * size}h{len(cells) * size - 1}")
+    width, height = 2 * left + total * size, top + len(watched.plans) * size + 18
+    legend = "".join(
+        f'<path d="M{left + 150 * i} 42h8" stroke="{c}"/><text x="{left + 14 + 150 * i}" y="46">{word}</text>'
+        for i, (c, word) in enumerate(COLOURS.items())
+    )
+    paths = "".join(f'<path d="{"".join(d)}" stroke="{c}"/>' for c, d in marks.items())
+    edge = left + prompt * size - 0.5
+    style = f"text{{font:11px ui-monospace,Menlo,Consolas,monospace;fill:#e6edf3}}path{{stroke-width:{size - 1};"
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        f'role="img"><title>{title}</title><style>{style}stroke-dasharray:{size - 1} 1}}</style>'
+        f'<rect width="100%" height="100%" rx="10" fill="#161b22"/>'
+        f'<text x="{left}" y="26" font-weight="bold">{title}</text>{legend}{paths}'
+        f'<line x1="{edge}" y1="{top - 6}" x2="{edge}" y2="{height - 16}" stroke="#9aa4b2"/></svg>\n'
+    )
+
+
+def between(page: str, name: str, text: str) -> str:
+    """The page with what stands between its two marks replaced."""
+    marks = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+    new, count = marks.subn(lambda found: f"{found[1]}{text}\n{found[2]}", page)
+    if count != 1:
+        raise SystemExit(f"no <!-- {name} --> ... <!-- /{name} --> in the page that begins {page[:30]!r}")
+    return new
+
+
+def index(folder: Path, names: list[str]) -> str:
+    """The table of some pages, by their first lines."""
+    lines = ["| name | | paper |", "|---|---|---|"]
+    for name in names:
+        found = _INDEX.match((folder / f"{name}.md").read_text(encoding="utf-8"))
+        if not found or found["name"] != name:
+            raise SystemExit(f"{name}.md must begin with '# {name}', a line that says what it is, and 'Paper: ...'")
+        lines.append(f"| [`{name}`]({name}.md) | {found['line']} | {found['paper']} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Write all pages, or some."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--docs", type=Path, default=Path(__file__).parents[1] / "docs")
+    parser.add_argument("--only", nargs="*", metavar="NAME", help="these methods")
+    args = parser.parse_args()
+    folder, pictures = args.docs / "methods", args.docs / "img" / "methods"
+    pictures.mkdir(parents=True, exist_ok=True)
+    lm, about = unmask.load(device="cpu", dtype="float32"), methods()
+    for name in args.only or about:
+        file = folder / f"{name}.md"
+        page = between(file.read_text(encoding="utf-8"), "parameters", parameters(about[name]))
+        show, mark = (picture, "picture") if name in registry.POLICIES else (positions, "positions")
+        file.write_text(between(page, mark, show(lm, name, pictures / f"{name}.svg")), encoding="utf-8")
+        print(name)
+    readme = folder / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    for mark, known in (("policies", registry.POLICIES), ("caches", registry.CACHES)):
+        text = between(text, mark, index(folder, list(known)))
+    readme.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
