@@ -482,7 +482,12 @@ def test_interrupt_keeps_what_was_written(model, tmp_path):
     command = [*COMMAND, "generate", "-m", model, "--batch", batch, "--batch-size", "2", "-p", "vanilla"]
     command += ["-o", out, "--trace", trace, "--no-eos-stop"]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
     ) as process:
         limit = time.monotonic() + 120
         while not (out.exists() and out.read_text().count("\n") >= 3):

@@ -433,6 +433,8 @@ def test_the_head_sees_only_asked_positions(policy: str, kept: str) -> None:
             asked += int((event.ask.window & before.canvas.masked).sum())
             if event.ask.probe is not None:
                 asked += int((event.ask.probe & ~before.canvas.masked).sum())
+            if event.ask.score is not None:
+                asked += int((event.ask.score & before.canvas.response & (before.canvas.tokens != MASK)).sum())
     branches = 2 if registry.policy(policy).guidance else 1
     assert seen.head == branches * asked
 
