@@ -481,13 +481,11 @@ def test_interrupt_keeps_what_was_written(model, tmp_path):
     out, trace = tmp_path / "out.jsonl", tmp_path / "trace.jsonl"
     command = [*COMMAND, "generate", "-m", model, "--batch", batch, "--batch-size", "2", "-p", "vanilla"]
     command += ["-o", out, "--trace", trace, "--no-eos-stop"]
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell's background jobs ignore it, and so their children
     with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=ENVIRONMENT,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
     ) as process:
         limit = time.monotonic() + 120
         while not (out.exists() and out.read_text().count("\n") >= 3):
