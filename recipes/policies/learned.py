@@ -1,6 +1,6 @@
 """Train the learned unmasking policy (arXiv 2512.09106) by GRPO, the shipped model being the environment.
 
-    python recipes/policies/learned.py --out runs/learned.safetensors --minutes 20
+    python recipes/policies/learned.py --out runs/learned.safetensors --minutes 11
 
 First the network learns to imitate the rule ``confidence >= .9``, softly, on made-up blocks. Then, again and again,
 eight problems of the train split are decoded eight times each, all in one batch; a response earns correct x (1 -
@@ -200,7 +200,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=None, help="folder or hub id; default: the shipped model")
     parser.add_argument("--out", type=Path, default=Path("runs/learned.safetensors"))
-    parser.add_argument("--minutes", type=float, default=20, help="of GRPO")
+    parser.add_argument("--minutes", type=float, default=11, help="of GRPO")
     parser.add_argument("--updates", type=int, default=400, help="at most")
     parser.add_argument("--imitation", type=int, default=800, help="steps of imitation")
     parser.add_argument("--tau", type=float, default=0.9, help="of the rule imitated")
