@@ -86,6 +86,8 @@ POLICY_VARIANTS: dict[str, list[str]] = {
     "wino": ["wino(tau_in=0.3,tau_out=0.3,block_length=6)", "wino(tau_in=0.5,tau_out=0.5,block_length=30)"],
     "hierarchical": ["hierarchical(tau=0.6,low=0.2,block_length=7)"],
     "credit": ["credit(tau=0.5,block_length=5)"],
+    "learn2pd": ["learn2pd(tau=0.6,block_length=5)"],
+    "learned": ["learned(temperature=9,block_length=5)", "learned(sample=false,block_length=none)"],
     "saber": ["saber(mu=2,since=commit)", "saber(n=3,mu=3,since=before,block_length=7)", "saber(since=nothing)"],
     "adaptive": [
         "adaptive(threshold(tau=0.6,block_length=none),gain=0.1,low=0.1)",

@@ -28,6 +28,8 @@ POLICIES = {
     "hierarchical": "unmask.policies.hierarchical:Hierarchical",
     "credit": "unmask.policies.credit:Credit",
     "dream": "unmask.policies.dream:Dream",
+    "learn2pd": "unmask.policies.learn2pd:Learn2pd",
+    "learned": "unmask.policies.learned:Learned",
     "saber": "unmask.policies.saber:Saber",
     "adaptive": "unmask.policies.adaptive:Adaptive",
     "prophet": "unmask.policies.prophet:Prophet",

@@ -170,6 +170,11 @@ class Canvas:
         inside = self.valid & (self.position >= low) & ~self.done[:, None]
         return inside if size is None else inside & (self.position < low + size)
 
+    def places(self, size: int | None) -> Tensor:
+        """``[B, Q]`` the positions of the current block in order, T where it has no more; Q = ``size``, or T."""
+        place = self.block_start(size)[:, None] + self.position[:, :size]
+        return torch.where((place < self.length[:, None]) & ~self.done[:, None], place, self.tokens.shape[1])
+
     def sources(self, positions: Tensor) -> Tensor:
         """``[B, T]`` the positions whose network output predicts ``positions [B, T]``."""
         return F.pad(positions[:, 1:], (0, 1)) if self.spec.shift else positions
