@@ -20,6 +20,7 @@ import torch
 from common import DLLM, SLOWFAST, Case, Config, cases, environment
 
 import unmask
+from unmask.tasks import FAMILIES
 
 HEADLINE = [
     Config("vanilla, as published", "vanilla", "none", eos_stop=False),
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("what", choices=("headline", "outside", "batch"))
     parser.add_argument("--model", default=None)
     parser.add_argument("--config", action="append", help="label=policy|cache[|full]; replaces the defaults")
+    parser.add_argument("--family", action="append", choices=list(FAMILIES), help="repeatable (default: all)")
     parser.add_argument("--gen-length", type=int, default=256)
     parser.add_argument("--problems", type=int, default=2, help="problems per family")
     parser.add_argument("--repeats", type=int, default=1, help="rounds over all problems")
@@ -48,7 +50,7 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     model = unmask.load(args.model, device=args.device, dtype=args.dtype)
     configs = [Config.parse(text) for text in args.config] if args.config else HEADLINE
-    items = cases([], args.split, args.problems, seed=1)
+    items = cases(args.family or [], args.split, args.problems, seed=1)
     print({"headline": headline, "outside": outside, "batch": batch}[args.what](model, configs, items, args))
     print("\n" + ", ".join(f"{key} {value}" for key, value in environment(model).items()))
 

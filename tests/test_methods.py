@@ -55,7 +55,9 @@ def test_a_page_says_what_it_has_to(name: str) -> None:
         assert f"](https://arxiv.org/abs/{paper.removeprefix('arXiv ')})" in text.splitlines()[4]
     assert "../../tests/test_" in section(name, "What is tested")
     measured = section(name, "What was measured here").strip()
-    assert measured == "Not measured yet." or measured.startswith("[README](../../README.md#measured): ")
+    assert measured == "Not measured yet." or re.match(
+        r"\[[\w/]+\]\(\.\./\.\./[\w/]*README\.md(#measured)?\): ", measured
+    )
     svg = PICTURES / f"{name}.svg"
     assert f"](../img/methods/{svg.name})" in part(text, "picture" if METHODS[name] == "policy" else "positions")
     assert svg.read_text(encoding="utf-8").startswith("<svg")
