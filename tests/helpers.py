@@ -94,7 +94,7 @@ POLICY_VARIANTS: dict[str, list[str]] = {
         "adaptive(slowfast(tau_min=0.3,tau_high=0.5,k_max=3,suffix=full),gain=0.3,target=0.3,low=0.1,high=0.8)",
     ],
     "prophet": [
-        "prophet(high=2.5,mid=1.5,low=0.8)",
+        "prophet(threshold(tau=0.4,block_length=5),high=2.5,mid=1.5,low=0.8)",
         "prophet(slowfast(tau_min=0.3,tau_high=0.5,k_max=3,suffix=truncate),high=2,mid=2,low=2,answer_start=4,answer_length=3)",
     ],
     "left_to_right": ["left_to_right(k=2,lookahead=5)"],

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -17,6 +19,7 @@ from helpers import LIMIT, MASK, VERIFIER, Row, decode, forward, tiny, trail
 from unmask import api, registry
 from unmask.core.predict import gumbel
 from unmask.engine.batch import Request
+from unmask.models.denoiser import Denoiser
 
 PROMPTS = [[1, 2, 3], [4], [20, 21, 22, 23, 24, 25, 26]]
 SHIFTS = [pytest.param(False, id="plain"), pytest.param(True, id="shift")]
@@ -140,11 +143,65 @@ def test_the_shipped_verifier_works_out_of_the_box() -> None:
     assert lm.generate(prompt, 64, "apd", "trailing(window=16)")[0].text
 
 
+def test_slots_that_hold_nothing_are_not_looked_up(tmp_path: Path) -> None:
+    """Masks and padding in a ragged batch may have ids that the verifier lacks."""
+    rows = [Request(i, prompt, 15, eos_stop=False) for i, prompt in enumerate(PROMPTS)]
+    fewer = Denoiser(tiny().network, replace(tiny().spec, limit=57))
+    folder = tmp_path / "v"
+    shutil.copytree(VERIFIER, folder)
+    config = json.loads((VERIFIER / "config.json").read_text()) | {"vocab_size": 58, "pad_token_id": None}
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = load_file(VERIFIER / "model.safetensors")
+    save_file({n: w[:58].clone() if "embed" in n else w for n, w in weights.items()}, folder / "model.safetensors")
+    policy = f'apd(r=0.5,lookahead=6,verifier="{folder}")'
+    together = decode(fewer, policy, "none", rows)
+    for row in rows:
+        assert decode(fewer, policy, "none", [row])[row.row].commits == together[row.row].commits
+
+
 class TestUnfit:
     def fails(self, folder: Path | str, match: str, canvas: int = 20) -> None:
         policy = registry.policy(f'apd(verifier="{folder}")')
         with pytest.raises(unmask.ModelError, match=match):
             decode(tiny(), policy, "none", [Request(0, [1, 2], canvas)])
+
+    def changed(self, tmp_path: Path, **config: object) -> Path:
+        """The verifier with another config."""
+        shutil.copytree(VERIFIER, tmp_path / "v")
+        known = json.loads((VERIFIER / "config.json").read_text())
+        (tmp_path / "v" / "config.json").write_text(json.dumps(known | config))
+        return tmp_path / "v"
+
+    def test_no_folder(self) -> None:
+        for source in ("", " ", str(VERIFIER / "config.json")):
+            self.fails(source, "expected a folder with config.json and weights, or a hub id")
+
+    def test_its_own_code_is_not_run(self, tmp_path: Path) -> None:
+        code = f"open({str(tmp_path / 'ran')!r}, 'w')\nfrom transformers import LlamaConfig as Odd\n"
+        folder = self.changed(tmp_path, model_type="odd", auto_map={"AutoConfig": "odd.Odd"})
+        (folder / "odd.py").write_text(code)
+        self.fails(folder, "no verifier at")
+        assert not (tmp_path / "ran").exists()
+
+    def test_windows(self, tmp_path: Path) -> None:
+        """Slots of a shared cache are no positions."""
+        self.fails(self.changed(tmp_path, model_type="mistral", sliding_window=4), "whose layers all keep")
+
+    def test_no_keys_and_values(self, tmp_path: Path) -> None:
+        self.fails(self.changed(tmp_path, model_type="mamba"), "mamba. cannot be used")
+
+    def test_too_few_ids(self, tmp_path: Path) -> None:
+        self.fails(self.changed(tmp_path, vocab_size=61), "has 61 ids, the model says 62")
+
+    def test_a_prompt_with_an_id_it_lacks(self) -> None:
+        with pytest.raises(unmask.RequestError, match="a prompt has the id 63, but the verifier"):
+            decode(tiny(), spec(0.5), "none", [Request(0, [1, 63], 8)])
+
+    def test_nothing_is_decoded_before_the_refusal(self, tmp_path: Path) -> None:
+        policy = f'apd(verifier="{self.changed(tmp_path, max_position_embeddings=16)}")'
+        lm = unmask.Model(tiny(), None)
+        with pytest.raises(unmask.ModelError, match="reads at most 16 tokens"):
+            lm.stream([[1, 2, 3], list(range(1, 12))], 8, policy, batch_size=1)
 
     def test_nothing_there(self) -> None:
         self.fails("/nowhere/at/all", "no verifier at '/nowhere/at/all'")

@@ -19,6 +19,7 @@ from unmask import ModelError, RequestError, SpecError, UnmaskError, registry
 from unmask.caches.every import Every
 from unmask.caches.none import NoCache
 from unmask.engine.batch import Request
+from unmask.policies.apd import Apd
 from unmask.policies.threshold import Threshold
 from unmask.policies.vanilla import Vanilla
 
@@ -550,6 +551,7 @@ class TestSpecs:
             ("policy", "threshold(block_length=0)", ("block_length must be an integer >= 1 or none", "got 0")),
             ("policy", "threshold(block_length=2.5)", ("block_length must be an integer >= 1 or none", "got 2.5")),
             ("policy", "threshold(tau=f(1))", ("threshold: tau cannot be f(1)",)),
+            ("policy", "adaptive(3)", ("adaptive: policy must be a policy", "got 3")),
             ("policy", "slowfast(suffix=cut)", ("suffix must be one of truncate, cached, full", "got 'cut'")),
             ("policy", "slowfast(preset=3)", ("preset must be one of paper, reference", "got 3")),
             ("policy", "slowfast(preset=reference_dream,window=1)", ("variance=sample needs a window of at least 2",)),
@@ -566,6 +568,13 @@ class TestSpecs:
     def test_parameters(self, model, kind, spec, words):
         with fails(SpecError, *words):
             model.generate("x", 4, **{kind: spec})
+
+    def test_quotes(self):
+        """Parentheses in them nest nothing; both kinds in one text could not be written down."""
+        with fails(SpecError, "no parameter 'b'"):
+            registry.policy(f'vanilla(b="{"(" * 20}")')
+        with fails(SpecError, "verifier must be a text without both kinds of quotes"):
+            Apd(verifier='it\'s "q"')
 
     @pytest.mark.parametrize("thing", [None, 3, Vanilla, NoCache, ["vanilla"], object()])
     def test_neither_spec_nor_object(self, model, thing):

@@ -306,9 +306,9 @@ def test_what_is_refused_is_listed() -> None:
     about = json.loads(fine(run("policies", "--json")))
     for name in registry.POLICIES:
         forward = bool(registry.lookup("policy", name).left_to_right is True)
-        assert forward == ("texts with gaps" in about[name]["refuses"])
+        assert forward == ("text behind a gap" in about[name]["refuses"])
     assert "no confidence threshold" in about["adaptive"]["refuses"]
-    assert "Refuses texts with gaps" in fine(run("policies"))
+    assert "Refuses text behind a gap" in fine(run("policies"))
 
 
 @pytest.mark.parametrize(("command", "kind"), [("policies", "policy"), ("caches", "cache")])

@@ -292,9 +292,8 @@ def pick_dtype(dtype: str, checkpoint: Checkpoint, device: torch.device) -> torc
 
 
 def _rehearse(policy: Policy, requests: Sequence[Request], spec: ModelSpec) -> None:
-    """Let the policy see every response length, so that it refuses one before anything is decoded."""
-    lengths = sorted({r.gen_length for r in requests})
-    if lengths:
-        zero = torch.zeros(len(lengths), dtype=torch.long)
-        canvas = Canvas.blank([spec.eos[:1]] * len(lengths), lengths, spec)
+    """Let the policy see every shape of request, so that it refuses one before anything is decoded."""
+    zero = torch.zeros(1, dtype=torch.long)
+    for prompt, response in sorted({(max(1, len(r.prompt)), r.gen_length) for r in requests}):
+        canvas = Canvas.blank([spec.eos[:1] * prompt], [response], replace(spec, context=prompt + response))
         policy.init(canvas, Sampling(zero.double(), zero.double() + 1, zero, zero))

@@ -183,7 +183,7 @@ def split_gaps(text: str) -> list[str | int]:
         wrong = found[0][len(slashes) :] + ("" if found["end"] else text[at : at + 8])
         if not found["end"]:
             raise RequestError(f"cannot read the gap at {wrong!r}; {_GAPS}")
-        count = int((found["count"] or "1")[:12])
+        count = int((found["count"] or "1").lstrip("0")[:12] or 0)
         if count < 1:
             raise RequestError(f"the gap {wrong} has no tokens; at least 1 is needed, as in [MASK*1]")
         parts += [plain, count] if plain else [count]

@@ -1,4 +1,4 @@
-"""An autoregressive model that judges drafts: any causal language model of ``transformers``, one cache for all rows."""
+"""An autoregressive model that judges drafts: a causal transformer of ``transformers``, one cache for all rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .core.canvas import Canvas, ModelSpec
-from .core.errors import ModelError
+from .core.errors import ModelError, RequestError
 from .core.precision import native
 from .text import Text
 
@@ -35,43 +35,68 @@ class Memory:
 
 
 class Verifier:
-    """A folder or hub id of a causal language model; its weights are read when they are first needed."""
+    """A folder or hub id of a causal transformer with ordinary keys and values in every layer (Llama, Qwen2, GPT-2 and
+    their kin); its weights are read when they are first needed.
+    """
 
     def __init__(self, source: str) -> None:
         from transformers import AutoConfig
 
+        if not source.strip() or Path(source).is_file():
+            raise ModelError(f"no verifier at {source!r}: expected a folder with config.json and weights, or a hub id")
         self.source = source
         try:
-            config = AutoConfig.from_pretrained(source)
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         except Exception as error:  # transformers and the hub raise many kinds
             raise ModelError(f"no verifier at {source!r}: {_first_line(error)}") from None
         self.config: Any = config.get_text_config(decoder=True)
+        sizes = ("max_position_embeddings", "num_hidden_layers", "num_attention_heads", "hidden_size", "vocab_size")
+        kinds = set(getattr(self.config, "layer_types", None) or ())
+        windowed = kinds - {"full_attention"} if kinds else getattr(self.config, "sliding_window", None)
+        if windowed or not all(hasattr(self.config, size) for size in sizes):
+            raise ModelError(
+                f"the verifier {source!r} ({self.config.model_type}) cannot be used: expected a causal transformer "
+                "whose layers all keep the keys and values of the whole text, such as Llama or Qwen2"
+            )
+        self._fitting: set[tuple[str | None, int, int]] = set()
         self._networks: dict[tuple[torch.device, torch.dtype], Any] = {}
 
     def fits(self, spec: ModelSpec) -> None:
-        """Refuse a tokenizer other than the model's; vocabularies may differ in size.
+        """Refuse a tokenizer other than the model's; vocabularies may differ in what neither tokenizer knows.
 
         Raises:
-            ModelError: an id that both know stands for different text.
+            ModelError: an id that both know stands for different text, or the model's tokenizer has more ids than the
+                verifier has embeddings.
         """
+        said, key = min(spec.limit, spec.vocab), (spec.tokenizer, spec.limit, spec.vocab)
+        if key in self._fitting:
+            return
         theirs = _vocabulary(self.source)
         ours = _vocabulary(spec.tokenizer) if spec.tokenizer else None
-        if ours is None or theirs is None:
-            return
-        odd = next((i for i, piece in sorted(ours.items()) if theirs.get(i, piece) != piece), None)
-        if odd is not None:
-            raise ModelError(
-                f"the verifier {self.source!r} has another tokenizer than the model {spec.tokenizer!r}: "
-                f"id {odd} is {theirs[odd]!r} there and {ours[odd]!r} here"
-            )
+        if ours is not None and theirs is not None:
+            odd = next((i for i, piece in sorted(ours.items()) if theirs.get(i, piece) != piece), None)
+            if odd is not None:
+                raise ModelError(
+                    f"the verifier {self.source!r} has another tokenizer than the model {spec.tokenizer!r}: "
+                    f"id {odd} is {theirs[odd]!r} there and {ours[odd]!r} here"
+                )
+        if self.config.vocab_size < said:
+            raise ModelError(f"the verifier {self.source!r} has {self.config.vocab_size} ids, the model says {said}")
+        self._fitting.add(key)
 
     def memory(self, canvas: Canvas) -> Memory:
         """Nothing read yet.
 
         Raises:
             ModelError: the canvas is longer than the verifier's context.
+            RequestError: a prompt has an id that the verifier does not know.
         """
         config, (rows, total) = self.config, canvas.tokens.shape
+        highest = int(torch.where(canvas.position < canvas.prompt[:, None], canvas.tokens, 0).amax())
+        if highest >= config.vocab_size:
+            raise RequestError(
+                f"a prompt has the id {highest}, but the verifier {self.source!r} has {config.vocab_size} ids"
+            )
         if total > config.max_position_embeddings:
             raise ModelError(
                 f"the verifier {self.source!r} reads at most {config.max_position_embeddings} tokens, "
@@ -108,15 +133,19 @@ class Verifier:
         named = signature(network.forward).parameters
         keep = {"logits_to_keep": width - first} if "logits_to_keep" in named else {}
         out = network(
-            input_ids=tokens.gather(1, place.clamp(max=total - 1)),
+            input_ids=tokens.gather(1, place.clamp(max=total - 1)).masked_fill(~real, 0),
             attention_mask=torch.cat([there, real], 1).long(),
             position_ids=place.clamp(max=self.config.max_position_embeddings - 1),
             past_key_values=_as_cache(memory, past),
             use_cache=True,
             **keep,
         )
-        at = torch.where(real, place, total)
-        for mine, new in zip(memory.key + memory.value, _from_cache(out.past_key_values, past), strict=True):
+        at, fresh = torch.where(real, place, total), _from_cache(out.past_key_values, past)
+        if [new.shape[2:] for new in fresh] != [mine.shape[2:] for mine in memory.key + memory.value]:
+            raise ModelError(
+                f"the verifier {self.source!r} keeps keys and values of another shape than its config says"
+            )
+        for mine, new in zip(memory.key + memory.value, fresh, strict=True):
             mine[torch.arange(len(mine), device=at.device)[:, None], at] = new
         logits: Tensor = out.logits[row, line - (width - out.logits.shape[1])]
         return logits.float() if logits.dtype != torch.float64 else logits, replace(memory, known=known + count)
@@ -136,7 +165,7 @@ class Verifier:
             logging.disable_progress_bar()
             try:
                 network, info = AutoModelForCausalLM.from_pretrained(
-                    self.source, dtype=key[1], output_loading_info=True
+                    self.source, dtype=key[1], output_loading_info=True, trust_remote_code=False
                 )
             except Exception as error:
                 raise ModelError(f"the verifier {self.source!r} cannot be loaded: {_first_line(error)}") from None
@@ -167,7 +196,10 @@ def _vocabulary(source: str) -> dict[int, str] | None:
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
 
-        folder = Path(snapshot_download(source, allow_patterns=["*.json", "*.txt"]))
+        try:
+            folder = Path(snapshot_download(source, allow_patterns=["*.json", "*.txt"]))
+        except Exception as error:  # the hub's own errors, and those of whichever HTTP library it uses
+            raise ModelError(f"no tokenizer of the verifier {source!r}: {_first_line(error)}") from None
     text = Text.find(folder)
     return text.pieces_by_id if text else None
 
@@ -176,7 +208,7 @@ def _as_cache(memory: Memory, past: int) -> Any:
     from transformers import DynamicCache
 
     cache = DynamicCache()
-    for layer, (key, value) in enumerate(zip(memory.key, memory.value, strict=True)):
+    for layer, (key, value) in enumerate(zip(memory.key, memory.value, strict=True)) if past else ():
         cache.update(key[:, :past].transpose(1, 2), value[:, :past].transpose(1, 2), layer)
     return cache
 

@@ -55,8 +55,6 @@ def parse(text: str) -> Spec:
     Raises:
         SpecError: with the place where the text stops making sense.
     """
-    if text.count("(") > _DEEPEST:
-        raise SpecError(f"cannot read spec {text[:40]!r}...: more than {_DEEPEST} specs inside each other")
     tokens: list[tuple[str, str, int]] = []
     at = 0
     while text[at:].strip():
@@ -66,6 +64,8 @@ def parse(text: str) -> Spec:
         kind = ("name", "number", "mark", "text")[(match.lastindex or 1) - 1]
         tokens.append((kind, match.group(match.lastindex or 1), match.start()))
         at = match.end()
+    if sum(word == "(" for _, word, _ in tokens) > _DEEPEST:
+        raise SpecError(f"cannot read spec {text[:40]!r}...: more than {_DEEPEST} specs inside each other")
     value, rest = _spec(tokens, text)
     if rest:
         raise SpecError(f"cannot read spec {text!r}: unexpected {rest[0][1]!r} after {value.name!r}")
@@ -147,7 +147,7 @@ def accepted(field: dataclasses.Field[Any]) -> str:
     elif "bool" in written:
         words = "true or false"
     elif written.startswith("str"):
-        words = "a text"
+        words = "a text without both kinds of quotes"
     else:
         words = "an integer" if written.startswith("int") else "a number"
         low, high = rule.get("ge"), rule.get("le")
@@ -188,7 +188,7 @@ class Configured:
         elif "bool" in written:
             ok = isinstance(value, bool)
         elif written.startswith("str"):
-            ok = isinstance(value, str)
+            ok = isinstance(value, str) and not {'"', "'"} <= set(value)  # could not be written down
         elif written.startswith(("int", "float")):
             number = int if written.startswith("int") else (int, float)
             ok = (

@@ -54,7 +54,8 @@ class Adaptive(PolicyBase):
         if self.low > self.high:
             raise SpecError(f"adaptive: low must be at most high ({self.high:g}), got {self.low:g}")
         if not isinstance(self.policy, (str, Spec)) and not getattr(self.policy, "threshold", ""):
-            raise SpecError(f"adaptive: policy must have a confidence threshold; {self.policy.name} has none")
+            name = getattr(self.policy, "name", self.policy)
+            raise SpecError(f"adaptive: policy must have a confidence threshold; {name} has none")
 
     @property
     def needs(self) -> frozenset[str]:

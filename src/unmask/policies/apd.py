@@ -42,7 +42,7 @@ class Apd(PolicyBase):
     name = "apd"
     paper = "arXiv 2506.00413"
     left_to_right = True
-    refuses = "texts with gaps: it goes from left to right and cannot look at what stands behind a mask"
+    refuses = "text behind a gap: it goes from left to right and cannot look at what stands behind a mask"
 
     r: float = param(0.7, "weight of the diffusion model in the product; 1: accept every draft", ge=0, le=1)
     lookahead: int | None = param(

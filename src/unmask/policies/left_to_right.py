@@ -18,7 +18,7 @@ class LeftToRight(PolicyBase):
     name = "left_to_right"
     paper = "arXiv 2506.00413"
     left_to_right = True
-    refuses = "texts with gaps: it goes from left to right and cannot look at what stands behind a mask"
+    refuses = "text behind a gap: it goes from left to right and cannot look at what stands behind a mask"
 
     k: int = param(1, "positions committed by a forward", ge=1)
     lookahead: int | None = param(None, "positions from the first mask on that stay in the input; none: all", ge=1)

@@ -26,7 +26,8 @@ class Prophet(PolicyBase):
     LLaDA-8B; other models have logits of another scale.
 
     Every forward asks for all masks. Rows in which the policy leaves some out of the input or allows them to be stale
-    are not looked at, so that what it sees stays the same.
+    are not looked at, so that what it sees stays the same; but a cache that computes what is asked for (``dual``,
+    ``d2``) computes more than for the policy alone, and its answers may differ.
     """
 
     name = "prophet"
@@ -72,7 +73,8 @@ class Prophet(PolicyBase):
         if ask.stale is not None:
             left_out = left_out | ask.stale
         whole = ~(left_out & canvas.masked).any(1, keepdim=True)
-        return replace(ask, window=ask.window | canvas.masked & whole)
+        optional = None if ask.optional is None else ask.optional & ~whole
+        return replace(ask, window=ask.window | canvas.masked & whole, optional=optional)
 
     def decide(self, canvas: Canvas, prediction: Prediction, state: Any) -> tuple[Update, Any]:
         """The policy's decision, or everything."""
