@@ -176,6 +176,32 @@ class Policy(Protocol):
         """
 
 
+class Wrapper(PolicyBase):
+    """A policy around another, ``policy``, which says what is needed of the model."""
+
+    policy: Policy
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The policy's."""
+        return self.policy.needs
+
+    @property
+    def guidance(self) -> float:
+        """The policy's."""
+        return self.policy.guidance
+
+    @property
+    def probes(self) -> int:
+        """The policy's."""
+        return self.policy.probes
+
+    @property
+    def left_to_right(self) -> bool:
+        """The policy's."""
+        return getattr(self.policy, "left_to_right", False)
+
+
 def with_threshold(policy: Policy, threshold: Tensor) -> Policy:
     """The same policy with ``[B]`` thresholds, one for each row, in place of its number; see :class:`PolicyBase`."""
     twin = copy(policy)

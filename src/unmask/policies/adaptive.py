@@ -12,7 +12,7 @@ from ..core.canvas import Canvas, Update
 from ..core.config import Spec, param
 from ..core.errors import SpecError
 from ..core.pick import at_least
-from ..core.protocols import Ask, Policy, PolicyBase, Prediction, Sampling, with_threshold
+from ..core.protocols import Ask, Policy, Prediction, Sampling, Wrapper, with_threshold
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class AdaptiveState:
 
 
 @dataclass(frozen=True)
-class Adaptive(PolicyBase):
+class Adaptive(Wrapper):
     """Decodes by ``policy``, whose threshold moves in each row by the row's own early predictions.
 
     A position that was at least ``low`` sure at first sight and was held back tells, once it is committed, whether it
@@ -56,26 +56,6 @@ class Adaptive(PolicyBase):
         if not isinstance(self.policy, (str, Spec)) and not getattr(self.policy, "threshold", ""):
             name = getattr(self.policy, "name", self.policy)
             raise SpecError(f"adaptive: policy must have a confidence threshold; {name} has none")
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """The policy's."""
-        return self.policy.needs
-
-    @property
-    def guidance(self) -> float:
-        """The policy's."""
-        return self.policy.guidance
-
-    @property
-    def probes(self) -> int:
-        """The policy's."""
-        return self.policy.probes
-
-    @property
-    def left_to_right(self) -> bool:
-        """The policy's."""
-        return getattr(self.policy, "left_to_right", False)
 
     def init(self, canvas: Canvas, sampling: Sampling) -> AdaptiveState:
         """The policy's state and its threshold; nothing seen."""

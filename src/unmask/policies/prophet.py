@@ -10,13 +10,13 @@ from torch import Tensor
 
 from ..core.canvas import Canvas, Update
 from ..core.config import Spec, param
-from ..core.protocols import Ask, Policy, PolicyBase, Prediction, Sampling
+from ..core.protocols import Ask, Policy, Prediction, Sampling, Wrapper
 
 _EARLY, _LATE = 0.33, 0.67  # progress at which the published thresholds change
 
 
 @dataclass(frozen=True)
-class Prophet(PolicyBase):
+class Prophet(Wrapper):
     """Decodes by ``policy`` until the logits' gap between best and second token is wide, then commits all masks.
 
     The gap is averaged over the masks of the answer region and compared with ``high``, ``mid`` or ``low`` as less than
@@ -44,21 +44,6 @@ class Prophet(PolicyBase):
     def needs(self) -> frozenset[str]:
         """What the policy needs, and the gap."""
         return self.policy.needs | {"gap"}
-
-    @property
-    def guidance(self) -> float:
-        """The policy's."""
-        return self.policy.guidance
-
-    @property
-    def probes(self) -> int:
-        """The policy's."""
-        return self.policy.probes
-
-    @property
-    def left_to_right(self) -> bool:
-        """The policy's."""
-        return getattr(self.policy, "left_to_right", False)
 
     def init(self, canvas: Canvas, sampling: Sampling) -> Any:
         """The policy's state; nothing else is kept."""
