@@ -506,7 +506,12 @@ def test_accepted_words() -> None:
 
 def test_types_need_not_be_postponed() -> None:
     """A module without ``from __future__ import annotations`` has classes for types, not their names."""
-    kinds = (bool, "true or false", 1), (int, "an integer >= 0", 0.5), (float, "a number >= 0", "1"), (str, "a text", 3)
+    kinds = (
+        (bool, "true or false", 1),
+        (int, "an integer >= 0", 0.5),
+        (float, "a number >= 0", "1"),
+        (str, "a text without both kinds of quotes", 3),
+    )
     for kind, words, wrong in kinds:
         field = ("value", kind, param(kind(), "it", ge=None if kind in (bool, str) else 0))
         made = dataclasses.make_dataclass("Made", [field], bases=(Configured,), namespace={"name": "made"}, frozen=True)
