@@ -211,10 +211,7 @@ class TestUnfit:
         self.fails(tmp_path, "cannot be loaded")
 
     def test_weights_missing(self, tmp_path: Path) -> None:
-        shutil.copytree(VERIFIER, tmp_path / "v")
-        config = json.loads((VERIFIER / "config.json").read_text()) | {"num_hidden_layers": 3}
-        (tmp_path / "v" / "config.json").write_text(json.dumps(config))
-        self.fails(tmp_path / "v", "weights missing")
+        self.fails(self.changed(tmp_path, num_hidden_layers=3), "weights missing")
 
     def test_truncated(self, tmp_path: Path) -> None:
         shutil.copytree(VERIFIER, tmp_path / "v")
@@ -223,10 +220,7 @@ class TestUnfit:
         self.fails(tmp_path / "v", "cannot be loaded")
 
     def test_a_canvas_beyond_its_context(self, tmp_path: Path) -> None:
-        shutil.copytree(VERIFIER, tmp_path / "v")
-        config = json.loads((VERIFIER / "config.json").read_text()) | {"max_position_embeddings": 16}
-        (tmp_path / "v" / "config.json").write_text(json.dumps(config))
-        self.fails(tmp_path / "v", "reads at most 16 tokens")
+        self.fails(self.changed(tmp_path, max_position_embeddings=16), "reads at most 16 tokens")
 
     def test_another_tokenizer(self, tmp_path: Path) -> None:
         """Both are named, and the first id that differs."""
