@@ -1,0 +1,1 @@
+"""Measuring decoders: problems with checkers, runs that resume, statistics, reports."""
