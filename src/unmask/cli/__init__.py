@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..core.errors import UnmaskError
+from .bench import bench
 from .generate import generate
 from .infill import infill
 from .show import caches, inspect, policies
@@ -67,7 +68,7 @@ app = typer.Typer(
     cls=Group, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, context_settings={
         "help_option_names": ["-h", "--help"], "max_content_width": 100}
 )  # fmt: skip
-for command in (generate, infill, inspect, policies, caches):
+for command in (generate, infill, bench, inspect, policies, caches):
     app.command()(command)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,13 @@ class Source:
     Attributes:
         name: as written on the command line.
         items: the problems.
+        split, seed: what they were drawn from; None and 0 of a file.
     """
 
     name: str
     items: Sequence[Item]
+    split: str | None = None
+    seed: int = 0
 
 
 def source(name: str, n: int, split: str = "test", seed: int = 0) -> Source:
@@ -58,9 +62,10 @@ def source(name: str, n: int, split: str = "test", seed: int = 0) -> Source:
             drawn = problems(name, split, n, seed)
         except ValueError as error:
             raise RequestError(str(error)) from None
-        return Source(name, [Item(p.prompt, lambda text, p=p: FAMILIES[name].check(p, text)) for p in drawn])  # type: ignore[misc]
+        check = FAMILIES[name].check
+        return Source(name, [Item(p.prompt, partial(check, p)) for p in drawn], split, seed)
     if name.startswith(GYM):
-        return Source(name, _gym(name.removeprefix(GYM), n, seed))
+        return Source(name, _gym(name.removeprefix(GYM), n, seed), None, seed)
     if name.endswith(".jsonl"):
         return Source(name, _file(Path(name), n))
     raise RequestError(f"unknown task {name!r}; accepted: {SOURCES}")

@@ -6,10 +6,11 @@ import hashlib
 import json
 import platform
 import random
+import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +18,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import __version__
+from ..core.errors import RequestError
 from . import ledger
 from .problems import Source
 
 if TYPE_CHECKING:
     from ..api import Model
+
+VERSION = 1  # of the lines
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,12 @@ class Setting:
     eos_stop: bool = True
     temperature: float = 0.0
 
+    @property
+    def label(self) -> str:
+        """Policy, cache and what is unusual, for a person."""
+        cache = "" if self.cache == "none" else f" + {self.cache}"
+        return f"{self.policy}{cache}{'' if self.eos_stop else ', no early stop'}"
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -53,29 +63,142 @@ class Batch:
     first: int
     n: int
 
-    def key(self, split: str, seed: int) -> dict[str, Any]:
-        """What identifies the batch in the results of one environment."""
-        return {
-            **asdict(self.setting),
-            "task": self.source.name,
-            "split": split,
-            "seed": seed,
-            "first": self.first,
-            "n": self.n,
-        }
+    @property
+    def key(self) -> dict[str, Any]:
+        """What identifies the batch among the results of one environment."""
+        one = self.source
+        return asdict(self.setting) | {
+            "task": one.name, "split": one.split, "seed": one.seed, "first": self.first, "n": self.n
+        }  # fmt: skip
 
 
-def environment(lm: Model, name: str) -> dict[str, Any]:
-    """What figures depend on beside the setting: model, device, dtype, threads, versions."""
+def order(settings: Sequence[Setting], sources: Sequence[Source], seed: int = 0) -> list[Batch]:
+    """All batches: a few problems of each source with every setting in a random order, then the next problems.
+
+    What slows the machine for a while slows every setting alike.
+    """
+    rng = random.Random(seed)
+    stride = max(s.batch_size for s in settings)
+    batches = []
+    for start in range(0, max(len(s.items) for s in sources), stride):
+        for one in sources:
+            stop = min(start + stride, len(one.items))
+            for setting in rng.sample(settings, len(settings)):
+                size = setting.batch_size
+                batches += [Batch(setting, one, at, min(size, stop - at)) for at in range(start, stop, size)]
+    return batches
+
+
+def check(lm: Model, settings: Sequence[Setting], sources: Sequence[Source]) -> None:
+    """Refuse, before anything is decoded, what cannot be.
+
+    Raises:
+        UnmaskError: a setting that is out of range, or that a prompt does not fit.
+    """
+    for one in sources:
+        for setting in settings:
+            try:
+                lm.run(
+                    _requests(lm, setting, one, 0, len(one.items)), setting.policy, setting.cache, setting.batch_size
+                )
+            except RequestError as error:
+                raise RequestError(f"{one.name}: {error}") from None
+
+
+def missing(lm: Model, model: str, batches: Sequence[Batch], path: Path) -> list[Batch]:
+    """The batches that the file does not hold for this environment.
+
+    Raises:
+        RequestError: the file holds something else.
+    """
+    here, have = identity(environment(lm, model)), set()
+    for row in ledger.read(path):
+        if row.get("version") != VERSION:
+            raise RequestError(f"{path} is not a file of `unmask bench`, or of another version of it")
+        if row["kind"] == "batch" and row["run"] == here:
+            have.add(json.dumps(row["key"], sort_keys=True))
+    return [b for b in batches if json.dumps(b.key, sort_keys=True) not in have]
+
+
+def run(lm: Model, model: str, batches: Sequence[Batch], path: Path) -> Iterator[dict[str, Any]]:
+    """Decode batches; yields the line of each, which is on the disk by then.
+
+    A line of kind ``run`` with environment, commit and command comes first. Each setting decodes a first problem
+    unmeasured.
+    """
+    here = environment(lm, model)
+    common = {"version": VERSION, "run": identity(here)}
+    ledger.append(path, {"kind": "run", **common, **here, "commit": commit(), "command": command()})
+    warm = set()
+    for batch in batches:
+        if batch.setting not in warm:
+            decode(lm, Batch(batch.setting, batch.source, batch.first, 1))
+            warm.add(batch.setting)
+        row = {"kind": "batch", **common, "key": batch.key, **decode(lm, batch)}
+        ledger.append(path, row)
+        yield row
+
+
+def decode(lm: Model, batch: Batch) -> dict[str, Any]:
+    """Decode one batch.
+
+    Returns:
+        Of each problem ``correct``, ``nfe``, ``tokens`` (before the first end of text), ``positions`` (computed,
+        averaged over the layers) and ``first_token`` (seconds to the commit of the response's first token that held);
+        of the batch ``seconds``, ``cpu_seconds``, ``model_seconds`` and ``peak_bytes``.
+    """
+    setting, device = batch.setting, lm.denoiser.network.device
+    reset_peak(device)
+    began, cpu = time.perf_counter(), time.process_time()
+    requests = _requests(lm, setting, batch.source, batch.first, batch.n)
+    results: dict[int, Any] = {}
+    first: dict[int, float] = {}
+    model = 0.0
+    for state, step in lm.run(requests, setting.policy, setting.cache, setting.batch_size):
+        model += step.model_seconds
+        begun = step.update.write.gather(1, state.canvas.prompt[:, None])[:, 0].tolist()
+        now = time.perf_counter() - began
+        first.update({row: now for row, own in zip(step.row.tolist(), begun, strict=True) if own})
+        if step.finished:
+            results.update(lm.results(state))
+    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+    stats = [results[r.row].stats for r in requests]
+    items = batch.source.items[batch.first : batch.first + batch.n]
+    return {
+        "correct": [int(i.check(results[r.row].text)) for i, r in zip(items, requests, strict=True)],
+        "nfe": [s.nfe for s in stats],
+        "tokens": [s.tokens for s in stats],
+        "positions": [round(s.positions, 1) for s in stats],
+        "first_token": [round(first[r.row], 4) for r in requests],
+        "seconds": round(seconds, 5),
+        "cpu_seconds": round(cpu, 5),
+        "model_seconds": round(model, 5),
+        "peak_bytes": peak(device),
+    }
+
+
+def _requests(lm: Model, setting: Setting, source: Source, first: int, n: int) -> list[Any]:
+    prompts = [item.prompt for item in source.items[first : first + n]]
+    return lm.requests(prompts, setting.gen_length, temperature=setting.temperature, eos_stop=setting.eos_stop,
+                       seed=list(range(first, first + n)))  # fmt: skip
+
+
+def environment(lm: Model, model: str) -> dict[str, Any]:
+    """What figures depend on beside setting and problems: model, device, dtype, threads, versions."""
     network = lm.denoiser.network
     return {
-        "model": name,
+        "model": model,
         "device": device_name(network.device),
         "dtype": str(network.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "unmask": __version__,
     }
+
+
+def identity(environment: dict[str, Any]) -> str:
+    """A short name for an environment."""
+    return hashlib.sha256(json.dumps(environment, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def device_name(device: torch.device) -> str:
@@ -88,91 +211,16 @@ def device_name(device: torch.device) -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def order(settings: Sequence[Setting], sources: Sequence[Source], seed: int) -> Iterator[Batch]:
-    """All batches: a few problems of each source with every setting in a random order, then the next problems."""
-    rng = random.Random(seed)
-    stride = max(s.batch_size for s in settings)
-    for start in range(0, max(len(s.items) for s in sources), stride):
-        for one in sources:
-            stop = min(start + stride, len(one.items))
-            for setting in rng.sample(settings, len(settings)):
-                for first in range(start, stop, setting.batch_size):
-                    yield Batch(setting, one, first, min(setting.batch_size, stop - first))
-
-
-def run(
-    lm: Model,
-    name: str,
-    batches: Sequence[Batch],
-    path: Path,
-    split: str,
-    seed: int,
-    done: Callable[[int, int, dict[str, Any] | None], None] = lambda made, of, row: None,
-) -> None:
-    """Decode what the file does not hold yet; every batch is on the disk before the next begins."""
-    here = environment(lm, name)
-    ident = hashlib.sha256(json.dumps(here, sort_keys=True).encode()).hexdigest()[:12]
-    known, have = False, set()
-    for row in ledger.read(path):
-        known = known or (row["kind"] == "run" and row["id"] == ident)
-        if row["kind"] == "batch" and row["run"] == ident:
-            have.add(json.dumps(row["key"], sort_keys=True))
-    missing = [b for b in batches if json.dumps(b.key(split, seed), sort_keys=True) not in have]
-    if missing and not known:
-        ledger.append(path, {"kind": "run", "id": ident, **here, "commit": commit(), "command": command()})
-    warm: set[Setting] = set()
-    for index, batch in enumerate(missing):
-        done(index, len(missing), None)
-        if batch.setting not in warm:
-            decode(lm, Batch(batch.setting, batch.source, batch.first, 1), seed)
-            warm.add(batch.setting)
-        row = {"kind": "batch", "run": ident, "key": batch.key(split, seed), **decode(lm, batch, seed)}
-        ledger.append(path, row)
-        done(index + 1, len(missing), row)
-
-
-def decode(lm: Model, batch: Batch, seed: int) -> dict[str, Any]:
-    """Decode one batch: a list with one value per problem for what a problem has, a number for what the batch has."""
-    setting = batch.setting
-    items = batch.source.items[batch.first : batch.first + batch.n]
-    reset_peak()
-    began, cpu = time.perf_counter(), time.process_time()
-    requests = lm.requests([i.prompt for i in items], setting.gen_length, temperature=setting.temperature, seed=seed,
-                           eos_stop=setting.eos_stop)  # fmt: skip
-    results, first, model = {}, {}, 0.0
-    for state, step in lm.run(requests, setting.policy, setting.cache, setting.batch_size):
-        model += step.model_seconds
-        now = time.perf_counter() - began
-        at = state.canvas.prompt
-        write = step.update.write.gather(1, at[:, None])[:, 0].tolist()
-        first.update({row: now for row, own in zip(step.row.tolist(), write, strict=True) if own})
-        if step.finished:
-            results.update(lm.results(state))
-    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
-    stats = [results[r.row].stats for r in requests]
-    return {
-        "correct": [int(i.check(results[r.row].text)) for i, r in zip(items, requests, strict=True)],
-        "nfe": [s.nfe for s in stats],
-        "tokens": [s.tokens for s in stats],
-        "positions": [round(s.positions, 1) for s in stats],
-        "first_token": [round(first[r.row], 4) for r in requests],
-        "seconds": seconds,
-        "cpu_seconds": cpu,
-        "model_seconds": model,
-        "peak_bytes": peak(lm.denoiser.network.device),
-    }
-
-
-def reset_peak() -> None:
-    """Begin a new measurement of the most memory in use."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    if sys.platform == "linux":
-        Path("/proc/self/clear_refs").write_text("5")
+def reset_peak(device: torch.device) -> None:
+    """Forget the most memory in use so far."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif sys.platform == "linux":
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM; see proc(5)
 
 
 def peak(device: torch.device) -> int | None:
-    """Most bytes in use since :func:`reset_peak`: of the GPU, or of the process; None where nobody counts."""
+    """Most bytes in use since :func:`reset_peak`, of the GPU or of the whole process; None where nobody counts."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
@@ -181,19 +229,16 @@ def peak(device: torch.device) -> int | None:
 
 
 def commit() -> str | None:
-    """The commit that this code is at; None outside a repository."""
+    """The commit of the repository that this code is in; None outside of one."""
+    where = str(Path(__file__).parent)
     try:
-        out = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        out = subprocess.run(["git", "-C", where, "rev-parse", "--short", "HEAD"], capture_output=True, text=True,
+                             check=False)  # fmt: skip
     except OSError:
         return None
     return out.stdout.strip() or None
 
 
 def command() -> str:
-    """The command line of this process."""
-    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """The command line of this process, as it would be typed."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])

@@ -1,0 +1,197 @@
+"""``unmask bench``: speed and quality of decoders, measured side by side."""
+
+from __future__ import annotations
+
+import json as _json
+import sys
+from collections import Counter, defaultdict
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..core.errors import RequestError
+from . import options as o
+from .progress import loading
+
+if TYPE_CHECKING:
+    from ..measure.run import Batch, Setting
+
+_PAIR = "POLICY|CACHE"
+
+
+def bench(
+    policy: Annotated[
+        list[str] | None, typer.Option("--policy", "-p", help="Repeatable; each with each cache.")
+    ] = None,
+    cache: Annotated[list[str] | None, typer.Option("--cache", "-c", help="Repeatable; default none.")] = None,
+    pair: Annotated[
+        list[str] | None, typer.Option(metavar=_PAIR, help=f"Repeatable; {_PAIR}|full runs without early stop.")
+    ] = None,
+    baseline: Annotated[
+        str, typer.Option(metavar=_PAIR, help="What the others are compared with; - for nothing.")
+    ] = "vanilla|none",
+    task: Annotated[
+        list[str] | None,
+        typer.Option("--task", "-t", help="Family that ships, gym:NAME of reasoning-gym, or FILE.jsonl; repeatable."),
+    ] = None,
+    n: Annotated[int, typer.Option("-n", min=1, help="Problems of each task.")] = 30,
+    gen_length: Annotated[list[int] | None, typer.Option(min=1, help="Repeatable; default 256.")] = None,
+    batch_size: Annotated[list[int] | None, typer.Option(min=1, help="Repeatable; default 1.")] = None,
+    split: Annotated[str, typer.Option(help="Of the families that ship: valid to choose by, test to report.")] = "test",
+    seed: Annotated[int, typer.Option(min=0, help="Of the problems.")] = 0,
+    temperature: o.Temperature = 0.0,
+    model: o.Model = None,
+    device: o.Device = "auto",
+    dtype: o.Dtype = "auto",
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: as many as torch takes.")] = 0,
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSON lines; what it holds is not run again.")] = Path(
+        "runs/bench.jsonl"
+    ),
+    json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON lines instead of a table.")] = False,
+) -> None:
+    """Measure policies x caches x lengths x batch sizes on problems with known answers, interleaved in one run.
+
+    Every batch is on the disk before the next begins: after Ctrl-C, a crash or a kill the same command goes on.
+    """
+    from .. import load
+    from ..measure import ledger, run
+    from ..measure.problems import source
+    from ..measure.summary import summarise, tallies
+
+    pairs = _pairs(policy, cache, pair, baseline)
+    shapes = product(gen_length or [256], batch_size or [1])
+    settings = [run.Setting(p, c, length, size, stop, temperature) for length, size in shapes for p, c, stop in pairs]
+    sources = [source(name, n, split, seed) for name in dict.fromkeys(task or _families())]
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+    with loading(model or "the shipped model"):
+        lm = load(model, device, dtype)
+    run.check(lm, settings, sources)
+    batches = run.order(settings, sources)
+    name = model or "shipped"
+    todo = run.missing(lm, name, batches, output)
+    _decode(run.run(lm, name, todo, output) if todo else iter(()), todo, len(batches), output)
+    wanted = {_json.dumps(b.key, sort_keys=True) for b in batches}
+    here = run.identity(run.environment(lm, name))
+    rows = [
+        r
+        for r in ledger.read(output)
+        if r["run"] == here and ("key" not in r or _json.dumps(r["key"], sort_keys=True) in wanted)
+    ]
+    found = sorted(tallies(rows), key=lambda t: settings.index(t.setting))
+    _show(summarise(found, (pairs[0][0], pairs[0][1])), json)
+
+
+def _families() -> list[str]:
+    from ..tasks import FAMILIES
+
+    return list(FAMILIES)
+
+
+def _pairs(
+    policies: list[str] | None, caches: list[str] | None, pairs: list[str] | None, baseline: str
+) -> list[tuple[str, str, bool]]:
+    """Policy, cache and early stop of everything asked for, the baseline first, each once, as their objects print."""
+    if caches and not policies:
+        raise RequestError("--cache needs --policy")
+    if not policies and not pairs:
+        raise RequestError(f"give --policy NAME (and --cache NAME), or --pair '{_PAIR}'")
+    asked = [_split(baseline)] if baseline != "-" else []
+    asked += [(p, c, True) for p in policies or [] for c in caches or ["none"]]
+    asked += [_split(text) for text in pairs or []]
+    return list(dict.fromkeys((*_canonical(p, c), stop) for p, c, stop in asked))
+
+
+def _canonical(policy: str, cache: str) -> tuple[str, str]:
+    from .. import registry
+
+    return str(registry.policy(policy)), str(registry.cache(cache))
+
+
+def _split(text: str) -> tuple[str, str, bool]:
+    parts = text.split("|")
+    if len(parts) not in (2, 3) or parts[2:] not in ([], ["full"]):
+        raise RequestError(f"expected {_PAIR} or {_PAIR}|full, got {text!r}")
+    return parts[0], parts[1], len(parts) == 2
+
+
+def _decode(rows: Any, todo: list[Batch], total: int, output: Path) -> None:
+    """Run, with a bar on a terminal; an interrupt says what there is and how to go on."""
+    made = total - len(todo)
+    try:
+        with Left(todo, total) as left:
+            for batch, row in zip(todo, rows, strict=False):
+                left.add(batch, row["seconds"])
+                made += 1
+    except KeyboardInterrupt:
+        print(f"interrupted: {made} of {total} batches are in {output}; the same command goes on", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+def _show(figures: list[Any], as_json: bool) -> None:
+    from ..measure.summary import as_dict
+    from ..measure.tables import table
+
+    if not as_json:
+        print(table(figures))
+        return
+    for one in figures:
+        print(_json.dumps(as_dict(one)))
+
+
+class Left:
+    """A bar over batches on a terminal, with the time left by what batches of the same setting and task have taken."""
+
+    def __init__(self, todo: list[Batch], total: int) -> None:
+        self.waiting = Counter(map(_kind, todo))
+        self.taken: dict[Any, list[float]] = defaultdict(list)
+        self.progress: Any = None
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+            parts = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[left]}"),
+            )
+            self.progress = Progress(*parts, console=Console(stderr=True), transient=True)
+            self.task = self.progress.add_task("batches", total=total, completed=total - len(todo), left="")
+
+    def __enter__(self) -> Left:
+        if self.progress:
+            self.progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.progress:
+            self.progress.stop()
+
+    def add(self, batch: Batch, seconds: float) -> None:
+        """One more is done."""
+        kind = _kind(batch)
+        self.waiting[kind] -= 1
+        self.taken[kind].append(seconds)
+        if self.progress:
+            label = f"{batch.setting.label}, {batch.source.name}"
+            self.progress.update(self.task, advance=1, description=label[:60], left=f"{_clock(self.left())} left")
+
+    def left(self) -> float:
+        """Seconds, if kinds not seen yet take as long as the others do."""
+        means = {kind: sum(taken) / len(taken) for kind, taken in self.taken.items()}
+        usual = sum(means.values()) / len(means)
+        return sum(count * means.get(kind, usual) for kind, count in self.waiting.items())
+
+
+def _kind(batch: Batch) -> tuple[Setting, str]:
+    return batch.setting, batch.source.name
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
