@@ -13,6 +13,7 @@ import typer
 
 from ..core.errors import RequestError
 from . import options as o
+from .outputs import check_writable
 from .progress import loading
 
 if TYPE_CHECKING:
@@ -57,13 +58,15 @@ def bench(
     """
     from .. import load
     from ..measure import ledger, run
-    from ..measure.problems import source
+    from ..measure.problems import FAMILIES, source
     from ..measure.summary import summarise, tallies
 
     pairs = _pairs(policy, cache, pair, baseline)
     shapes = product(gen_length or [256], batch_size or [1])
     settings = [run.Setting(p, c, length, size, stop, temperature) for length, size in shapes for p, c, stop in pairs]
-    sources = [source(name, n, split, seed) for name in dict.fromkeys(task or _families())]
+    if output.exists() or output.parent.is_dir():
+        check_writable(str(output))
+    sources = [source(name, n, split, seed) for name in dict.fromkeys(task or FAMILIES)]
     if threads:
         import torch
 
@@ -84,12 +87,6 @@ def bench(
     ]
     found = sorted(tallies(rows), key=lambda t: settings.index(t.setting))
     _show(summarise(found, (pairs[0][0], pairs[0][1])), json)
-
-
-def _families() -> list[str]:
-    from ..tasks import FAMILIES
-
-    return list(FAMILIES)
 
 
 def _pairs(

@@ -96,11 +96,12 @@ def check(lm: Model, settings: Sequence[Setting], sources: Sequence[Source]) -> 
         UnmaskError: a setting that is out of range, or that a prompt does not fit.
     """
     for one in sources:
+        made: dict[Any, list[Any]] = {}  # encoding is what takes long
         for setting in settings:
+            shape = setting.gen_length, setting.temperature, setting.eos_stop
             try:
-                lm.run(
-                    _requests(lm, setting, one, 0, len(one.items)), setting.policy, setting.cache, setting.batch_size
-                )
+                made[shape] = made.get(shape) or _requests(lm, setting, one, 0, len(one.items))
+                lm.run(made[shape], setting.policy, setting.cache, setting.batch_size)
             except RequestError as error:
                 raise RequestError(f"{one.name}: {error}") from None
 

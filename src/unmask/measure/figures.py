@@ -1,0 +1,132 @@
+"""Pictures of results, as PNG; needs matplotlib."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from math import isnan, nan
+from typing import Any
+
+from .. import registry
+from ..core.config import parse
+from ..core.errors import RequestError
+from .summary import Figures
+
+SPEEDS = {
+    "rate": "tokens per second",
+    "cpu_rate": "tokens per second of processor time",
+    "tpf": "tokens per forward",
+}
+_MARKERS = "osD^vP*X<>hp"
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib as mpl
+    except ImportError:
+        raise RequestError('pictures need matplotlib: pip install "unmask[report]"') from None
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+                         "grid.alpha": 0.25, "figure.dpi": 110, "savefig.bbox": "tight"})  # fmt: skip
+    return plt
+
+
+def _png(figure: Any) -> bytes:
+    from matplotlib.pyplot import close
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    close(figure)
+    return buffer.getvalue()
+
+
+def front(figures: Sequence[Figures], speed: str) -> list[Figures]:
+    """Those that no other beats in both speed and accuracy, from slow to fast (Pareto)."""
+    kept: list[Figures] = []
+    for one in sorted(figures, key=lambda f: (-getattr(f, speed), -f.accuracy)):
+        if not kept or one.accuracy > kept[-1].accuracy:
+            kept.append(one)
+    return kept[::-1]
+
+
+def pareto(figures: Sequence[Figures], speed: str = "rate") -> bytes:
+    """Accuracy with its interval against speed; a colour per policy, a marker per cache, a line along the front."""
+    plt = _pyplot()
+    from matplotlib.lines import Line2D
+
+    names = list(dict.fromkeys(f.setting.policy.partition("(")[0] for f in figures))
+    caches = list(dict.fromkeys(f.setting.cache for f in figures))
+    shade = {name: plt.get_cmap("tab10" if len(names) <= 10 else "tab20")(i % 20) for i, name in enumerate(names)}
+    mark = {cache: _MARKERS[i % len(_MARKERS)] for i, cache in enumerate(caches)}
+    canvas, axes = plt.subplots(figsize=(9, 5.5))
+    best = front(figures, speed)
+    axes.step([getattr(f, speed) for f in best], [100 * f.accuracy for f in best], where="pre", color="0.6", zorder=1)
+    for f in figures:
+        low, high = (abs(100 * (edge - f.accuracy)) for edge in f.interval)
+        axes.errorbar(getattr(f, speed), 100 * f.accuracy, yerr=[[low], [high]], fmt=mark[f.setting.cache], ms=6,
+                      color=shade[f.setting.policy.partition("(")[0]], elinewidth=0.7, alpha=0.9)  # fmt: skip
+    axes.set(xscale="log", xlabel=SPEEDS[speed], ylabel="accuracy, %")
+    handles = [Line2D([], [], color=shade[n], marker="o", ls="", label=n) for n in names]
+    handles += [Line2D([], [], color="0.3", marker=mark[c], ls="", label=c) for c in caches]
+    axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, frameon=False)
+    return _png(canvas)
+
+
+def sweeps(figures: Sequence[Figures], x: str = "tau_min", y: str = "tau_high") -> list[tuple[str, list[Figures]]]:
+    """Groups of settings that differ in two parameters of their policy only, with several values of each."""
+    groups: dict[str, list[Figures]] = {}
+    for f in figures:
+        policy = registry.policy(f.setting.policy)
+        if hasattr(policy, x) and hasattr(policy, y):
+            spec = parse(f.setting.policy)  # what was written: the object's other defaults may follow from the two
+            rest = replace(spec, kwargs=tuple(pair for pair in spec.kwargs if pair[0] not in (x, y)))
+            groups.setdefault(f"{replace(f.setting, policy=str(rest))} {f.task}", []).append(f)
+
+    def values(group: Sequence[Figures], name: str) -> set[float]:
+        return {getattr(registry.policy(f.setting.policy), name) for f in group}
+
+    found = [g for g in groups.values() if len(values(g, x)) > 1 and len(values(g, y)) > 1]
+    return [(f"{g[0].setting.cache}, {g[0].task}", g) for g in found]
+
+
+def sweep(figures: Sequence[Figures], x: str = "tau_min", y: str = "tau_high") -> bytes:
+    """Accuracy and tokens per forward over two parameters (SlowFast paper, figure 4)."""
+    plt = _pyplot()
+    cells = {tuple(getattr(registry.policy(f.setting.policy), n) for n in (x, y)): f for f in figures}
+    columns, rows = (sorted({key[i] for key in cells}) for i in (0, 1))
+    canvas, both = plt.subplots(1, 2, figsize=(2.2 + 1.5 * len(columns), 1.8 + 0.55 * len(rows)))
+    shown: list[tuple[str, Callable[[Figures], float]]] = [
+        ("accuracy, %", lambda f: 100 * f.accuracy),
+        ("tokens per forward", lambda f: f.tpf),
+    ]
+    for axes, (title, value) in zip(both, shown, strict=True):
+        grid = [[value(cells[c, r]) if (c, r) in cells else nan for c in columns] for r in rows]
+        image = axes.imshow(grid, origin="lower", aspect="auto", cmap="viridis")
+        for i, line in enumerate(grid):
+            for j, number in enumerate(line):
+                if not isnan(number):
+                    ink = "black" if image.norm(number) > 0.6 else "white"
+                    axes.text(j, i, f"{number:.1f}", ha="center", va="center", color=ink)
+        axes.set(title=title, xlabel=x, ylabel=y)
+        axes.set_xticks(range(len(columns)), [f"{c:g}" for c in columns])
+        axes.set_yticks(range(len(rows)), [f"{r:g}" for r in rows])
+        axes.grid(visible=False)
+    return _png(canvas)
+
+
+def lengths(figures: Sequence[Figures], value: str = "speedup", title: str = "speed against the baseline") -> bytes:
+    """A value over gen_length, one line per decoder; both axes logarithmic."""
+    plt = _pyplot()
+    canvas, axes = plt.subplots(figsize=(7.5, 4.5))
+    for label in dict.fromkeys(f.setting.label for f in figures):
+        own = sorted((f for f in figures if f.setting.label == label), key=lambda f: f.setting.gen_length)
+        points = [(f.setting.gen_length, getattr(f, value)) for f in own if getattr(f, value) is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), marker="o", label=label)
+    axes.set_xscale("log", base=2)
+    axes.set(yscale="log", xlabel="gen_length", ylabel=title)
+    axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(0, -0.15))
+    return _png(canvas)

@@ -1,0 +1,404 @@
+"""Measuring: statistics by hand, runs that resume, figures that add up, and the commands bench and report."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import count, product
+from math import comb, exp
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+import unmask
+from unmask.cli import app
+from unmask.core.errors import RequestError
+from unmask.measure import ledger, report, run
+from unmask.measure.problems import Item, Source, source
+from unmask.measure.run import Batch, Setting
+from unmask.measure.stats import aup, mcnemar, paired_interval, wilson
+from unmask.measure.summary import summarise, tallies
+from unmask.measure.tables import COLUMNS, paper, table
+
+SHORT = ["-t", "record", "--split", "valid", "--gen-length", "64"]
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return unmask.load()
+
+
+def cli(*args):
+    return CliRunner().invoke(app, list(map(str, args)), prog_name="unmask")
+
+
+def fine(result):
+    assert result.exit_code == 0, result.stderr
+    return result.stdout
+
+
+# --- statistics
+
+
+def test_wilson():
+    """Values of Brown, Cai and DasGupta's formula, worked out for 8 of 10."""
+    assert wilson(8, 10) == pytest.approx((0.4901, 0.9433), abs=1e-4)
+    assert wilson(0, 0) == (0, 1)
+    low, high = wilson(300, 300)
+    assert low == pytest.approx(0.98736, abs=1e-5)
+    assert high == pytest.approx(1)
+
+
+@given(st.integers(0, 40), st.integers(0, 40))
+def test_mcnemar_is_the_binomial_test(won, lost):
+    n = won + lost
+    weights = [comb(n, k) for k in range(n + 1)]
+    as_far = sum(w for k, w in enumerate(weights) if abs(2 * k - n) >= abs(won - lost)) / 2**n
+    assert mcnemar(won, lost) == pytest.approx(min(1.0, as_far) if won != lost else 1.0)
+    assert mcnemar(won, lost) == mcnemar(lost, won)
+
+
+@given(st.integers(0, 50), st.integers(0, 50), st.integers(0, 200))
+def test_paired_interval_holds_the_difference(won, lost, ties):
+    n = won + lost + ties
+    low, high = paired_interval(won, lost, n)
+    assert -1 <= low <= high <= 1
+    if n:
+        assert low <= (won - lost) / n <= high or n < 5  # it is drawn a little towards 0
+        assert (high, low) == pytest.approx(tuple(-x for x in paired_interval(lost, won, n)))
+
+
+def test_aup():
+    """The formula of d3LLM on two curves, by hand."""
+    assert aup([(1.0, 80.0)], 80.0) == pytest.approx(80)
+    by_hand = 1 * 80 + (3 - 1) * (78 * exp(-3 * (1 - 78 / 80)) + 80) / 2
+    assert aup({3.0: 78.0, 1.0: 80.0, 9.0: 74.0}, 80.0) == pytest.approx(by_hand)  # 74 is more than 5 below 80
+    with pytest.raises(ValueError, match="needs a point"):
+        aup([], 80.0)
+
+
+# --- the file of results
+
+
+def test_ledger_drops_what_was_cut_off(tmp_path):
+    path = tmp_path / "deep" / "r.jsonl"
+    assert list(ledger.read(path)) == []
+    ledger.append(path, {"a": 1})
+    with path.open("a") as file:
+        file.write('{"b": ')
+    assert list(ledger.read(path)) == [{"a": 1}]
+    ledger.append(path, {"c": 3})
+    assert list(ledger.read(path)) == [{"a": 1}, {"c": 3}]
+    path.write_text('{"a": 1}\nnonsense\n')
+    with pytest.raises(RequestError, match="line 2 is not a JSON object"):
+        list(ledger.read(path))
+    path.write_text("a line without end")
+    ledger.append(path, {"d": 4})
+    assert list(ledger.read(path)) == [{"d": 4}]
+
+
+# --- problems
+
+
+def test_sources(tmp_path):
+    sudoku = source("sudoku", 3, "valid", 1)
+    assert (sudoku.name, sudoku.split, sudoku.seed, len(sudoku.items)) == ("sudoku", "valid", 1, 3)
+    own = tmp_path / "own.jsonl"
+    rows = [{"prompt": "a", "answer": " 1  2"}, {"prompt": "b", "answer": ["x", 3]}, {"prompt": "c", "answer": "z"}]
+    own.write_text("\n\n".join(map(json.dumps, rows)))
+    one, two = source(str(own), 2).items
+    assert (one.prompt, two.prompt) == ("a", "b")
+    assert one.check("1 2\n")
+    assert not one.check("12")
+    assert two.check("3")
+    assert not two.check("")
+
+
+def test_generators_of_reasoning_gym():
+    import reasoning_gym
+
+    items = source("gym:chain_sum", 3, seed=5).items
+    known = list(reasoning_gym.create_dataset("chain_sum", size=3, seed=5))
+    assert [i.prompt for i in items] == [k["question"] for k in known]
+    assert all(i.check(k["answer"]) and not i.check("no number") for i, k in zip(items, known, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "message"),
+    [
+        ("chess", {}, "unknown task 'chess'; accepted: word_problem"),
+        ("sudoku", {"split": "dev"}, "unknown split 'dev'; accepted: train, valid, test"),
+        ("sudoku", {"n": 0}, "n must be at least 1"),
+        ("sudoku", {"n": 10**6}, "too few distinct test problems"),
+        ("gym:chess", {}, "gym:chess"),
+        ("none.jsonl", {}, "cannot read none.jsonl: No such file"),
+    ],
+)
+def test_sources_that_cannot_be(name, more, message, monkeypatch):
+    monkeypatch.setattr("unmask.tasks.base._MAX_TRIES_PER_PROBLEM", 0)
+    with pytest.raises(RequestError, match=message):
+        source(name, **{"n": 1, **more})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("", "has no problems"), ("[1]", "line 1: expected an object"), ('\n{"prompt": 1}', "line 2"), ("{", "line 1")],
+)
+def test_files_that_cannot_be_read(text, message, tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text(text)
+    with pytest.raises(RequestError, match=message):
+        source(str(path), 3)
+
+
+# --- runs
+
+ITEMS = [Item("a", bool)] * 7
+PLANS = [Setting("vanilla", "none", 64, 2), Setting("threshold", "dual", 64, 4), Setting("threshold", "none", 64, 4)]
+
+
+def test_order_takes_every_problem_once_per_setting_side_by_side():
+    sources = [Source("one", ITEMS), Source("two", ITEMS[:3])]
+    batches = run.order(PLANS, sources)
+    for setting, one in product(PLANS, sources):
+        own = [b for b in batches if (b.setting, b.source) == (setting, one)]
+        assert [i for b in own for i in range(b.first, b.first + b.n)] == list(range(len(one.items)))
+        assert all(b.n <= setting.batch_size for b in own)
+    stretches = [b.first // 4 for b in batches]
+    assert stretches == sorted(stretches), "no setting runs ahead of the others"
+    assert batches == run.order(PLANS, sources)
+
+
+def test_a_batch_tells_what_generate_tells(lm):
+    problems = source("word_problem", 3, "valid")
+    setting = Setting("threshold", "dual", 64, 3, temperature=0.5)
+    row = run.decode(lm, Batch(setting, problems, 1, 2))
+    prompts = [i.prompt for i in problems.items[1:]]
+    results = lm.generate(prompts, 64, "threshold", "dual", temperature=0.5, seed=[1, 2])
+    assert row["nfe"] == [r.stats.nfe for r in results]
+    assert row["tokens"] == [r.stats.tokens for r in results]
+    assert row["positions"] == pytest.approx([r.stats.positions for r in results], abs=0.1)
+    assert row["correct"] == [i.check(r.text) for i, r in zip(problems.items[1:], results, strict=True)]
+    assert 0 < row["model_seconds"] < row["seconds"]
+    assert all(0 < s < row["seconds"] for s in row["first_token"])
+    assert row["peak_bytes"] > 10**7
+
+
+def test_the_first_token_counts_when_it_holds(lm, monkeypatch):
+    """Saber takes tokens back; what counts is the last commit of the first position, not the first."""
+    problems = source("waiting_line", 1, "valid")
+    prompt, policy = problems.items[0].prompt, "saber(n=8,mu=2)"
+    start = len(lm.requests([prompt], 64)[0].prompt)
+    steps = lm.stream(prompt, 64, policy)
+    commits = [step.index for step in steps for c in step.committed() if c.position == start]
+    assert len(commits) > 1, "it was taken back"
+    monkeypatch.setattr(run, "time", SimpleNamespace(perf_counter=count().__next__, process_time=lambda: 0))
+    row = run.decode(lm, Batch(Setting(policy, "none", 64), problems, 0, 1))
+    assert row["first_token"] == [1 + commits[-1]]  # by a clock that ticks once a step
+
+
+def test_what_is_done_is_not_done_again(lm, tmp_path, monkeypatch):
+    path, problems = tmp_path / "r.jsonl", source("record", 5, "valid")
+    batches = run.order([Setting("threshold", "none", 64, 2), Setting("threshold", "dual", 64, 2)], [problems])
+    rows = run.run(lm, "shipped", batches, path)
+    done = [next(rows)["key"] for _ in range(3)]
+    rest = run.missing(lm, "shipped", batches, path)
+    assert [b.key for b in rest] == [b.key for b in batches if b.key not in done]
+    assert len(list(run.run(lm, "shipped", rest, path))) == 3
+    assert run.missing(lm, "shipped", batches, path) == []
+    assert run.missing(lm, "another", batches, path) == batches
+    path.write_text('{"x": 1}\n')
+    with pytest.raises(RequestError, match="is not a file of `unmask bench`"):
+        run.missing(lm, "shipped", batches, path)
+
+
+# --- figures
+
+
+def line(policy, cache, first, correct, tokens, nfe, seconds, task="t", size=2):
+    key = {"policy": policy, "cache": cache, "gen_length": 64, "batch_size": size, "eos_stop": True, "temperature": 0.0,
+           "task": task, "split": None, "seed": 0, "first": first, "n": len(correct)}  # fmt: skip
+    return {"kind": "batch", "version": 1, "run": "r", "key": key, "correct": correct, "nfe": nfe, "tokens": tokens,
+            "positions": [10 * f for f in nfe], "first_token": [0.1] * len(nfe), "seconds": seconds,
+            "cpu_seconds": 2 * seconds, "model_seconds": 0.75 * seconds, "peak_bytes": 100 + first}  # fmt: skip
+
+
+RUN = {"kind": "run", "version": 1, "run": "r", "model": "m", "device": "d", "dtype": "float32", "threads": 1,
+       "torch": "2", "unmask": "0", "commit": None, "command": "unmask bench"}  # fmt: skip
+ROWS = [
+    RUN,
+    line("vanilla", "none", 0, [1, 1], [10, 10], [10, 10], 2.0),
+    line("vanilla", "none", 2, [0, 1], [20, 20], [20, 20], 4.0),
+    line("threshold", "dual", 0, [1, 0], [10, 12], [2, 3], 0.5),
+    line("threshold", "dual", 2, [1, 0], [20, 18], [4, 1], 0.5),
+    line("threshold", "dual", 0, [1, 1], [5, 5], [1, 1], 1.0, task="u"),
+]
+
+
+def test_figures_by_hand():
+    vanilla, t, u, both = summarise(tallies(ROWS))
+    assert (vanilla.task, t.task, u.task, both.task) == ("t", "t", "u", "all")
+    assert (t.n, t.right, t.won, t.lost, t.shared) == (4, 2, 1, 2, 4)
+    assert t.difference == (-0.25, *paired_interval(1, 2, 4))
+    assert t.p_value == 1
+    assert (t.nfe, t.tpf, t.positions) == (2.5, 6, 25)
+    assert (t.rate, t.cpu_rate, t.outside, t.peak_bytes) == (60, 30, 0.25, 102)
+    assert (vanilla.speedup, t.speedup, t.speedup_median) == (1, 6, pytest.approx((4.4 + 7.6) / 2))
+    assert (u.shared, u.difference, u.speedup) == (0, None, None)
+    assert (both.n, both.right, both.shared) == (6, 4, 4)
+    assert summarise(tallies(ROWS), ("threshold", "dual"))[0].lost == 1
+
+
+def test_tables():
+    found = summarise(tallies(ROWS))
+    text = table(found)
+    assert text.startswith("L 64, batch 2, ")
+    assert "| `threshold` | `dual` | t | 4 | 50.0 (15.0 - 85.0) | -25.0 (-" in text
+    assert "+1 -2, p 1)" in text
+    assert len(text.splitlines()) == 2 + 2 + len(found)
+    assert "| t | `vanilla` | 10.00 | 1.00x | 75.00 |\n|  | `threshold + dual` | 60.00 | 6.00x | 50.00 |" in paper(
+        found
+    )
+    assert len(table(found[:1], COLUMNS[:3]).splitlines()) == 3
+
+
+def test_parallelism_needs_a_curve():
+    rows = [
+        RUN,
+        *(line(f"threshold(tau={t})", "none", 0, [1, 1], [8, 8], [n, n], 1.0) for t, n in ((0.5, 1), (0.9, 4))),
+    ]
+    [(name, count, area)] = report.parallelism(summarise(tallies([*rows, *ROWS[1:3]])))
+    assert (name, count) == ("threshold, gen_length 64, t", 2)
+    assert area == pytest.approx(aup([(2.0, 100.0), (8.0, 100.0)], 100.0))
+
+
+# --- commands
+
+
+def test_bench_and_report(tmp_path):
+    path, folder = tmp_path / "r.jsonl", tmp_path / "page"
+    args = ["bench", "-p", "slowfast(tau_min=0.1,tau_high=0.9)", "-p", "slowfast(tau_min=0.3,tau_high=0.9)",
+            "-p", "slowfast(tau_min=0.1,tau_high=0.5)", "-p", "slowfast(tau_min=0.3,tau_high=0.5)",
+            *SHORT, "-n", 2, "--batch-size", 2, "-o", path]  # fmt: skip
+    text = fine(cli(*args))
+    assert text.count("\n| `slowfast") == 4
+    assert "| `vanilla` |" in text
+    before = path.read_bytes()
+    found = [json.loads(row) for row in fine(cli(*args, "--json")).splitlines()]
+    assert path.read_bytes() == before, "nothing was left to run"
+    assert found[0]["policy"] == "vanilla"
+    assert all(f["n"] == 2 and f["nfe"] >= 1 and f["device"] for f in found)
+    names = {Path(p).name for p in fine(cli("report", path, "-o", folder)).split()}
+    assert names == {"index.html", "tables.md", "figures.json", "pareto-64-2-record.png", "sweep-0.png"}
+    page = (folder / "index.html").read_text()
+    assert "http" not in page.replace("http://www.w3.org", "")
+    assert page.count("data:image/png;base64,") == 2
+    assert "<!--" not in page
+    assert all((folder / n).read_bytes().startswith(b"\x89PNG") for n in names if n.endswith(".png"))
+    assert json.loads((folder / "figures.json").read_text())[0]["policy"] == "vanilla"
+
+
+def test_lengths_and_sizes_are_all_measured(tmp_path):
+    path = tmp_path / "r.jsonl"
+    args = ["-t", "record", "--split", "valid", "-n", 2, "--gen-length", 48, "--gen-length", 64, "--batch-size", 1,
+            "--batch-size", 2, "--pair", "threshold|dual|full", "--baseline", "-", "-o", path]  # fmt: skip
+    rows = [json.loads(row) for row in fine(cli("bench", *args, "--json")).splitlines()]
+    assert {(r["gen_length"], r["batch_size"]) for r in rows} == {(48, 1), (48, 2), (64, 1), (64, 2)}
+    assert all(r["policy"] == "threshold" and not r["eos_stop"] and r["difference"] is None for r in rows)
+    assert len(path.read_text().splitlines()) == 1 + 2 * (2 + 1)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "give --policy NAME"),
+        (["-c", "dual"], "--cache needs --policy"),
+        (["-p", "greedy"], "unknown policy 'greedy'"),
+        (["-p", "threshold", "-c", "huge"], "unknown cache 'huge'"),
+        (["--pair", "threshold"], "expected POLICY|CACHE or POLICY|CACHE|full, got 'threshold'"),
+        (["--pair", "threshold|dual|fast"], "expected POLICY|CACHE"),
+        (["-p", "threshold", "--baseline", ""], "expected POLICY|CACHE"),
+        (["-p", "threshold", "-t", "chess"], "unknown task 'chess'"),
+        (["-p", "threshold", "-n", "0"], "-n"),
+        (["-p", "threshold", "--temperature", "-1"], "temperature"),
+        (["-p", "threshold", "-t", "sudoku", "--gen-length", "99999"], "sudoku: prompt 0"),
+        (["-p", "threshold", "-m", "/none"], "/none"),
+        (["-p", "threshold", "-t", "sudoku", "-n", "1", "-o", "{tmp}"], "cannot write"),
+    ],
+)
+def test_bench_refuses(args, message, tmp_path):
+    args = [a.format(tmp=tmp_path) for a in args]
+    done = cli("bench", "-o", tmp_path / "r.jsonl", *args)
+    assert done.exit_code == 2
+    assert message in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "args", "message"),
+    [
+        (None, [], "no file"),
+        ("", [], "holds no results"),
+        ('{"a": 1}\n', [], "is not a file of `unmask bench`"),
+        (json.dumps(RUN) + "\n", [], "holds no results"),
+        (None, ["--speed", "light"], "unknown --speed 'light'; accepted: rate, cpu_rate, tpf"),
+        (None, ["--baseline", "vanilla"], "--baseline must be POLICY|CACHE"),
+    ],
+)
+def test_report_refuses(content, args, message, tmp_path):
+    path = tmp_path / "r.jsonl"
+    if content is not None:
+        path.write_text(content)
+    done = cli("report", path, "-o", tmp_path / "page", *args)
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert not (tmp_path / "page").exists()
+
+
+def test_a_kill_loses_the_batch_in_flight_only(tmp_path):
+    """kill -9 in the middle; then the same command ends with every batch there once."""
+    path = tmp_path / "r.jsonl"
+    args = ["bench", "-p", "threshold", *SHORT, "-n", "12", "--threads", "1", "-o", str(path)]
+    command = [sys.executable, "-c", "from unmask.cli import main; main()", *args]
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=dict(os.environ)
+    ) as process:
+        until = time.monotonic() + 120
+        while time.monotonic() < until and (not path.exists() or path.read_bytes().count(b"\n") < 5):
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+    before = path.read_bytes()
+    whole = before[: before.rfind(b"\n") + 1]
+    assert 5 <= whole.count(b"\n") < 25
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert path.read_bytes().startswith(whole)
+    keys = [json.dumps(r["key"], sort_keys=True) for r in ledger.read(path) if r["kind"] == "batch"]
+    assert len(keys) == len(set(keys)) == 24
+    assert done.stdout.count("| 12 |") == 2 or "n 12" in done.stdout
+
+
+def test_an_interrupt_says_how_to_go_on(tmp_path):
+    path = tmp_path / "r.jsonl"
+    args = ["bench", "-p", "threshold", *SHORT, "-n", "40", "-o", str(path)]
+    script = ("import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+              "from unmask.cli import main; main()")  # fmt: skip
+    command = [sys.executable, "-c", script, *args]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        until = time.monotonic() + 120
+        while time.monotonic() < until and (not path.exists() or path.read_bytes().count(b"\n") < 4):
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.startswith("interrupted: ")
+    assert "of 80 batches are in" in said
+    assert "the same command goes on" in said
