@@ -16,7 +16,7 @@ import torch
 from typer.testing import CliRunner
 
 import unmask
-from llada_folder import CONFIG, CONTEXT, EOS, LLADA_8B, MASK, weights, write
+from llada_folder import CONFIG, CONTEXT, EOS, LLADA_8B, MASK, VOCAB, weights, write
 from unmask import registry
 from unmask.cli import app
 from unmask.cli.outputs import spans
@@ -432,6 +432,9 @@ def refused(result, message):
         (f'{{"prompt": [{MASK}]}}', f"it contains the mask id {MASK}"),
         ('{"prompt": [99999]}', "it has the id 99999"),
         (f'{{"prompt": "x", "gen_length": {CONTEXT}}}', f"the model's context is {CONTEXT}"),
+        ('{"prompt": "x", "banned": [99999]}', "banned has the id 99999; accepted are"),
+        (json.dumps({"prompt": "x", "banned": list(range(VOCAB))}), "banned leaves no token to decode with"),
+        ('{"prompt": "x", "banned": ["two"]}', "banned: 'two' is 3 tokens"),
     ],
 )
 def test_bad_batch_line(model, tmp_path, line, message):

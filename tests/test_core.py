@@ -103,12 +103,12 @@ def test_canvas_applies_updates(rows: list[tuple[list[int], list[int], bool]], d
     [
         ([], [], "no prompts"),
         ([[1]], [1, 2], "1 prompts but 2 response lengths"),
-        ([[1], []], [1, 1], "prompt 1 is empty"),
-        ([[1]], [0], "gen_length of prompt 0 must be at least 1, got 0"),
+        ([[1], []], [1, 1], "prompt 1: the prompt is empty"),
+        ([[1]], [0], "prompt 0: gen_length must be at least 1, got 0"),
         ([[1] * 60], [5], "together 65, but the model's context is 64"),
-        ([[-1, 3]], [1], "prompt 0 has the id -1; accepted are 0 to 63"),
-        ([[1, 64]], [1], "prompt 0 has the id 64; accepted are 0 to 63"),
-        ([[1], [2, MASK]], [1, 1], f"prompt 1 contains the mask id {MASK}"),
+        ([[-1, 3]], [1], "prompt 0: it has the id -1; accepted are 0 to 63"),
+        ([[1, 64]], [1], "prompt 0: it has the id 64; accepted are 0 to 63"),
+        ([[1], [2, MASK]], [1, 1], f"prompt 1: it contains the mask id {MASK}"),
     ],
 )
 def test_canvas_refuses(prompts: list[list[int]], lengths: list[int], words: str) -> None:

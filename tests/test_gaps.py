@@ -194,16 +194,16 @@ def test_banned_and_fixed_in_generate(model):
         ("a[MASK*x]", {}, "cannot read the gap"),
         ("a[MASK 3]", {}, "cannot read the gap"),
         ("a[MASK", {}, "cannot read the gap"),
-        ("[MASK*4]", {}, "text 0 is nothing but gaps; at least one token is needed"),
-        ([MASK, MASK], {}, "text 0 is nothing but gaps"),
+        ("[MASK*4]", {}, "text 0: it is nothing but gaps; at least one token is needed"),
+        ([MASK, MASK], {}, "text 0: it is nothing but gaps"),
         ([1, 2], {}, f"text 0: there is no gap to fill: no mask id {MASK}"),
         ([[1, MASK], []], {}, "text 1: there is no gap to fill"),
         ([1, MASK, VOCAB], {}, f"has the id {VOCAB}; accepted are 0 to {VOCAB - 1}"),
         ([-1, MASK], {}, "has the id -1"),
         ([1, MASK, 1.5], {}, "an id must be an integer, got 1.5"),
-        (f"a[MASK*{CONTEXT}]", {}, f"text 0 has {CONTEXT + 1} tokens, .* context is {CONTEXT}"),
+        (f"a[MASK*{CONTEXT}]", {}, f"text 0: it has {CONTEXT + 1} tokens, .* context is {CONTEXT}"),
         (f"a[MASK*{10**30}]", {}, f"its gaps have .* tokens, but the model's context is {CONTEXT}"),
-        ("a[MASK*120]", {"prompts": "Hello there"}, "text 0 has 1.. tokens, gaps and prompt included"),
+        ("a[MASK*120]", {"prompts": "Hello there"}, "text 0: it has 1.. tokens, gaps and prompt included"),
         ("bad \ud800[MASK]", {}, "text 0: not valid Unicode"),
         ([], {}, "no texts: the batch is empty"),
         (5, {}, "a text with gaps is a string or a list of ids, or a list of these; got 5"),
@@ -213,8 +213,8 @@ def test_banned_and_fixed_in_generate(model):
         ("a[MASK]", {"prompts": ""}, "prompt 0: the prompt is empty"),
         ("a[MASK]", {"chat": "yes"}, "chat must be True or False or None"),
         ("a[MASK]b", {"policy": "left_to_right"}, "left_to_right decodes from left to right .* slowfast or threshold"),
-        ("a[MASK]b", {"banned": list(range(VOCAB))}, "banned of prompt 0 leaves no token to decode with"),
-        ("a[MASK]", {"banned": [VOCAB]}, f"banned of prompt 0 has the id {VOCAB}"),
+        ("a[MASK]b", {"banned": list(range(VOCAB))}, "prompt 0: banned leaves no token to decode with"),
+        ("a[MASK]", {"banned": [VOCAB]}, f"prompt 0: banned has the id {VOCAB}"),
         ("a[MASK]", {"banned": ["two"]}, "banned: 'two' is 3 tokens for this model, not one"),
         ("a[MASK]", {"banned": [""]}, "banned: '' is 0 tokens"),
         ("a[MASK]", {"banned": [1.5]}, "banned: an id must be an integer, got 1.5"),
@@ -231,7 +231,7 @@ def test_bad_input(model, texts, options, words):
 @pytest.mark.parametrize(
     ("fixed", "words"),
     [
-        ({4: 1}, "fixed of prompt 0 has the position 4; accepted are 0 to 3"),
+        ({4: 1}, "prompt 0: fixed has the position 4; accepted are 0 to 3"),
         ({0: MASK}, f"contains the mask id {MASK}"),
         ({0: "a"}, "fixed: an id must be an integer, got 'a'"),
         ({"0": 1}, "fixed: a position must be an integer, got '0'"),
@@ -365,6 +365,14 @@ def test_bad_batch_lines(folder, tmp_path, line, message):
     result = run("-m", folder, "--batch", batch)
     refused(result, message)
     assert f"{batch} line 3: " in result.stderr
+
+
+def test_a_line_that_the_policy_cannot_fill_is_named(folder, tmp_path):
+    """A gap at the end can be filled from left to right, one in front of given text cannot."""
+    batch = tmp_path / "in.jsonl"
+    batch.write_text('{"text": "a[MASK]"}\n\n{"text": "a[MASK]b"}\n')
+    result = run("-m", folder, "--batch", batch, "-p", "left_to_right")
+    refused(result, f"{batch} line 3: left_to_right decodes from left to right")
 
 
 def refused(result, message):

@@ -272,18 +272,18 @@ def test_left_to_right_is_among_them() -> None:
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"banned": range(LIMIT)}, "banned of prompt 0 leaves no token to decode with"),
-        ({"banned": sorted(SAMPLED)}, "banned of prompt 0 leaves no token to decode with$"),
+        ({"banned": range(LIMIT)}, "prompt 0: banned leaves no token to decode with"),
+        ({"banned": sorted(SAMPLED)}, "prompt 0: banned leaves no token to decode with$"),
         ({"banned": sorted(SAMPLED - set(SPEC.eos)), "fixed": {3: 1}}, "an end of text cannot stand in front of given"),
         (
             {"banned": [5, SPEC.vocab]},
-            f"banned of prompt 0 has the id {SPEC.vocab}; accepted are 0 to {SPEC.vocab - 1}",
+            f"prompt 0: banned has the id {SPEC.vocab}; accepted are 0 to {SPEC.vocab - 1}",
         ),
         ({"banned": [-1]}, "has the id -1"),
-        ({"fixed": {5: 1}}, "fixed of prompt 0 has the position 5; accepted are 0 to 4"),
+        ({"fixed": {5: 1}}, "prompt 0: fixed has the position 5; accepted are 0 to 4"),
         ({"fixed": {-1: 1}}, "the position -1"),
-        ({"fixed": {0: MASK}}, f"fixed of prompt 0 contains the mask id {MASK}"),
-        ({"fixed": {0: SPEC.vocab}}, f"fixed of prompt 0 has the id {SPEC.vocab}"),
+        ({"fixed": {0: MASK}}, f"prompt 0: fixed contains the mask id {MASK}"),
+        ({"fixed": {0: SPEC.vocab}}, f"prompt 0: fixed has the id {SPEC.vocab}"),
         ({"fixed": dict.fromkeys(range(5), 1)}, "leaves nothing to decode: all 5 tokens are given"),
     ],
 )
@@ -298,7 +298,7 @@ def test_a_text_may_begin_with_a_gap_unless_the_model_is_shifted() -> None:
         (row,) = decode(tiny(), "vanilla", Poisoned(registry.cache(kept)), [request]).values()
         assert (row.tokens[1], row.tokens[3]) == (5, 7)
         assert MASK not in row.tokens
-    with pytest.raises(RequestError, match="prompt 0 is empty"):
+    with pytest.raises(RequestError, match="prompt 0: the prompt is empty"):
         decode(tiny(shift=True), "vanilla", "none", [request])
 
 

@@ -257,14 +257,14 @@ class Model:
 
     def _ids(self, index: int, prompt: Prompt, chat: bool | None) -> list[int]:
         written = isinstance(prompt, str) or (len(prompt) > 0 and isinstance(prompt[0], Mapping))
-        if not written:
-            return [integer(f"prompt {index}: an id", i) for i in prompt]
-        if self.text is None:
-            raise RequestError(f"prompt {index}: the model has no tokenizer.json; give prompts as lists of ids")
+        if written and self.text is None:
+            raise RequestError("the model has no tokenizer.json; give prompts as lists of ids", index)
         try:
-            return self.text.encode(prompt, chat)  # type: ignore[arg-type]
+            if written and self.text is not None:
+                return self.text.encode(prompt, chat)  # type: ignore[arg-type]
+            return [integer("an id", i) for i in prompt]
         except RequestError as error:
-            raise RequestError(f"prompt {index}: {error}") from None
+            raise error.of(index) from None
 
 
 def pick_device(device: str) -> torch.device:

@@ -49,7 +49,7 @@ def as_batch(prompts: Any, kinds: str = PROMPTS) -> list[Any]:
         return [many]
     for i, prompt in enumerate(many):
         if not isinstance(prompt, str) and not _is_list(prompt):
-            raise RequestError(f"{name} {i}: {kinds}, got {prompt!r:.80}")
+            raise RequestError(f"{kinds}, got {prompt!r:.80}", i, name)
     return many
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,7 +88,8 @@ def decode(
     with loading(run.model or "the shipped model"):
         lm = load(run.model, run.device, run.dtype)
     requests = [_request(lm, record, i, make) for i, record in enumerate(records)]
-    decoding = lm.run(requests, chosen, kept, run.batch_size)  # checks them all, decodes nothing yet
+    with _named(records):
+        decoding = lm.run(requests, chosen, kept, run.batch_size)  # checks them all, decodes nothing yet
     common = {"policy": str(chosen), "cache": str(kept), "model": run.model or "shipped"}
     with ExitStack() as stack:
         batch = files.batch is not None
@@ -117,10 +118,18 @@ def _request(lm: Model, record: Record, index: int, make: Callable[[Model, Recor
     try:
         return replace(make(lm, record)[0], row=index)
     except RequestError as error:
-        message = str(error)
-        for name in ("prompt 0", "text 0"):
-            message = message.removeprefix(f"{name}: ").replace(name, "it")
-        raise RequestError(f"{record.where}: {message}") from None
+        raise RequestError(f"{record.where}: {error.what}") from None
+
+
+@contextmanager
+def _named(records: Sequence[Record]) -> Iterator[None]:
+    """Errors of a request, whose row is the index of its record, name the record's line."""
+    try:
+        yield
+    except RequestError as error:
+        if error.row is None:
+            raise
+        raise RequestError(f"{records[error.row].where}: {error.what}") from None
 
 
 def _display(lm: Model, requests: Sequence[Request], watch: bool, bar: bool) -> Display:
