@@ -248,8 +248,12 @@ def test_bad_fixed_tokens(model, fixed, words):
 def test_unknown_names(model):
     with pytest.raises(SpecError, match="unknown policy 'slowfest'"):
         model.infill("a[MASK]", "slowfest")
-    with pytest.raises(TypeError, match="gen_length"):
-        model.infill("a[MASK]", gen_length=3)
+    accepted = "temperature, top_p, top_k, seed, eos_stop, chat, banned$"
+    for option in ({"gen_length": 3}, {"fixed": {0: 1}}, {"temprature": 1.0}):
+        with pytest.raises(RequestError, match=f"infill has no option '{next(iter(option))}'; accepted are {accepted}"):
+            model.infill("a[MASK]", **option)
+    with pytest.raises(RequestError, match=r"stream has no option 'prompt'; accepted are .*, banned, fixed$"):
+        model.stream("a", 4, prompt="b")
 
 
 # --- the shipped model, by the command line

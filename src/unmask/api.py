@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 
 from . import registry
-from .checks import TEXTS, as_batch, banned_ids, check_sampling, fixed_ids, integer, per_row
+from .checks import TEXTS, as_batch, banned_ids, check_names, check_sampling, fixed_ids, integer, per_row
 from .core.canvas import Canvas, ModelSpec, check_request
 from .core.errors import ModelError, RequestError
 from .core.precision import native
@@ -23,10 +23,31 @@ from .models.weights import DTYPES, Checkpoint, load_denoiser
 from .results import Result, result_of
 from .text import Text
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 SHIPPED = Path(__file__).parent / "assets" / "tiny"
 Prompt = str | Sequence[int] | Sequence[dict[str, str]]
 Banned = str | int | Sequence[str | int] | Sequence[Sequence[str | int]] | None
 Fixed = Mapping[int, int] | Sequence[Mapping[int, int] | None] | None
+
+
+class Options(TypedDict, total=False):
+    """What :meth:`Model.generate` and :meth:`Model.infill` both take by name; see there."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    seed: int | Sequence[int]
+    eos_stop: bool
+    chat: bool | None
+    banned: Banned
+
+
+class StreamOptions(Options, total=False):
+    """What :meth:`Model.stream` takes besides."""
+
+    fixed: Fixed
 
 
 def load(path_or_id: str | Path | None = None, device: str = "auto", dtype: str = "auto") -> Model:
@@ -122,7 +143,7 @@ class Model:
         *,
         prompts: Prompt | Sequence[Prompt] | None = None,
         batch_size: int = 32,
-        **sampling: Any,
+        **options: Unpack[Options],
     ) -> list[Result]:
         r"""Fill the gaps of texts; every token that is given stays as it is.
 
@@ -132,18 +153,18 @@ class Model:
             policy, cache, batch_size: see :meth:`generate`; policies that go from left to right are refused.
             prompts: what comes before the texts, one for all or one for each, encoded as :meth:`generate` does (chat
                 template when there is one); not part of the results' text.
-            sampling: ``temperature``, ``top_p``, ``top_k``, ``seed``, ``eos_stop``, ``chat`` and ``banned`` as in
+            options: ``temperature``, ``top_p``, ``top_k``, ``seed``, ``eos_stop``, ``chat`` and ``banned`` as in
                 :meth:`generate`. Only a gap at the end of a text can hold an end of text.
 
         Returns:
             Results in the order of the texts; ``spans`` are the gaps.
 
         Raises:
-            RequestError: no gap, one that cannot be read, too long for the context, values out of range, a policy that
-                cannot fill gaps.
+            RequestError: no gap, one that cannot be read, too long for the context, values out of range, another option
+                (a gap says how long it is, what is fixed stands in the text), a policy that cannot fill the gaps.
             SpecError: unknown policy, cache or parameter.
         """
-        return self._all(self.infill_requests(texts, prompts=prompts, **sampling), policy, cache, batch_size)
+        return self._all(self.infill_requests(texts, prompts=prompts, **options), policy, cache, batch_size)
 
     def _all(
         self, requests: Sequence[Request], policy: str | Policy, cache: str | Cache, batch_size: int
@@ -162,10 +183,11 @@ class Model:
         cache: str | Cache = "none",
         *,
         batch_size: int = 32,
-        **sampling: Any,
+        **options: Unpack[StreamOptions],
     ) -> Iterator[Step]:
         """As :meth:`generate`, but yields each :class:`~unmask.engine.loop.Step` as it happens."""
-        requests = self.requests(prompts, gen_length, **sampling)
+        check_names("stream", options, StreamOptions.__annotations__)
+        requests = self.requests(prompts, gen_length, **options)
         return (step for _, step in self.run(requests, policy, cache, batch_size))
 
     def run(
@@ -220,25 +242,24 @@ class Model:
         texts: str | Sequence[int] | Sequence[str | Sequence[int]],
         *,
         prompts: Prompt | Sequence[Prompt] | None = None,
-        chat: bool | None = None,
-        **sampling: Any,
+        **options: Unpack[Options],
     ) -> list[Request]:
         """Check and encode texts with gaps; see :meth:`infill`."""
+        check_names("infill", options, Options.__annotations__)
         many = as_batch(texts, TEXTS)
         fronts: Sequence[list[int] | None] = [None] * len(many)
         if prompts is not None:
             given = as_batch(prompts)
             if len(given) not in (1, len(many)):
                 raise RequestError(f"prompts has {len(given)} values for {len(many)} texts")
-            encoded = [self._ids(i, p, chat) for i, p in enumerate(given)]
+            encoded = [self._ids(i, p, options.get("chat")) for i, p in enumerate(given)]
             fronts = encoded if len(given) == len(many) else encoded * len(many)
         laid = [lay_out(i, t, self.text, self.denoiser.spec, fronts[i]) for i, t in enumerate(many)]
         requests = self.requests(
             [one.prompt for one in laid],
             [one.gen_length for one in laid],
-            chat=chat,
             fixed=[one.fixed for one in laid],
-            **sampling,
+            **options,
         )
         return [replace(r, begin=one.begin) for r, one in zip(requests, laid, strict=True)]
 
