@@ -391,6 +391,10 @@ USAGE = [
     (["", "-n", "4"], "the prompt: the prompt is empty"),
     (["-", "-n", "4"], "standard input: the prompt is empty"),
     (["Hi", "-n", str(CONTEXT)], f"the model's context is {CONTEXT}"),
+    (["--batch", ""], "--batch is empty; expected the name of a file or - (standard input)"),
+    (["Hi", "--output", ""], "--output is empty; expected the name of a file or - (standard output)"),
+    (["Hi", "--trace", ""], "--trace is empty; expected the name of a file"),
+    (["Hi", "--picture", ""], "--picture is empty; expected the name of a file"),
     (["--batch", "absent.jsonl"], "cannot read absent.jsonl: No such file"),
 ]
 

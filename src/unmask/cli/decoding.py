@@ -34,7 +34,11 @@ class Files:
     animate: bool
 
     def check(self) -> None:
-        """No file for two purposes, none that cannot be written; pictures are SVG."""
+        """No file without a name, none for two purposes, none that cannot be written; pictures are SVG."""
+        for name in ("batch", "output", "trace", "picture"):
+            if getattr(self, name) == "":
+                standard = {"batch": " or - (standard input)", "output": " or - (standard output)"}.get(name, "")
+                raise RequestError(f"--{name} is empty; expected the name of a file{standard}")
         seen: dict[Path, str] = {Path(self.batch).resolve(): "batch"} if self.batch not in (None, "-") else {}
         for name in ("output", "trace", "picture"):
             path = getattr(self, name)
