@@ -113,6 +113,19 @@ def test_a_gap_at_the_end_alone_is_a_response(model):
         assert filled.spans == response.spans == (unmask.Span(0, response.text, response.tokens),)
 
 
+def test_one_gap_at_the_end_is_filled_from_left_to_right(model):
+    """As docs/cli.md and docs/python.md say; what is given behind a gap, or in a response, is refused."""
+    filled = model.infill("Hello[MASK*6]", "left_to_right")[0]
+    assert filled.tokens == model.generate("Hello", 6, "left_to_right", chat=False)[0].tokens
+    for call in (
+        lambda: model.infill("Hello[MASK*6]x", "left_to_right"),
+        lambda: model.infill("a[MASK]b[MASK]", "left_to_right"),
+        lambda: model.generate("Hello", 6, "left_to_right", fixed={0: 65}),
+    ):
+        with pytest.raises(RequestError, match="text behind a gap and fixed tokens need a policy that"):
+            call()
+
+
 def test_a_prompt_in_front_of_a_text(model):
     with_template, (a,) = model.infill("a[MASK]b", prompts="Hi")[0], model.text.encode("a", False)
     assert with_template.prompt_tokens == [*model.text.encode("Hi"), a]

@@ -150,7 +150,8 @@ class Model:
         Args:
             texts: a string with gaps ``[MASK]`` (one token) or ``[MASK*12]``, or a list (or array) of ids with mask ids
                 among them, or a list of these. ``\[MASK]`` is the text itself. No chat template is applied.
-            policy, cache, batch_size: see :meth:`generate`; policies that go from left to right are refused.
+            policy, cache, batch_size: see :meth:`generate`; policies that go from left to right fill one gap at the end
+                alone.
             prompts: what comes before the texts, one for all or one for each, encoded as :meth:`generate` does (chat
                 template when there is one); not part of the results' text.
             options: ``temperature``, ``top_p``, ``top_k``, ``seed``, ``eos_stop``, ``chat`` and ``banned`` as in

@@ -89,8 +89,8 @@ def check(policy: Policy, requests: Sequence[Request], spec: ModelSpec) -> None:
             raise RequestError(f"banned leaves no token to decode with{why}", request.row)
         if request.fixed and getattr(policy, "left_to_right", False):  # a policy needs no base class
             raise RequestError(
-                f"{policy.name} decodes from left to right and cannot look at what stands behind a mask: infilling and "
-                "fixed tokens need a policy that fills masks in any order, such as slowfast or threshold",
+                f"{policy.name} decodes from left to right and cannot look at what stands behind a mask: text behind a "
+                "gap and fixed tokens need a policy that fills masks in any order, such as slowfast or threshold",
                 request.row,
             )
 
