@@ -162,13 +162,19 @@ class Row:
         return len(self.commits)
 
 
+@lru_cache(maxsize=256)
+def made(policy: str | Policy) -> Policy:
+    """A policy that keeps what it has loaded from test to test."""
+    return registry.policy(policy)
+
+
 def decode(
     model: Denoiser, policy: str | Policy, cache: str | Cache, requests: Sequence[Request], batch_size: int = 99
 ) -> dict[int, Row]:
     """Run requests and collect each row, checking on the way what must hold in every step."""
     rows = {r.row: Row(list(r.prompt)) for r in requests}
     before: dict[int, list[int]] = {}
-    for state, event in run(model, registry.cache(cache), registry.policy(policy), requests, batch_size):
+    for state, event in run(model, registry.cache(cache), made(policy), requests, batch_size):
         check_step(state, event, before)
         written, undone = event.committed(), event.remasked()
         for i, row in enumerate(event.row.tolist()):
@@ -225,10 +231,10 @@ def trail(
     model: Denoiser, policy: str | Policy, cache: str | Cache, request: Request
 ) -> Iterator[tuple[State, State, Step]]:
     """One row's states before and after each forward, and the step."""
-    made, kept = registry.policy(policy), registry.cache(cache)
-    state = admit(model, kept, made, [request])
+    how, kept = made(policy), registry.cache(cache)
+    state = admit(model, kept, how, [request])
     while not state.canvas.done.all():
-        after, event = step(model, kept, made, state, int(state.record.nfe))
+        after, event = step(model, kept, how, state, int(state.record.nfe))
         yield state, after, event
         state = after
 

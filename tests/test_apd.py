@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
+import weakref
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -16,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 import unmask
 from helpers import LIMIT, MASK, VERIFIER, Row, decode, forward, tiny, trail
-from unmask import api, registry
+from unmask import api, registry, verifier
 from unmask.core.predict import gumbel
 from unmask.engine.batch import Request
 from unmask.models.denoiser import Denoiser
@@ -157,6 +159,49 @@ def test_slots_that_hold_nothing_are_not_looked_up(tmp_path: Path) -> None:
     together = decode(fewer, policy, "none", rows)
     for row in rows:
         assert decode(fewer, policy, "none", [row])[row.row].commits == together[row.row].commits
+
+
+class TestLifetime:
+    """A verifier is read once and goes with the last that holds it."""
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        return shutil.copytree(VERIFIER, tmp_path / "v")
+
+    @pytest.fixture
+    def reads(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """The sources whose weights are read."""
+        found: list[str] = []
+        real = AutoModelForCausalLM.from_pretrained
+        monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda s, **o: found.append(s) or real(s, **o))
+        return found
+
+    def test_one_model_reads_it_once(self, folder: Path, reads: list[str]) -> None:
+        lm = unmask.Model(tiny(), None)
+        for spec in ("apd(r=0.3,{})", "apd(r=0.3,{})", "prophet(apd(r=0.6,{}))", "apd({})"):
+            lm.generate([[1, 2], [3]], 6, spec.format(f'verifier="{folder}"'), batch_size=1)
+        lm.generate([1, 2], 6, registry.policy(f'apd(verifier="{folder}")'))
+        assert reads == [str(folder)]
+
+    def test_it_goes_with_the_model(self, folder: Path) -> None:
+        lm = unmask.Model(tiny(), None)
+        lm.generate([1, 2], 6, f'apd(verifier="{folder}")')
+        network = weakref.ref(next(iter(verifier.load(str(folder))._networks.values())))
+        gc.collect()
+        assert network() is not None
+        del lm
+        gc.collect()
+        assert network() is None
+
+    def test_it_goes_with_the_policy(self, folder: Path, reads: list[str]) -> None:
+        lm, policy = unmask.Model(tiny(), None), registry.policy(f'apd(verifier="{folder}")')
+        for _ in range(2):
+            lm.generate([1, 2], 6, policy)
+        assert len(reads) == 1
+        held = weakref.ref(policy.judge)
+        del policy
+        gc.collect()
+        assert held() is None
 
 
 class TestUnfit:

@@ -78,6 +78,7 @@ class Model:
     def __init__(self, denoiser: Denoiser, text: Text | None) -> None:
         self.denoiser = denoiser
         self.text = text
+        self._policies: dict[str, Policy] = {}  # what they have loaded, such as a verifier, lives as long as the model
 
     def generate(
         self,
@@ -198,7 +199,7 @@ class Model:
         size = integer("batch_size", batch_size)
         if size < 1:
             raise RequestError(f"batch_size must be at least 1, got {size}")
-        how, keep = registry.policy(policy), registry.cache(cache)
+        how, keep = self._policy(policy), registry.cache(cache)
         check(how, requests, self.denoiser.spec)
         _rehearse(how, requests, self.denoiser.spec)
         return run(self.denoiser, keep, how, requests, size)
@@ -268,6 +269,14 @@ class Model:
         """The finished rows of a state, by row id."""
         done = state.canvas.done.nonzero()[:, 0].tolist()
         return {int(state.record.row[i]): result_of(state, i, self.text) for i in done}
+
+    def _policy(self, policy: str | Policy) -> Policy:
+        """The policy of a spec, the same one each time."""
+        if not isinstance(policy, str):
+            return registry.policy(policy)
+        if policy not in self._policies:
+            self._policies[policy] = registry.policy(policy)
+        return self._policies[policy]
 
     def _token(self, text: str) -> int:
         if self.text is None:

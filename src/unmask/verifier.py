@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from inspect import signature
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -179,17 +179,24 @@ class Verifier:
         return self._networks[key]
 
 
-@lru_cache(maxsize=4)
+_alive: WeakValueDictionary[str, Verifier] = WeakValueDictionary()
+
+
 def load(source: str | None) -> Verifier:
     """The verifier at a folder or hub id; None: the one that ships with the package.
+
+    There is one for each source as long as anybody holds it. Whoever asks must keep it: nobody else does.
 
     Raises:
         ModelError: there is none.
     """
-    return Verifier(str(SHIPPED) if source is None else source)
+    name = str(SHIPPED) if source is None else source
+    found = _alive.get(name)
+    if found is None:
+        found = _alive[name] = Verifier(name)
+    return found
 
 
-@lru_cache(maxsize=4)
 def _vocabulary(source: str) -> dict[int, str] | None:
     """The tokenizer's pieces, or None where there is no tokenizer."""
     folder = Path(source)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import verifier
 from ..core.canvas import Canvas, Update
 from ..core.config import param
 from ..core.predict import forbid, gumbel, temper
 from ..core.protocols import Ask, PolicyBase, Prediction, Sampling
+from ..verifier import Memory, Verifier
+from ..verifier import load as load_verifier
 
 _LINES = 1 << 23  # elements of [positions, vocabulary] compared at a time: 64 MiB in float64
 
@@ -22,7 +24,7 @@ _LINES = 1 << 23  # elements of [positions, vocabulary] compared at a time: 64 M
 class ApdState:
     """What the verifier has read, the rows' sampling parameters, and ``step [B]``, forwards so far."""
 
-    memory: verifier.Memory
+    memory: Memory
     sampling: Sampling
     step: Tensor
 
@@ -56,15 +58,19 @@ class Apd(PolicyBase):
         """The draft's logits."""
         return frozenset({"logits"})
 
+    @cached_property
+    def judge(self) -> Verifier:
+        """The verifier. The policy holds it: its weights go with the last policy that has it."""
+        return load_verifier(self.verifier)
+
     def init(self, canvas: Canvas, sampling: Sampling) -> ApdState:
         """Nothing read yet.
 
         Raises:
             ModelError: no such verifier, one with another tokenizer, or a canvas longer than its context.
         """
-        judge = verifier.load(self.verifier)
-        judge.fits(canvas.spec)
-        return ApdState(judge.memory(canvas), sampling, torch.zeros_like(canvas.prompt))
+        self.judge.fits(canvas.spec)
+        return ApdState(self.judge.memory(canvas), sampling, torch.zeros_like(canvas.prompt))
 
     def ask(self, canvas: Canvas, state: ApdState) -> Ask:
         """The masks up to the lookahead; what lies behind leaves the input."""
@@ -85,7 +91,7 @@ class Apd(PolicyBase):
             heat = state.sampling.temperature[row][:, None]
             draft = torch.cat([(scaled + heat[at] * noise).argmax(-1) for at, scaled, noise in parts])
         tokens = canvas.tokens.index_put((row, position), draft)
-        judged, memory = verifier.load(self.verifier).score(tokens, row, position, state.memory)
+        judged, memory = self.judge.score(tokens, row, position, state.memory)
         judged = F.pad(judged, (0, max(0, logits.shape[1] - judged.shape[1])), value=-torch.inf)
         judged = forbid(judged[:, : logits.shape[1]], canvas.spec)
         if self.preset == "reference":
