@@ -239,7 +239,7 @@ class TestUnfit:
         self.fails(self.changed(tmp_path, vocab_size=61), "has 61 ids, the model says 62")
 
     def test_a_prompt_with_an_id_it_lacks(self) -> None:
-        with pytest.raises(unmask.RequestError, match="a prompt has the id 63, but the verifier"):
+        with pytest.raises(unmask.RequestError, match="prompt 0: it has the id 63, but the verifier"):
             decode(tiny(), spec(0.5), "none", [Request(0, [1, 63], 8)])
 
     def test_nothing_is_decoded_before_the_refusal(self, tmp_path: Path) -> None:

@@ -15,12 +15,14 @@ import torch
 from safetensors.torch import load_file
 
 import unmask
+from helpers import VERIFIER
 from llada_folder import BOS, CONFIG, CONTEXT, EOS, MASK, VOCAB, weights, write
 from unmask import ModelError, RequestError, SpecError, UnmaskError, registry
 from unmask.caches.every import Every
 from unmask.caches.none import NoCache
 from unmask.engine.batch import Request
 from unmask.policies.apd import Apd
+from unmask.policies.prophet import Prophet
 from unmask.policies.threshold import Threshold
 from unmask.policies.vanilla import Vanilla
 
@@ -640,6 +642,12 @@ class TestNothingHappensFirst:
             ([[1], [2], [3]], {"gen_length": [4, 4, 0]}),
             ([[1], [2], [3]], {"seed": [4, 4, None]}),
             ([[1], [2], [3]], {"gen_length": [4, 4, 8], "policy": "vanilla(steps=3,block_length=4)"}),
+            ([[1], [2], [3]], {"gen_length": [4, 4, 8], "policy": "dream(steps=3,block_length=4)"}),
+            ([[1], [2], [3]], {"gen_length": [4, 4, 8], "policy": "prophet(vanilla(steps=3,block_length=4))"}),
+            ([[1], [2], [3]], {"policy": "learn2pd(block_length=33)"}),
+            ([[1], [2], [3]], {"policy": 'learned(weights="absent")'}),
+            ([[1], [2], [VOCAB - 1]], {"policy": f'apd(verifier="{VERIFIER}")'}),
+            ([[1], [2], [3]], {"policy": 'apd(verifier="absent")'}),
             ([[1], [2], [3]], {"policy": "nobody"}),
             ([[1], [2], [3]], {"cache": "nobody"}),
             ([[1], [2], [3]], {"batch_size": 0}),
@@ -649,6 +657,14 @@ class TestNothingHappensFirst:
     def test_refused_at_once(self, watched, prompts, options, way):
         with pytest.raises(UnmaskError):
             getattr(watched, way)(prompts, **({"gen_length": 4, "batch_size": 1} | options))
+
+    def test_no_state_is_made_to_find_out(self, watched, monkeypatch):
+        """Each request is looked at, none is admitted."""
+        for policy in (Vanilla, Prophet):
+            monkeypatch.setattr(policy, "init", lambda *_: pytest.fail("a state was made"))
+        with fails(RequestError, "prompt 2: vanilla: steps must be a multiple"):
+            watched.stream([[1], [2], [3]], [4, 4, 8], "prophet(vanilla(steps=3,block_length=4))")
+        watched.stream([[1], [2], [3]], [4, 4, 8], "prophet(vanilla(steps=4,block_length=4))")
 
     def test_prepared_requests_too(self, watched):
         requests = [Request(0, [BOS], 4), Request(1, [BOS], 8)]

@@ -452,6 +452,12 @@ def test_bad_batch_line(model, tmp_path, line, message):
     assert not trace.exists()
 
 
+def test_a_line_that_the_policy_refuses_is_named(model, tmp_path):
+    batch = jsonl(tmp_path / "in.jsonl", {"prompt": "a"}, {"prompt": "b", "gen_length": 8})
+    command = ("generate", "-m", model, "--batch", batch, "-n", 4, "-p", "vanilla(steps=3,block_length=4)")
+    refused(run(*command), f"{batch} line 2: vanilla: steps must be a multiple of the number of blocks")
+
+
 def test_bad_batch_files(model, tmp_path):
     empty, latin = tmp_path / "empty.jsonl", tmp_path / "latin.jsonl"
     empty.write_text("\n")

@@ -11,10 +11,10 @@ import torch
 
 from . import registry
 from .checks import TEXTS, as_batch, banned_ids, check_names, check_sampling, fixed_ids, integer, per_row
-from .core.canvas import Canvas, ModelSpec, check_request
+from .core.canvas import check_request
 from .core.errors import ModelError, RequestError
 from .core.precision import native
-from .core.protocols import Cache, Policy, Sampling
+from .core.protocols import Cache, Policy
 from .engine.batch import Request, check, run
 from .engine.loop import State, Step
 from .infill import lay_out
@@ -201,7 +201,6 @@ class Model:
             raise RequestError(f"batch_size must be at least 1, got {size}")
         how, keep = self._policy(policy), registry.cache(cache)
         check(how, requests, self.denoiser.spec)
-        _rehearse(how, requests, self.denoiser.spec)
         return run(self.denoiser, keep, how, requests, size)
 
     def requests(
@@ -320,11 +319,3 @@ def pick_dtype(dtype: str, checkpoint: Checkpoint, device: torch.device) -> torc
             raise ModelError(f"unknown dtype {dtype!r}; accepted: auto, {', '.join(DTYPES)}")
         return DTYPES[dtype]
     return native(checkpoint.dtype, device)
-
-
-def _rehearse(policy: Policy, requests: Sequence[Request], spec: ModelSpec) -> None:
-    """Let the policy see every shape of request, so that it refuses one before anything is decoded."""
-    zero = torch.zeros(1, dtype=torch.long)
-    for prompt, response in sorted({(max(1, len(r.prompt)), r.gen_length) for r in requests}):
-        canvas = Canvas.blank([spec.eos[:1] * prompt], [response], replace(spec, context=prompt + response))
-        policy.init(canvas, Sampling(zero.double(), zero.double() + 1, zero, zero))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
@@ -84,24 +85,24 @@ class Verifier:
             raise ModelError(f"the verifier {self.source!r} has {self.config.vocab_size} ids, the model says {said}")
         self._fitting.add(key)
 
-    def memory(self, canvas: Canvas) -> Memory:
-        """Nothing read yet.
+    def check(self, prompt: Sequence[int], total: int) -> None:
+        """Refuse what it cannot read: a prompt's ids, and so many tokens with the response.
 
         Raises:
-            ModelError: the canvas is longer than the verifier's context.
-            RequestError: a prompt has an id that the verifier does not know.
+            ModelError: the text is longer than the verifier's context.
+            RequestError: the prompt has an id that the verifier does not know.
         """
-        config, (rows, total) = self.config, canvas.tokens.shape
-        highest = int(torch.where(canvas.position < canvas.prompt[:, None], canvas.tokens, 0).amax())
-        if highest >= config.vocab_size:
-            raise RequestError(
-                f"a prompt has the id {highest}, but the verifier {self.source!r} has {config.vocab_size} ids"
-            )
-        if total > config.max_position_embeddings:
+        highest, ids, most = max(prompt, default=0), self.config.vocab_size, self.config.max_position_embeddings
+        if highest >= ids:
+            raise RequestError(f"it has the id {highest}, but the verifier {self.source!r} has {ids} ids")
+        if total > most:
             raise ModelError(
-                f"the verifier {self.source!r} reads at most {config.max_position_embeddings} tokens, "
-                f"prompt and response have {total}"
+                f"the verifier {self.source!r} reads at most {most} tokens, prompt and response have {total}"
             )
+
+    def memory(self, canvas: Canvas) -> Memory:
+        """Nothing read yet."""
+        config, (rows, total) = self.config, canvas.tokens.shape
         head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         device = canvas.tokens.device

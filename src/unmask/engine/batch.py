@@ -42,7 +42,7 @@ def admit(model: Denoiser, cache: Cache, policy: Policy, requests: Sequence[Requ
     """The state of fresh rows, one per request.
 
     Raises:
-        RequestError: see :meth:`unmask.core.canvas.Canvas.blank`, :func:`check`, and the policy's ``init``.
+        RequestError: see :func:`check`.
     """
     check(policy, requests, model.spec)
     device = model.network.device
@@ -74,7 +74,8 @@ def check(policy: Policy, requests: Sequence[Request], spec: ModelSpec) -> None:
 
     Raises:
         RequestError: see :func:`unmask.core.canvas.check_request`; banned ids out of range, bans that leave no token,
-            or tokens given behind a mask to a policy that goes from left to right.
+            tokens given behind a mask to a policy that goes from left to right, or what else the policy refuses.
+        ModelError: something else that the policy needs cannot be used.
     """
     limit = min(spec.limit, spec.vocab)
     for request in requests:
@@ -93,6 +94,11 @@ def check(policy: Policy, requests: Sequence[Request], spec: ModelSpec) -> None:
                 "gap and fixed tokens need a policy that fills masks in any order, such as slowfast or threshold",
                 request.row,
             )
+        if hasattr(policy, "check"):  # as above
+            try:
+                policy.check(request.prompt, request.gen_length, spec)
+            except RequestError as error:
+                raise error.of(request.row) from None
 
 
 def _ids(values: Sequence[Sequence[int]], device: torch.device) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.canvas import Canvas, Update
+from ..core.canvas import Canvas, ModelSpec, Update
 from ..core.config import param
 from ..core.predict import forbid, gumbel, temper
 from ..core.protocols import Ask, PolicyBase, Prediction, Sampling
@@ -63,13 +63,18 @@ class Apd(PolicyBase):
         """The verifier. The policy holds it: its weights go with the last policy that has it."""
         return load_verifier(self.verifier)
 
-    def init(self, canvas: Canvas, sampling: Sampling) -> ApdState:
-        """Nothing read yet.
+    def check(self, prompt: Sequence[int], gen_length: int, spec: ModelSpec) -> None:
+        """The verifier must be able to read what there will be.
 
         Raises:
-            ModelError: no such verifier, one with another tokenizer, or a canvas longer than its context.
+            RequestError: the prompt has an id that the verifier does not know.
+            ModelError: no such verifier, one with another tokenizer, or a text longer than its context.
         """
-        self.judge.fits(canvas.spec)
+        self.judge.fits(spec)
+        self.judge.check(prompt, len(prompt) + gen_length)
+
+    def init(self, canvas: Canvas, sampling: Sampling) -> ApdState:
+        """Nothing read yet."""
         return ApdState(self.judge.memory(canvas), sampling, torch.zeros_like(canvas.prompt))
 
     def ask(self, canvas: Canvas, state: ApdState) -> Ask:
