@@ -85,32 +85,36 @@ class Apd(PolicyBase):
         return Ask(canvas.masked & near, visible=near)
 
     def decide(self, canvas: Canvas, prediction: Prediction, state: ApdState) -> tuple[Update, ApdState]:
-        """Commit the prefix that is accepted."""
+        """Draft, let the verifier judge the draft, commit the prefix on which both agree."""
         asked = prediction.confidence > -torch.inf
         row, position = asked.nonzero(as_tuple=True)
         logits = prediction.logits
         assert logits is not None
         draft = prediction.token[row, position]
         if self.preset == "reference":
-            parts = self._scaled(logits, row, position, state)
-            heat = state.sampling.temperature[row][:, None]
-            draft = torch.cat([(scaled + heat[at] * noise).argmax(-1) for at, scaled, noise in parts])
+            draft = self._reheated(logits, row, position, state)
         tokens = canvas.tokens.index_put((row, position), draft)
         judged, memory = self.judge.score(tokens, row, position, state.memory)
-        judged = F.pad(judged, (0, max(0, logits.shape[1] - judged.shape[1])), value=-torch.inf)
-        judged = forbid(judged[:, : logits.shape[1]], canvas.spec)
-        if self.preset == "reference":
-            choice = self._product(logits, judged).argmax(-1)
-        else:
-            heat = torch.where(state.sampling.temperature > 0, state.sampling.temperature, 1.0)[row][:, None]
-            parts = self._scaled(logits, row, position, state)
-            chosen = [(self._product(s, judged[at] / heat[at]) + noise).argmax(-1) for at, s, noise in parts]
-            choice = torch.cat(chosen)
+        choice = self._choice(logits, _aligned(judged, logits.shape[1], canvas.spec), row, position, state)
         agreed = torch.zeros_like(asked).index_put((row, position), draft == choice)
         agreed = agreed | (canvas.position == canvas.frontier[:, None])
         write = asked & ((asked & ~agreed).cumsum(1) == 0)
         known = memory.cropped(canvas.frontier + write.sum(1) - 1)
         return Update(write, tokens), replace(state, memory=known, step=state.step + 1)
+
+    def _reheated(self, logits: Tensor, row: Tensor, position: Tensor, state: ApdState) -> Tensor:
+        """``[N]`` the authors' draft, in which the temperature counts twice."""
+        heat = state.sampling.temperature[row][:, None]
+        parts = self._scaled(logits, row, position, state)
+        return torch.cat([(scaled + heat[at] * noise).argmax(-1) for at, scaled, noise in parts])
+
+    def _choice(self, logits: Tensor, judged: Tensor, row: Tensor, position: Tensor, state: ApdState) -> Tensor:
+        """``[N]`` what the product of both models chooses, of their logits ``[N, V]``."""
+        if self.preset == "reference":
+            return self._product(logits, judged).argmax(-1)
+        heat = torch.where(state.sampling.temperature > 0, state.sampling.temperature, 1.0)[row][:, None]
+        parts = self._scaled(logits, row, position, state)
+        return torch.cat([(self._product(s, judged[at] / heat[at]) + noise).argmax(-1) for at, s, noise in parts])
 
     def _product(self, own: Tensor, other: Tensor) -> Tensor:
         """``[N, V]`` weighted log-odds; a model without weight has no say, not even where it forbids."""
@@ -129,3 +133,9 @@ class Apd(PolicyBase):
             hot = (state.sampling.temperature[row[at]] > 0)[:, None]
             noise = gumbel(state.sampling.seed[row[at]], position[at], state.step[row[at]], logits.shape[1])
             yield at, temper(logits[at], state.sampling, row[at]), torch.where(hot, noise, 0.0)
+
+
+def _aligned(judged: Tensor, vocab: int, spec: ModelSpec) -> Tensor:
+    """The verifier's logits for the model's ``vocab`` ids; -inf where it does not know one, or it may not be said."""
+    judged = F.pad(judged, (0, max(0, vocab - judged.shape[1])), value=-torch.inf)
+    return forbid(judged[:, :vocab], spec)
