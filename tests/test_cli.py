@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+from typer.main import get_command
 from typer.testing import CliRunner
 
 import unmask
@@ -336,6 +337,23 @@ def test_help_and_version():
     assert "generate" in fine(run("--help"))
     assert fine(run("--version")) == f"unmask {unmask.__version__}\n"
     assert "--watch" in fine(run("generate", "--help"))
+
+
+def test_commands_that_decode_share_their_options():
+    """In the same order with the same defaults, each in the docs; only what a gap or a prompt is differs."""
+    commands = get_command(app).commands
+    generate, infill = (
+        {p.opts[0]: (p.opts, p.default) for p in commands[name].params if p.opts[0][0] == "-"}
+        for name in ("generate", "infill")
+    )
+    assert set(generate) - set(infill) == {"--gen-length"}
+    assert list(infill.items())[1:] == [item for item in generate.items() if item[0] != "--gen-length"]
+    assert next(iter(infill)) == "--prompt"
+    docs = (Path(__file__).parents[1] / "docs" / "cli.md").read_text()
+    for option in {*generate, *infill} - {"--help"}:
+        assert f"`{option}" in docs
+    assert "Fill all of --gen-length." in fine(run("generate", "--help"))
+    assert "Fill all of a gap at the end." in fine(run("infill", "--help"))
 
 
 @pytest.mark.parametrize(
