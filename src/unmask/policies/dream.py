@@ -73,12 +73,12 @@ class Dream(PolicyBase):
 
     def check(self, prompt: Sequence[int], gen_length: int, spec: ModelSpec) -> None:
         """Blocks must share ``steps`` evenly; raises RequestError."""
-        block_steps(self.name, self.steps, torch.tensor([gen_length]), self.block_length)
+        block_steps(self, torch.tensor([gen_length]))
 
     def init(self, canvas: Canvas, sampling: Sampling) -> DreamState:
         """Each row's clock."""
         length = canvas.length - canvas.prompt
-        steps = block_steps(self.name, self.steps, length, self.block_length)
+        steps = block_steps(self, length)
         clocks = [torch.linspace(1, self.eps, n + 1) for n in steps.tolist()]
         clock = pad_sequence(clocks, batch_first=True).to(length.device)
         zero = torch.zeros_like(length)

@@ -58,12 +58,12 @@ class Vanilla(PolicyBase):
 
     def check(self, prompt: Sequence[int], gen_length: int, spec: ModelSpec) -> None:
         """Blocks must share ``steps`` evenly; raises RequestError."""
-        block_steps(self.name, self.steps, torch.tensor([gen_length]), self.block_length)
+        block_steps(self, torch.tensor([gen_length]))
 
     def init(self, canvas: Canvas, sampling: Sampling) -> VanillaState:
         """Count each row's blocks."""
         length = canvas.length - canvas.prompt
-        steps = block_steps(self.name, self.steps, length, self.block_length)
+        steps = block_steps(self, length)
         zero = torch.zeros_like(length)
         return VanillaState(steps, zero - 1, zero, zero, sampling.seed, zero)
 
