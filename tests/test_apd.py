@@ -17,14 +17,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import unmask
-from helpers import LIMIT, MASK, VERIFIER, Row, decode, forward, tiny, trail
+from helpers import LIMIT, MASK, SHIFTS, VERIFIER, Row, decode, forward, tiny, trail
 from unmask import api, registry, verifier
 from unmask.core.predict import gumbel
 from unmask.engine.batch import Request
 from unmask.models.denoiser import Denoiser
 
 PROMPTS = [[1, 2, 3], [4], [20, 21, 22, 23, 24, 25, 26]]
-SHIFTS = [pytest.param(False, id="plain"), pytest.param(True, id="shift")]
 
 
 def spec(r: float, lookahead: int | str = "none", preset: str = "paper") -> str:

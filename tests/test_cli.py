@@ -14,9 +14,10 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from typer.main import get_command
-from typer.testing import CliRunner
 
 import unmask
+from helpers import cli as run
+from helpers import fine, lines, refused
 from llada_folder import CONFIG, CONTEXT, EOS, LLADA_8B, MASK, VOCAB, weights, write
 from unmask import registry
 from unmask.cli import app
@@ -38,20 +39,6 @@ def unmask_(model, monkeypatch):
     monkeypatch.setattr("unmask.api.load", lambda path, *_: loaded if path == model else unmask.api.load(path))
     monkeypatch.setitem(unmask.__dict__, "load", lambda path, *rest: loaded)
     return lambda *args, **more: run("generate", "--model", model, *args, **more)
-
-
-def run(*args, **more):
-    return CliRunner().invoke(app, list(map(str, args)), prog_name="unmask", **more)
-
-
-def fine(result):
-    assert result.exit_code == 0, result.stderr
-    assert result.stderr == ""
-    return result.stdout
-
-
-def lines(text):
-    return [json.loads(line) for line in text.splitlines()]
 
 
 def jsonl(path, *values):
@@ -422,15 +409,6 @@ def test_bad_usage(model, args, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     refused(run("generate", "-m", model, *args), message)
     assert list(tmp_path.iterdir()) == []
-
-
-def refused(result, message):
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    assert message in result.stderr
-    assert result.stderr.startswith("error: ")
-    assert result.stderr.count("\n") == 1
-    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize(

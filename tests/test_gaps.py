@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
 import unmask
+from helpers import cli, fine, lines, refused
 from llada_folder import BOS, CONTEXT, EOS, MASK, VOCAB, write
 from unmask import RequestError, SpecError
-from unmask.cli import app
 from unmask.text import split_gaps
 
 QUESTION = "Amy has 3 apples. She buys 4 more, and then 5 more. How many apples does Amy have?"
@@ -36,17 +35,7 @@ def shipped():
 
 
 def run(*args, **more):
-    return CliRunner().invoke(app, ["infill", *map(str, args)], prog_name="unmask", **more)
-
-
-def fine(result):
-    assert result.exit_code == 0, result.stderr
-    assert result.stderr == ""
-    return result.stdout
-
-
-def lines(text):
-    return [json.loads(line) for line in text.splitlines()]
+    return cli("infill", *args, **more)
 
 
 # --- gaps in a string
@@ -328,7 +317,7 @@ def test_ban_and_standard_input(folder):
         run("-m", folder, "-", "--ban", "e", "--ban", "t", "--temperature", 2, "--seed", 3, input="a[MASK*9]b\n")
     )
     assert out == model.infill("a[MASK*9]b", temperature=2.0, seed=3, banned=["e", "t"])[0].text + "\n"
-    generated = CliRunner().invoke(app, ["generate", "-m", str(folder), "Hi", "-n", "9", "--ban", "e", "--json"])
+    generated = cli("generate", "-m", folder, "Hi", "-n", 9, "--ban", "e", "--json")
     assert lines(fine(generated))[0]["tokens"] == model.generate("Hi", 9, banned=["e"])[0].tokens
 
 
@@ -390,12 +379,3 @@ def test_a_line_that_the_policy_cannot_fill_is_named(folder, tmp_path):
     batch.write_text('{"text": "a[MASK]"}\n\n{"text": "a[MASK]b"}\n')
     result = run("-m", folder, "--batch", batch, "-p", "left_to_right")
     refused(result, f"{batch} line 3: left_to_right decodes from left to right")
-
-
-def refused(result, message):
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    assert message in result.stderr
-    assert result.stderr.startswith("error: ")
-    assert result.stderr.count("\n") == 1
-    assert "Traceback" not in result.stderr

@@ -9,14 +9,30 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from helpers import EOS, LIMIT, MASK, POLICIES, SAMPLED, SPEC, Chaos, Poisoned, Row, decode, forward, tiny, trail
+from helpers import (
+    EOS,
+    LIMIT,
+    MASK,
+    POLICIES,
+    SAMPLED,
+    SHIFTS,
+    SPEC,
+    Chaos,
+    Poisoned,
+    Row,
+    assert_same,
+    decode,
+    forward,
+    singly,
+    tiny,
+    trail,
+)
 from unmask import RequestError, registry
-from unmask.core import rows
 from unmask.core.canvas import Canvas, Update
 from unmask.core.predict import ban
 from unmask.engine.batch import Request, admit
 
-SHIFTS = [pytest.param(False, id="plain"), pytest.param(True, id="shift")]
+pytestmark = pytest.mark.usefixtures("many_tiles")
 ANY_ORDER = [p for p in POLICIES if not registry.policy(p).left_to_right]
 FORWARD_ONLY = sorted(set(POLICIES) - set(ANY_ORDER))
 CACHES = ["none", "dual", "dllm(kp=2,kr=2)"]
@@ -45,29 +61,10 @@ REQUESTS = [
 ]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def many_tiles():  # type: ignore[no-untyped-def]
-    """Rectangles so cheap that the small rows of these tests are split among several, too."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rows, "_TILE_COST", {False: 2.0, True: 2.0})
-        yield
-
-
 @cache
 def alone(policy: str, kept: str, shift: bool) -> dict[int, Row]:
     """Each request in a batch of its own."""
-    found: dict[int, Row] = {}
-    for request in REQUESTS:
-        found |= decode(tiny(shift), policy, kept, [request])
-    return found
-
-
-def assert_same(got: dict[int, Row], expected: dict[int, Row]) -> None:
-    assert got.keys() == expected.keys()
-    for row, one in expected.items():
-        assert (got[row].commits, got[row].remasks) == (one.commits, one.remasks), f"row {row}"
-        assert got[row].tokens == one.tokens, f"row {row}"
-        assert got[row].work == pytest.approx(one.work), f"row {row}"
+    return singly(tiny(shift), policy, kept, REQUESTS)
 
 
 def assert_filled(request: Request, row: Row, policy: str) -> None:
