@@ -169,10 +169,12 @@ class Row:
         return len(self.commits)
 
 
-@lru_cache(maxsize=256)
+_kept = lru_cache(maxsize=256)(registry.policy)
+
+
 def made(policy: str | Policy) -> Policy:
-    """A policy that keeps what it has loaded from test to test."""
-    return registry.policy(policy)
+    """A policy; that of a spec keeps what it has loaded from test to test."""
+    return _kept(policy) if isinstance(policy, str) else registry.policy(policy)
 
 
 def decode(
