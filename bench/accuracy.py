@@ -14,9 +14,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import DLLM, SLOWFAST, Case, Config, append_line, cases, environment, wilson
+from common import DLLM, SLOWFAST, Case, Config, append_line, cases, environment
 
 import unmask
+from unmask.measure.stats import wilson
 from unmask.tasks import FAMILIES
 
 DEFAULT = ["vanilla=vanilla|none", f"slowfast+dllm={SLOWFAST}|{DLLM}"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import platform
 import subprocess
 import sys
@@ -54,15 +53,6 @@ class Case:
 def cases(families: list[str], split: str, n: int, seed: int) -> list[Case]:
     """``n`` problems of each family."""
     return [Case(name, p) for name in families or list(FAMILIES) for p in problems(name, split, n, seed)]
-
-
-def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson score interval of a proportion."""
-    if n == 0:
-        return 0.0, 1.0
-    p, zz = successes / n, z * z / n
-    middle, half = p + zz / 2, z * math.sqrt(p * (1 - p) / n + zz / (4 * n))
-    return (middle - half) / (1 + zz), (middle + half) / (1 + zz)
 
 
 def environment(model: unmask.Model) -> dict[str, Any]:

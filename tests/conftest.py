@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -11,6 +13,16 @@ settings.register_profile(
     "unmask", deadline=None, derandomize=True, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("unmask")
+
+
+@pytest.fixture(scope="module")
+def many_tiles() -> Iterator[None]:
+    """Rectangles so cheap that the small rows of tests are split among several, too."""
+    from unmask.core import rows
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rows, "_TILE_COST", {False: 2.0, True: 2.0})
+        yield
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -1,17 +1,23 @@
-"""A tiny random model, every registered policy and cache in several variants, and what a run of them leaves behind."""
+"""A tiny random model, every registered policy and cache in several variants, what a run of them leaves behind, and the
+command line in this process.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
+from typer.testing import CliRunner
 
 from unmask import registry
+from unmask.cli import app
 from unmask.core.canvas import Canvas, ModelSpec, Update
 from unmask.core.config import param
 from unmask.core.pick import top
@@ -141,6 +147,7 @@ def variants(table: dict[str, str], known: dict[str, list[str]]) -> list[str]:
     return [spec for name in table for spec in known.get(name, [name])]
 
 
+SHIFTS = [pytest.param(False, id="plain"), pytest.param(True, id="shift")]
 POLICIES = variants(registry.POLICIES, POLICY_VARIANTS)
 CACHES = variants(registry.CACHES, CACHE_VARIANTS)
 
@@ -162,13 +169,21 @@ class Row:
         return len(self.commits)
 
 
+_kept = lru_cache(maxsize=256)(registry.policy)
+
+
+def made(policy: str | Policy) -> Policy:
+    """A policy; that of a spec keeps what it has loaded from test to test."""
+    return _kept(policy) if isinstance(policy, str) else registry.policy(policy)
+
+
 def decode(
     model: Denoiser, policy: str | Policy, cache: str | Cache, requests: Sequence[Request], batch_size: int = 99
 ) -> dict[int, Row]:
     """Run requests and collect each row, checking on the way what must hold in every step."""
     rows = {r.row: Row(list(r.prompt)) for r in requests}
     before: dict[int, list[int]] = {}
-    for state, event in run(model, registry.cache(cache), registry.policy(policy), requests, batch_size):
+    for state, event in run(model, registry.cache(cache), made(policy), requests, batch_size):
         check_step(state, event, before)
         written, undone = event.committed(), event.remasked()
         for i, row in enumerate(event.row.tolist()):
@@ -180,6 +195,24 @@ def decode(
             rows[row].tokens = before[row]
             rows[row].finished += row in event.finished
     return rows
+
+
+def singly(model: Denoiser, policy: str, cache: str, requests: Sequence[Request]) -> dict[int, Row]:
+    """Each request in a batch of its own."""
+    found: dict[int, Row] = {}
+    for request in requests:
+        found |= decode(model, policy, cache, [request])
+    return found
+
+
+def assert_same(got: dict[int, Row], expected: dict[int, Row]) -> None:
+    """Same commits in the same forwards, same tokens, same work."""
+    assert got.keys() == expected.keys()
+    for row, one in expected.items():
+        assert got[row].commits == one.commits, f"row {row}"
+        assert got[row].remasks == one.remasks, f"row {row}"
+        assert got[row].tokens == one.tokens, f"row {row}"
+        assert got[row].work == pytest.approx(one.work), f"row {row}"
 
 
 def check_step(state: State, event: Step, before: dict[int, list[int]]) -> None:
@@ -225,10 +258,10 @@ def trail(
     model: Denoiser, policy: str | Policy, cache: str | Cache, request: Request
 ) -> Iterator[tuple[State, State, Step]]:
     """One row's states before and after each forward, and the step."""
-    made, kept = registry.policy(policy), registry.cache(cache)
-    state = admit(model, kept, made, [request])
+    how, kept = made(policy), registry.cache(cache)
+    state = admit(model, kept, how, [request])
     while not state.canvas.done.all():
-        after, event = step(model, kept, made, state, int(state.record.nfe))
+        after, event = step(model, kept, how, state, int(state.record.nfe))
         yield state, after, event
         state = after
 
@@ -350,3 +383,30 @@ class Chaos(PolicyBase):
         """``[B, T]`` (or ``[B, size]``) noise of a row's forward and the position alone."""
         where = torch.full_like(state.count, -kind)
         return uniform(state.seed, where, state.count, size or canvas.tokens.shape[1])
+
+
+def cli(*args: object, **more: Any) -> Any:
+    """Run ``unmask ARGS`` in this process."""
+    return CliRunner().invoke(app, list(map(str, args)), prog_name="unmask", **more)
+
+
+def fine(result: Any) -> str:
+    """The standard output of a run that had nothing to complain of."""
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr == ""
+    return str(result.stdout)
+
+
+def lines(text: str) -> list[Any]:
+    """The values of JSON lines."""
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def refused(result: Any, message: str) -> None:
+    """One line on standard error and nothing else."""
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    assert message in result.stderr
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert "Traceback" not in result.stderr

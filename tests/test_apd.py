@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
+import weakref
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -15,14 +17,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import unmask
-from helpers import LIMIT, MASK, VERIFIER, Row, decode, forward, tiny, trail
-from unmask import api, registry
+from helpers import LIMIT, MASK, SHIFTS, VERIFIER, Row, decode, forward, tiny, trail
+from unmask import api, registry, verifier
 from unmask.core.predict import gumbel
 from unmask.engine.batch import Request
 from unmask.models.denoiser import Denoiser
 
 PROMPTS = [[1, 2, 3], [4], [20, 21, 22, 23, 24, 25, 26]]
-SHIFTS = [pytest.param(False, id="plain"), pytest.param(True, id="shift")]
 
 
 def spec(r: float, lookahead: int | str = "none", preset: str = "paper") -> str:
@@ -159,6 +160,49 @@ def test_slots_that_hold_nothing_are_not_looked_up(tmp_path: Path) -> None:
         assert decode(fewer, policy, "none", [row])[row.row].commits == together[row.row].commits
 
 
+class TestLifetime:
+    """A verifier is read once and goes with the last that holds it."""
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        return shutil.copytree(VERIFIER, tmp_path / "v")
+
+    @pytest.fixture
+    def reads(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """The sources whose weights are read."""
+        found: list[str] = []
+        real = AutoModelForCausalLM.from_pretrained
+        monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda s, **o: found.append(s) or real(s, **o))
+        return found
+
+    def test_one_model_reads_it_once(self, folder: Path, reads: list[str]) -> None:
+        lm = unmask.Model(tiny(), None)
+        for spec in ("apd(r=0.3,{})", "apd(r=0.3,{})", "prophet(apd(r=0.6,{}))", "apd({})"):
+            lm.generate([[1, 2], [3]], 6, spec.format(f'verifier="{folder}"'), batch_size=1)
+        lm.generate([1, 2], 6, registry.policy(f'apd(verifier="{folder}")'))
+        assert reads == [str(folder)]
+
+    def test_it_goes_with_the_model(self, folder: Path) -> None:
+        lm = unmask.Model(tiny(), None)
+        lm.generate([1, 2], 6, f'apd(verifier="{folder}")')
+        network = weakref.ref(next(iter(verifier.load(str(folder))._networks.values())))
+        gc.collect()
+        assert network() is not None
+        del lm
+        gc.collect()
+        assert network() is None
+
+    def test_it_goes_with_the_policy(self, folder: Path, reads: list[str]) -> None:
+        lm, policy = unmask.Model(tiny(), None), registry.policy(f'apd(verifier="{folder}")')
+        for _ in range(2):
+            lm.generate([1, 2], 6, policy)
+        assert len(reads) == 1
+        held = weakref.ref(policy.judge)
+        del policy
+        gc.collect()
+        assert held() is None
+
+
 class TestUnfit:
     def fails(self, folder: Path | str, match: str, canvas: int = 20) -> None:
         policy = registry.policy(f'apd(verifier="{folder}")')
@@ -194,7 +238,7 @@ class TestUnfit:
         self.fails(self.changed(tmp_path, vocab_size=61), "has 61 ids, the model says 62")
 
     def test_a_prompt_with_an_id_it_lacks(self) -> None:
-        with pytest.raises(unmask.RequestError, match="a prompt has the id 63, but the verifier"):
+        with pytest.raises(unmask.RequestError, match="prompt 0: it has the id 63, but the verifier"):
             decode(tiny(), spec(0.5), "none", [Request(0, [1, 63], 8)])
 
     def test_nothing_is_decoded_before_the_refusal(self, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 import shutil
 import struct
 from dataclasses import replace
@@ -14,12 +15,14 @@ import torch
 from safetensors.torch import load_file
 
 import unmask
+from helpers import VERIFIER
 from llada_folder import BOS, CONFIG, CONTEXT, EOS, MASK, VOCAB, weights, write
 from unmask import ModelError, RequestError, SpecError, UnmaskError, registry
 from unmask.caches.every import Every
 from unmask.caches.none import NoCache
 from unmask.engine.batch import Request
 from unmask.policies.apd import Apd
+from unmask.policies.prophet import Prophet
 from unmask.policies.threshold import Threshold
 from unmask.policies.vanilla import Vanilla
 
@@ -415,8 +418,8 @@ class TestPrompts:
         [
             ("", ("prompt 0", "empty")),
             (["fine", ""], ("prompt 1", "empty")),
-            ([[1, 2], []], ("prompt 1 is empty", "at least one token")),
-            (["fine", [1], ()], ("prompt 2 is empty",)),
+            ([[1, 2], []], ("prompt 1: the prompt is empty", "at least one token")),
+            (["fine", [1], ()], ("prompt 2: the prompt is empty",)),
         ],
     )
     @pytest.mark.parametrize("chat", [None, True, False])
@@ -451,7 +454,7 @@ class TestPrompts:
             model.generate([[1], [2, MASK]], gen_length=4)
 
     def test_too_long(self, model):
-        with fails(RequestError, "prompt 1 has 120 tokens", "gen_length is 9", "129", f"context is {CONTEXT}"):
+        with fails(RequestError, "prompt 1: it has 120 tokens", "gen_length is 9", "129", f"context is {CONTEXT}"):
             model.generate([[1], [2] * 120], gen_length=[4, 9])
         with fails(RequestError, "context is 128"):
             model.generate("x" * 500, gen_length=4)
@@ -461,9 +464,9 @@ class TestPrompts:
 class TestParameters:
     @pytest.mark.parametrize("value", [0, -1, -(10**20)])
     def test_gen_length_below_one(self, model, value):
-        with fails(RequestError, "gen_length of prompt 0 must be at least 1", f"got {value}"):
+        with fails(RequestError, "prompt 0: gen_length must be at least 1", f"got {value}"):
             model.generate("x", gen_length=value)
-        with fails(RequestError, "gen_length of prompt 1 must be at least 1", f"got {value}"):
+        with fails(RequestError, "prompt 1: gen_length must be at least 1", f"got {value}"):
             model.generate(["x", "y"], gen_length=[4, value])
 
     @pytest.mark.parametrize("value", [4.0, 4.5, "4", None, True, math.nan])
@@ -639,6 +642,12 @@ class TestNothingHappensFirst:
             ([[1], [2], [3]], {"gen_length": [4, 4, 0]}),
             ([[1], [2], [3]], {"seed": [4, 4, None]}),
             ([[1], [2], [3]], {"gen_length": [4, 4, 8], "policy": "vanilla(steps=3,block_length=4)"}),
+            ([[1], [2], [3]], {"gen_length": [4, 4, 8], "policy": "dream(steps=3,block_length=4)"}),
+            ([[1], [2], [3]], {"gen_length": [4, 4, 8], "policy": "prophet(vanilla(steps=3,block_length=4))"}),
+            ([[1], [2], [3]], {"policy": "learn2pd(block_length=33)"}),
+            ([[1], [2], [3]], {"policy": 'learned(weights="absent")'}),
+            ([[1], [2], [VOCAB - 1]], {"policy": f'apd(verifier="{VERIFIER}")'}),
+            ([[1], [2], [3]], {"policy": 'apd(verifier="absent")'}),
             ([[1], [2], [3]], {"policy": "nobody"}),
             ([[1], [2], [3]], {"cache": "nobody"}),
             ([[1], [2], [3]], {"batch_size": 0}),
@@ -649,10 +658,34 @@ class TestNothingHappensFirst:
         with pytest.raises(UnmaskError):
             getattr(watched, way)(prompts, **({"gen_length": 4, "batch_size": 1} | options))
 
+    def test_no_state_is_made_to_find_out(self, watched, monkeypatch):
+        """Each request is looked at, none is admitted."""
+        for policy in (Vanilla, Prophet):
+            monkeypatch.setattr(policy, "init", lambda *_: pytest.fail("a state was made"))
+        with fails(RequestError, "prompt 2: vanilla: steps must be a multiple"):
+            watched.stream([[1], [2], [3]], [4, 4, 8], "prophet(vanilla(steps=3,block_length=4))")
+        watched.stream([[1], [2], [3]], [4, 4, 8], "prophet(vanilla(steps=4,block_length=4))")
+
     def test_prepared_requests_too(self, watched):
         requests = [Request(0, [BOS], 4), Request(1, [BOS], 8)]
         with fails(RequestError, "steps must be a multiple"):
             watched.run(requests, "vanilla(steps=3,block_length=4)", "none", 1)
+
+    @pytest.mark.parametrize(
+        ("odd", "what"),
+        [
+            (Request(7, [BOS], CONTEXT), f"together {CONTEXT + 1}"),
+            (Request(7, [MASK], 4), "it contains the mask id"),
+            (Request(7, [BOS], 4, banned=range(VOCAB)), "banned leaves no token"),
+        ],
+    )
+    def test_prepared_requests_are_named_by_their_row(self, watched, odd, what):
+        with fails(RequestError, what) as caught:
+            watched.run([Request(3, [BOS], 4), odd], "vanilla", "none", 1)
+        assert caught.value.row == 7
+        assert str(caught.value) == f"prompt 7: {caught.value.what}"
+        again = pickle.loads(pickle.dumps(caught.value))
+        assert (str(again), again.what, again.row) == (str(caught.value), caught.value.what, 7)
 
     def test_the_model_works_afterwards(self, model):
         before = model.generate("x", 4)[0].tokens

@@ -13,10 +13,12 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
-from typer.testing import CliRunner
+from typer.main import get_command
 
 import unmask
-from llada_folder import CONFIG, CONTEXT, EOS, LLADA_8B, MASK, weights, write
+from helpers import cli as run
+from helpers import fine, lines, refused
+from llada_folder import CONFIG, CONTEXT, EOS, LLADA_8B, MASK, VOCAB, weights, write
 from unmask import registry
 from unmask.cli import app
 from unmask.cli.outputs import spans
@@ -37,20 +39,6 @@ def unmask_(model, monkeypatch):
     monkeypatch.setattr("unmask.api.load", lambda path, *_: loaded if path == model else unmask.api.load(path))
     monkeypatch.setitem(unmask.__dict__, "load", lambda path, *rest: loaded)
     return lambda *args, **more: run("generate", "--model", model, *args, **more)
-
-
-def run(*args, **more):
-    return CliRunner().invoke(app, list(map(str, args)), prog_name="unmask", **more)
-
-
-def fine(result):
-    assert result.exit_code == 0, result.stderr
-    assert result.stderr == ""
-    return result.stdout
-
-
-def lines(text):
-    return [json.loads(line) for line in text.splitlines()]
 
 
 def jsonl(path, *values):
@@ -338,6 +326,23 @@ def test_help_and_version():
     assert "--watch" in fine(run("generate", "--help"))
 
 
+def test_commands_that_decode_share_their_options():
+    """In the same order with the same defaults, each in the docs; only what a gap or a prompt is differs."""
+    commands = get_command(app).commands
+    generate, infill = (
+        {p.opts[0]: (p.opts, p.default) for p in commands[name].params if p.opts[0][0] == "-"}
+        for name in ("generate", "infill")
+    )
+    assert set(generate) - set(infill) == {"--gen-length"}
+    assert list(infill.items())[1:] == [item for item in generate.items() if item[0] != "--gen-length"]
+    assert next(iter(infill)) == "--prompt"
+    docs = (Path(__file__).parents[1] / "docs" / "cli.md").read_text()
+    for option in {*generate, *infill} - {"--help"}:
+        assert f"`{option}" in docs
+    assert "Fill all of --gen-length." in fine(run("generate", "--help"))
+    assert "Fill all of a gap at the end." in fine(run("infill", "--help"))
+
+
 @pytest.mark.parametrize(
     ("args", "forbidden"),
     [(["--help"], ("torch", "transformers")), (["policies"], ("transformers",)), (["caches"], ("transformers",))],
@@ -391,6 +396,10 @@ USAGE = [
     (["", "-n", "4"], "the prompt: the prompt is empty"),
     (["-", "-n", "4"], "standard input: the prompt is empty"),
     (["Hi", "-n", str(CONTEXT)], f"the model's context is {CONTEXT}"),
+    (["--batch", ""], "--batch is empty; expected the name of a file or - (standard input)"),
+    (["Hi", "--output", ""], "--output is empty; expected the name of a file or - (standard output)"),
+    (["Hi", "--trace", ""], "--trace is empty; expected the name of a file"),
+    (["Hi", "--picture", ""], "--picture is empty; expected the name of a file"),
     (["--batch", "absent.jsonl"], "cannot read absent.jsonl: No such file"),
 ]
 
@@ -400,15 +409,6 @@ def test_bad_usage(model, args, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     refused(run("generate", "-m", model, *args), message)
     assert list(tmp_path.iterdir()) == []
-
-
-def refused(result, message):
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    assert message in result.stderr
-    assert result.stderr.startswith("error: ")
-    assert result.stderr.count("\n") == 1
-    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -432,6 +432,9 @@ def refused(result, message):
         (f'{{"prompt": [{MASK}]}}', f"it contains the mask id {MASK}"),
         ('{"prompt": [99999]}', "it has the id 99999"),
         (f'{{"prompt": "x", "gen_length": {CONTEXT}}}', f"the model's context is {CONTEXT}"),
+        ('{"prompt": "x", "banned": [99999]}', "banned has the id 99999; accepted are"),
+        (json.dumps({"prompt": "x", "banned": list(range(VOCAB))}), "banned leaves no token to decode with"),
+        ('{"prompt": "x", "banned": ["two"]}', "banned: 'two' is 3 tokens"),
     ],
 )
 def test_bad_batch_line(model, tmp_path, line, message):
@@ -443,6 +446,12 @@ def test_bad_batch_line(model, tmp_path, line, message):
     assert message in run("generate", "-m", model, "--batch", batch, "-n", 4).stderr
     assert out.read_text() == "kept"
     assert not trace.exists()
+
+
+def test_a_line_that_the_policy_refuses_is_named(model, tmp_path):
+    batch = jsonl(tmp_path / "in.jsonl", {"prompt": "a"}, {"prompt": "b", "gen_length": 8})
+    command = ("generate", "-m", model, "--batch", batch, "-n", 4, "-p", "vanilla(steps=3,block_length=4)")
+    refused(run(*command), f"{batch} line 2: vanilla: steps must be a multiple of the number of blocks")
 
 
 def test_bad_batch_files(model, tmp_path):

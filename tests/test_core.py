@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import random
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -103,12 +105,12 @@ def test_canvas_applies_updates(rows: list[tuple[list[int], list[int], bool]], d
     [
         ([], [], "no prompts"),
         ([[1]], [1, 2], "1 prompts but 2 response lengths"),
-        ([[1], []], [1, 1], "prompt 1 is empty"),
-        ([[1]], [0], "gen_length of prompt 0 must be at least 1, got 0"),
+        ([[1], []], [1, 1], "prompt 1: the prompt is empty"),
+        ([[1]], [0], "prompt 0: gen_length must be at least 1, got 0"),
         ([[1] * 60], [5], "together 65, but the model's context is 64"),
-        ([[-1, 3]], [1], "prompt 0 has the id -1; accepted are 0 to 63"),
-        ([[1, 64]], [1], "prompt 0 has the id 64; accepted are 0 to 63"),
-        ([[1], [2, MASK]], [1, 1], f"prompt 1 contains the mask id {MASK}"),
+        ([[-1, 3]], [1], "prompt 0: it has the id -1; accepted are 0 to 63"),
+        ([[1, 64]], [1], "prompt 0: it has the id 64; accepted are 0 to 63"),
+        ([[1], [2, MASK]], [1, 1], f"prompt 1: it contains the mask id {MASK}"),
     ],
 )
 def test_canvas_refuses(prompts: list[list[int]], lengths: list[int], words: str) -> None:
@@ -169,6 +171,62 @@ def test_partition_keeps_groups_small(work: list[float], most: float) -> None:
     assert sorted(i for group in groups for i in group) == list(range(len(work)))
     for group in groups:
         assert len(group) == 1 or len(group) * max(work[i] for i in group) <= most
+
+
+def plain_partition(work: list[float], tile_cost: float, most: float) -> list[list[int]]:
+    """Every beginning of a group tried for every end; the first of equals."""
+    order = sorted(range(len(work)), key=work.__getitem__)
+    best, begin = [0.0], [0]
+    for end, row in enumerate(order, start=1):
+        fitting = [s for s in range(end) if s == end - 1 or (end - s) * work[row] <= most]
+        cost, start = min((best[s] + tile_cost + (end - s) * work[row], s) for s in fitting)
+        best.append(cost)
+        begin.append(start)
+    groups, end = [], len(order)
+    while end:
+        groups.append(sorted(order[begin[end] : end]))
+        end = begin[end]
+    return groups
+
+
+@given(
+    st.one_of(
+        st.lists(st.integers(0, 9).map(float), max_size=60),
+        st.lists(st.integers(0, 4000).map(lambda quarters: quarters / 4), max_size=60),
+        st.lists(st.integers(0, 12).map(lambda power: 2.0**power), max_size=60),
+    ),
+    st.sampled_from([0.0, 0.5, 3.0, 48.0, 256.0, 1e9]),
+    st.sampled_from([1.0, 30.0, 500.0, 4096.0, math.inf]),
+)
+def test_partition_is_the_plain_one(work: list[float], tile_cost: float, most: float) -> None:
+    """The same groups, ties included."""
+    assert partition(work, tile_cost, most) == plain_partition(work, tile_cost, most)
+
+
+def test_partition_of_many_rows_is_the_plain_one() -> None:
+    draw = random.Random(0)
+    for scale, tile_cost, most in product((8, 366), (1.0, 48.0), (4096.0, math.inf)):
+        work = [draw.randrange(scale) ** 2 / scale for _ in range(500)]
+        assert partition(work, tile_cost, most) == plain_partition(work, tile_cost, most)
+
+
+class Counted(float):
+    """Counts the products it takes part in."""
+
+    products = 0
+
+    def __mul__(self, other: float) -> float:
+        Counted.products += 1
+        return float(self) * other
+
+    __rmul__ = __mul__
+
+
+@pytest.mark.parametrize("most", [4096.0, math.inf])
+def test_partition_does_not_try_every_beginning_for_every_end(most: float) -> None:
+    work, Counted.products = [Counted(i / 8) for i in range(3000)], 0
+    partition(list(work), 48.0, most)
+    assert 0 < Counted.products < 10 * len(work)
 
 
 @given(st.data())

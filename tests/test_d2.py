@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from helpers import ARCH, CACHES, MASK, SPEC, Row, decode, tiny, trail
+from helpers import ARCH, CACHES, MASK, SHIFTS, SPEC, Row, decode, tiny, trail
 from unmask import registry
 from unmask.caches.attention_guided import D2Cache, D2State
 from unmask.core.canvas import Canvas
@@ -37,7 +37,6 @@ POLICIES = [
     "wino(tau_in=0.3,tau_out=0.3,block_length=6)",
     "hierarchical(tau=0.6,low=0.2,block_length=none)",
 ]
-SHIFTS = [pytest.param(False, id="plain"), pytest.param(True, id="shift")]
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,12 @@ from itertools import product
 import pytest
 import torch
 
-from helpers import MASK, SPEC, VERIFIER, forward, tiny
+from helpers import MASK, SHIFTS, SPEC, VERIFIER, forward, tiny
 from unmask import registry
 from unmask.engine.batch import Request, run
 from unmask.models.denoiser import Denoiser
 
 SAYABLE, PROMPT, ROWS, TOGETHER = 5, (7, 21), 12000, 400
-SHIFTS = [pytest.param(False, id="plain"), pytest.param(True, id="shift")]
 Text = tuple[int, ...]
 Path = tuple[tuple[int, int], ...]
 Lines = dict[int, list[float]]  # of each mask the probabilities of the ids

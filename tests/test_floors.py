@@ -19,6 +19,7 @@ from helpers import CACHES, POLICIES, tiny
 from unmask import registry
 from unmask.engine.batch import Request, admit
 from unmask.engine.loop import step
+from unmask.measure import stats
 
 SRC = Path(unmask.__file__).parent
 TOP = SRC.parents[1]
@@ -114,6 +115,16 @@ def test_what_is_outside_uses_the_public_parts(folder: str) -> None:
         places = PLUGIN if "plugin" in file.parts else OUTSIDE
         for imported in imports("outside", file):
             assert within(imported, places), f"{file.relative_to(TOP)} imports unmask.{imported}"
+
+
+@pytest.mark.parametrize("folder", ["bench", "examples", "recipes"])
+def test_what_is_outside_has_no_statistics_of_its_own(folder: str) -> None:
+    known = {name for name, value in vars(stats).items() if inspect.isfunction(value)}
+    assert "wilson" in known
+    for file in (TOP / folder).rglob("*.py"):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        again = known & {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+        assert not again, f"{file.relative_to(TOP)} has {again}"
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(SRC)))

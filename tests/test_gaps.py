@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
 import unmask
+from helpers import cli, fine, lines, refused
 from llada_folder import BOS, CONTEXT, EOS, MASK, VOCAB, write
 from unmask import RequestError, SpecError
-from unmask.cli import app
 from unmask.text import split_gaps
 
 QUESTION = "Amy has 3 apples. She buys 4 more, and then 5 more. How many apples does Amy have?"
@@ -36,17 +35,7 @@ def shipped():
 
 
 def run(*args, **more):
-    return CliRunner().invoke(app, ["infill", *map(str, args)], prog_name="unmask", **more)
-
-
-def fine(result):
-    assert result.exit_code == 0, result.stderr
-    assert result.stderr == ""
-    return result.stdout
-
-
-def lines(text):
-    return [json.loads(line) for line in text.splitlines()]
+    return cli("infill", *args, **more)
 
 
 # --- gaps in a string
@@ -111,6 +100,19 @@ def test_a_gap_at_the_end_alone_is_a_response(model):
         assert (filled.tokens, filled.steps) == (response.tokens, response.steps)
         assert filled.text == "Hello" + response.text
         assert filled.spans == response.spans == (unmask.Span(0, response.text, response.tokens),)
+
+
+def test_one_gap_at_the_end_is_filled_from_left_to_right(model):
+    """As docs/cli.md and docs/python.md say; what is given behind a gap, or in a response, is refused."""
+    filled = model.infill("Hello[MASK*6]", "left_to_right")[0]
+    assert filled.tokens == model.generate("Hello", 6, "left_to_right", chat=False)[0].tokens
+    for call in (
+        lambda: model.infill("Hello[MASK*6]x", "left_to_right"),
+        lambda: model.infill("a[MASK]b[MASK]", "left_to_right"),
+        lambda: model.generate("Hello", 6, "left_to_right", fixed={0: 65}),
+    ):
+        with pytest.raises(RequestError, match="text behind a gap and fixed tokens need a policy that"):
+            call()
 
 
 def test_a_prompt_in_front_of_a_text(model):
@@ -194,16 +196,16 @@ def test_banned_and_fixed_in_generate(model):
         ("a[MASK*x]", {}, "cannot read the gap"),
         ("a[MASK 3]", {}, "cannot read the gap"),
         ("a[MASK", {}, "cannot read the gap"),
-        ("[MASK*4]", {}, "text 0 is nothing but gaps; at least one token is needed"),
-        ([MASK, MASK], {}, "text 0 is nothing but gaps"),
+        ("[MASK*4]", {}, "text 0: it is nothing but gaps; at least one token is needed"),
+        ([MASK, MASK], {}, "text 0: it is nothing but gaps"),
         ([1, 2], {}, f"text 0: there is no gap to fill: no mask id {MASK}"),
         ([[1, MASK], []], {}, "text 1: there is no gap to fill"),
         ([1, MASK, VOCAB], {}, f"has the id {VOCAB}; accepted are 0 to {VOCAB - 1}"),
         ([-1, MASK], {}, "has the id -1"),
         ([1, MASK, 1.5], {}, "an id must be an integer, got 1.5"),
-        (f"a[MASK*{CONTEXT}]", {}, f"text 0 has {CONTEXT + 1} tokens, .* context is {CONTEXT}"),
+        (f"a[MASK*{CONTEXT}]", {}, f"text 0: it has {CONTEXT + 1} tokens, .* context is {CONTEXT}"),
         (f"a[MASK*{10**30}]", {}, f"its gaps have .* tokens, but the model's context is {CONTEXT}"),
-        ("a[MASK*120]", {"prompts": "Hello there"}, "text 0 has 1.. tokens, gaps and prompt included"),
+        ("a[MASK*120]", {"prompts": "Hello there"}, "text 0: it has 1.. tokens, gaps and prompt included"),
         ("bad \ud800[MASK]", {}, "text 0: not valid Unicode"),
         ([], {}, "no texts: the batch is empty"),
         (5, {}, "a text with gaps is a string or a list of ids, or a list of these; got 5"),
@@ -213,8 +215,8 @@ def test_banned_and_fixed_in_generate(model):
         ("a[MASK]", {"prompts": ""}, "prompt 0: the prompt is empty"),
         ("a[MASK]", {"chat": "yes"}, "chat must be True or False or None"),
         ("a[MASK]b", {"policy": "left_to_right"}, "left_to_right decodes from left to right .* slowfast or threshold"),
-        ("a[MASK]b", {"banned": list(range(VOCAB))}, "banned of prompt 0 leaves no token to decode with"),
-        ("a[MASK]", {"banned": [VOCAB]}, f"banned of prompt 0 has the id {VOCAB}"),
+        ("a[MASK]b", {"banned": list(range(VOCAB))}, "prompt 0: banned leaves no token to decode with"),
+        ("a[MASK]", {"banned": [VOCAB]}, f"prompt 0: banned has the id {VOCAB}"),
         ("a[MASK]", {"banned": ["two"]}, "banned: 'two' is 3 tokens for this model, not one"),
         ("a[MASK]", {"banned": [""]}, "banned: '' is 0 tokens"),
         ("a[MASK]", {"banned": [1.5]}, "banned: an id must be an integer, got 1.5"),
@@ -231,7 +233,7 @@ def test_bad_input(model, texts, options, words):
 @pytest.mark.parametrize(
     ("fixed", "words"),
     [
-        ({4: 1}, "fixed of prompt 0 has the position 4; accepted are 0 to 3"),
+        ({4: 1}, "prompt 0: fixed has the position 4; accepted are 0 to 3"),
         ({0: MASK}, f"contains the mask id {MASK}"),
         ({0: "a"}, "fixed: an id must be an integer, got 'a'"),
         ({"0": 1}, "fixed: a position must be an integer, got '0'"),
@@ -248,8 +250,12 @@ def test_bad_fixed_tokens(model, fixed, words):
 def test_unknown_names(model):
     with pytest.raises(SpecError, match="unknown policy 'slowfest'"):
         model.infill("a[MASK]", "slowfest")
-    with pytest.raises(TypeError, match="gen_length"):
-        model.infill("a[MASK]", gen_length=3)
+    accepted = "temperature, top_p, top_k, seed, eos_stop, chat, banned$"
+    for option in ({"gen_length": 3}, {"fixed": {0: 1}}, {"temprature": 1.0}):
+        with pytest.raises(RequestError, match=f"infill has no option '{next(iter(option))}'; accepted are {accepted}"):
+            model.infill("a[MASK]", **option)
+    with pytest.raises(RequestError, match=r"stream has no option 'prompt'; accepted are .*, banned, fixed$"):
+        model.stream("a", 4, prompt="b")
 
 
 # --- the shipped model, by the command line
@@ -311,7 +317,7 @@ def test_ban_and_standard_input(folder):
         run("-m", folder, "-", "--ban", "e", "--ban", "t", "--temperature", 2, "--seed", 3, input="a[MASK*9]b\n")
     )
     assert out == model.infill("a[MASK*9]b", temperature=2.0, seed=3, banned=["e", "t"])[0].text + "\n"
-    generated = CliRunner().invoke(app, ["generate", "-m", str(folder), "Hi", "-n", "9", "--ban", "e", "--json"])
+    generated = cli("generate", "-m", folder, "Hi", "-n", 9, "--ban", "e", "--json")
     assert lines(fine(generated))[0]["tokens"] == model.generate("Hi", 9, banned=["e"])[0].tokens
 
 
@@ -367,10 +373,9 @@ def test_bad_batch_lines(folder, tmp_path, line, message):
     assert f"{batch} line 3: " in result.stderr
 
 
-def refused(result, message):
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    assert message in result.stderr
-    assert result.stderr.startswith("error: ")
-    assert result.stderr.count("\n") == 1
-    assert "Traceback" not in result.stderr
+def test_a_line_that_the_policy_cannot_fill_is_named(folder, tmp_path):
+    """A gap at the end can be filled from left to right, one in front of given text cannot."""
+    batch = tmp_path / "in.jsonl"
+    batch.write_text('{"text": "a[MASK]"}\n\n{"text": "a[MASK]b"}\n')
+    result = run("-m", folder, "--batch", batch, "-p", "left_to_right")
+    refused(result, f"{batch} line 3: left_to_right decodes from left to right")

@@ -9,14 +9,30 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from helpers import EOS, LIMIT, MASK, POLICIES, SAMPLED, SPEC, Chaos, Poisoned, Row, decode, forward, tiny, trail
+from helpers import (
+    EOS,
+    LIMIT,
+    MASK,
+    POLICIES,
+    SAMPLED,
+    SHIFTS,
+    SPEC,
+    Chaos,
+    Poisoned,
+    Row,
+    assert_same,
+    decode,
+    forward,
+    singly,
+    tiny,
+    trail,
+)
 from unmask import RequestError, registry
-from unmask.core import rows
 from unmask.core.canvas import Canvas, Update
 from unmask.core.predict import ban
 from unmask.engine.batch import Request, admit
 
-SHIFTS = [pytest.param(False, id="plain"), pytest.param(True, id="shift")]
+pytestmark = pytest.mark.usefixtures("many_tiles")
 ANY_ORDER = [p for p in POLICIES if not registry.policy(p).left_to_right]
 FORWARD_ONLY = sorted(set(POLICIES) - set(ANY_ORDER))
 CACHES = ["none", "dual", "dllm(kp=2,kr=2)"]
@@ -45,29 +61,10 @@ REQUESTS = [
 ]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def many_tiles():  # type: ignore[no-untyped-def]
-    """Rectangles so cheap that the small rows of these tests are split among several, too."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rows, "_TILE_COST", {False: 2.0, True: 2.0})
-        yield
-
-
 @cache
 def alone(policy: str, kept: str, shift: bool) -> dict[int, Row]:
     """Each request in a batch of its own."""
-    found: dict[int, Row] = {}
-    for request in REQUESTS:
-        found |= decode(tiny(shift), policy, kept, [request])
-    return found
-
-
-def assert_same(got: dict[int, Row], expected: dict[int, Row]) -> None:
-    assert got.keys() == expected.keys()
-    for row, one in expected.items():
-        assert (got[row].commits, got[row].remasks) == (one.commits, one.remasks), f"row {row}"
-        assert got[row].tokens == one.tokens, f"row {row}"
-        assert got[row].work == pytest.approx(one.work), f"row {row}"
+    return singly(tiny(shift), policy, kept, REQUESTS)
 
 
 def assert_filled(request: Request, row: Row, policy: str) -> None:
@@ -272,18 +269,18 @@ def test_left_to_right_is_among_them() -> None:
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"banned": range(LIMIT)}, "banned of prompt 0 leaves no token to decode with"),
-        ({"banned": sorted(SAMPLED)}, "banned of prompt 0 leaves no token to decode with$"),
+        ({"banned": range(LIMIT)}, "prompt 0: banned leaves no token to decode with"),
+        ({"banned": sorted(SAMPLED)}, "prompt 0: banned leaves no token to decode with$"),
         ({"banned": sorted(SAMPLED - set(SPEC.eos)), "fixed": {3: 1}}, "an end of text cannot stand in front of given"),
         (
             {"banned": [5, SPEC.vocab]},
-            f"banned of prompt 0 has the id {SPEC.vocab}; accepted are 0 to {SPEC.vocab - 1}",
+            f"prompt 0: banned has the id {SPEC.vocab}; accepted are 0 to {SPEC.vocab - 1}",
         ),
         ({"banned": [-1]}, "has the id -1"),
-        ({"fixed": {5: 1}}, "fixed of prompt 0 has the position 5; accepted are 0 to 4"),
+        ({"fixed": {5: 1}}, "prompt 0: fixed has the position 5; accepted are 0 to 4"),
         ({"fixed": {-1: 1}}, "the position -1"),
-        ({"fixed": {0: MASK}}, f"fixed of prompt 0 contains the mask id {MASK}"),
-        ({"fixed": {0: SPEC.vocab}}, f"fixed of prompt 0 has the id {SPEC.vocab}"),
+        ({"fixed": {0: MASK}}, f"prompt 0: fixed contains the mask id {MASK}"),
+        ({"fixed": {0: SPEC.vocab}}, f"prompt 0: fixed has the id {SPEC.vocab}"),
         ({"fixed": dict.fromkeys(range(5), 1)}, "leaves nothing to decode: all 5 tokens are given"),
     ],
 )
@@ -298,7 +295,7 @@ def test_a_text_may_begin_with_a_gap_unless_the_model_is_shifted() -> None:
         (row,) = decode(tiny(), "vanilla", Poisoned(registry.cache(kept)), [request]).values()
         assert (row.tokens[1], row.tokens[3]) == (5, 7)
         assert MASK not in row.tokens
-    with pytest.raises(RequestError, match="prompt 0 is empty"):
+    with pytest.raises(RequestError, match="prompt 0: the prompt is empty"):
         decode(tiny(shift=True), "vanilla", "none", [request])
 
 

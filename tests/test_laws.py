@@ -11,13 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from helpers import CACHES, LIMIT, MASK, POLICIES, Row, decode, forward, tiny, trail
+from helpers import CACHES, LIMIT, MASK, POLICIES, SHIFTS, Row, decode, forward, tiny, trail
 from unmask import Model, registry
 from unmask.engine.batch import Request
 from unmask.models.denoiser import Denoiser
 
 PROMPTS = [[1, 2, 3], [4], [20, 21, 22, 23, 24, 25, 26]]
-SHIFTS = [pytest.param(False, id="plain"), pytest.param(True, id="shift")]
 Commits = list[frozenset[tuple[int, int]]]
 
 

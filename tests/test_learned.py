@@ -54,11 +54,7 @@ def test_what_ships() -> None:
     assert (nets.SHIPPED / "learned.safetensors").stat().st_size < 1 << 20
     assert shipped("learned")["query.weight"].shape == (128, 128)
     for name in BOTH:
-        assert registry.policy(f'{name}(weights="{nets.SHIPPED / name}.safetensors")').init(*_start()) is not False
-
-
-def _start() -> tuple[Canvas, Sampling]:
-    return Canvas.blank([[1], [2, 3]], [4, 5], SPEC), sampling(2)
+        assert registry.policy(f'{name}(weights="{nets.SHIPPED / name}.safetensors")').check([1], 4, SPEC) is None
 
 
 @pytest.mark.parametrize("name", BOTH)
@@ -83,18 +79,18 @@ def test_bad_weights_are_refused(name: str, tmp_path: Path) -> None:
         cases[written(tmp_path / str(i), weights)] = message
     for path, message in cases.items():
         with pytest.raises(ModelError, match=message) as caught:
-            registry.policy(f'{name}(weights="{path}")').init(*_start())
+            registry.policy(f'{name}(weights="{path}")').check([1], 4, SPEC)
         assert str(caught.value).startswith(f"{name}: ")
         assert "\n" not in str(caught.value)
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="reads 32 positions; block_length must be at most that, got 33"):
-        Learn2pd(block_length=33).init(*_start())
+        Learn2pd(block_length=33).check([1], 4, SPEC)
     cut = {n: w[..., :126] if n == "embed.weight" else w for n, w in shipped("learned").items()}
     narrow = {n: w[tuple(slice(0, 6 if s == 128 else s) for s in w.shape)] for n, w in cut.items()}
     with pytest.raises(ModelError, match="width of the weights must be a multiple of 4, got 6"):
-        Learned(weights=written(tmp_path, narrow)).init(*_start())
+        Learned(weights=written(tmp_path, narrow)).check([1], 4, SPEC)
     for spec in ("learn2pd(tau=3)", "learn2pd(block_length=none)", "learned(temperature=0)", "learned(sample=1)"):
         with pytest.raises(SpecError):
             registry.policy(spec)

@@ -11,12 +11,13 @@ from functools import cache
 import pytest
 import torch
 
-from helpers import CACHES, EOS, MASK, POLICIES, SPEC, Chaos, Poisoned, Row, decode, tiny
+from helpers import CACHES, EOS, MASK, POLICIES, SHIFTS, SPEC, Chaos, Poisoned, Row, assert_same, decode, singly, tiny
 from unmask import registry
 from unmask.caches.every import Every
 from unmask.core import rows
 from unmask.engine.batch import Request
 
+pytestmark = pytest.mark.usefixtures("many_tiles")
 REQUESTS = [
     Request(10, [1, 2, 3], 12),
     Request(11, [5, 6, 7, 8, 9, 10, 11], 1),
@@ -31,7 +32,6 @@ SAMPLED = [
     Request(23, [1, 2, 3], 9, temperature=1.2, top_p=0.95, seed=4),
     Request(24, [33, 34], 12, temperature=1.0, top_p=0.8, top_k=7, seed=2),
 ]
-SHIFTS = [pytest.param(False, id="plain"), pytest.param(True, id="shift")]
 MATRIX = [
     pytest.param(policy, cache, id=f"{policy}-{cache}") for policy in POLICIES for cache in CACHES
 ]  # the two parameters in one, so that names read well
@@ -39,37 +39,16 @@ ONE_EACH = {spec.partition("(")[0]: spec for spec in CACHES}  # the last variant
 REVOKING = {"wino", "saber"}  # policies that may turn a token back into a mask
 
 
-@pytest.fixture(autouse=True, scope="module")
-def many_tiles():  # type: ignore[no-untyped-def]
-    """Rectangles so cheap that the small rows of these tests are split among several, too."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rows, "_TILE_COST", {False: 2.0, True: 2.0})
-        yield
-
-
 @cache
 def alone(policy: str, cache: str, shift: bool, sampled: bool = False) -> dict[int, Row]:
     """Each request in a batch of its own."""
-    model, found = tiny(shift), {}
-    for request in SAMPLED if sampled else REQUESTS:
-        found |= decode(model, policy, cache, [request])
-    return found
+    return singly(tiny(shift), policy, cache, SAMPLED if sampled else REQUESTS)
 
 
 @cache
 def together(policy: str, cache: str, shift: bool) -> dict[int, Row]:
     """All in one ragged batch; rows leave as they finish."""
     return decode(tiny(shift), policy, cache, REQUESTS)
-
-
-def assert_same(got: dict[int, Row], expected: dict[int, Row]) -> None:
-    """Same commits in the same forwards, same tokens, same work."""
-    assert got.keys() == expected.keys()
-    for row, one in expected.items():
-        assert got[row].commits == one.commits, f"row {row}"
-        assert got[row].remasks == one.remasks, f"row {row}"
-        assert got[row].tokens == one.tokens, f"row {row}"
-        assert got[row].work == pytest.approx(one.work), f"row {row}"
 
 
 @pytest.mark.parametrize("shift", SHIFTS)

@@ -7,11 +7,10 @@ import math
 import pytest
 import torch
 
-from helpers import LIMIT, MASK, decode, forward, tiny, trail
+from helpers import LIMIT, MASK, SHIFTS, decode, forward, tiny, trail
 from unmask import registry
 from unmask.engine.batch import Request
 
-SHIFTS = [pytest.param(False, id="plain"), pytest.param(True, id="shift")]
 SINCE = ["commit", "before", "nothing"]
 REQUESTS = [Request(0, [5, 6, 7], 14, eos_stop=False), Request(1, [4], 9, eos_stop=False), Request(2, [9, 8, 7, 6], 17)]
 

@@ -6,12 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from helpers import LIMIT, MASK, Row, decode, tiny, trail
+from helpers import LIMIT, MASK, SHIFTS, Row, decode, tiny, trail
 from unmask import registry
 from unmask.engine.batch import Request
 from unmask.models.denoiser import Denoiser
 
-SHIFTS = [pytest.param(False, id="plain"), pytest.param(True, id="shift")]
 REQUESTS = [Request(0, [5, 6, 7], 12, eos_stop=False), Request(1, [4], 9, eos_stop=False), Request(2, [9, 8, 7, 6], 14)]
 
 

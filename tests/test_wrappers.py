@@ -10,7 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from helpers import LIMIT, MASK, POLICIES, SPEC, Row, decode, forward, tiny, trail
+from helpers import LIMIT, MASK, POLICIES, SHIFTS, SPEC, Row, decode, forward, tiny, trail
 from unmask import registry
 from unmask.cli import app
 from unmask.core.canvas import Canvas
@@ -23,7 +23,6 @@ from unmask.policies.prophet import Prophet
 from unmask.policies.threshold import Threshold
 from unmask.policies.vanilla import Vanilla
 
-SHIFTS = [pytest.param(False, id="plain"), pytest.param(True, id="shift")]
 REQUESTS = [Request(0, [5, 6, 7], 12, eos_stop=False), Request(1, [4], 9), Request(2, [9, 8, 7, 6], 14)]
 NEVER = "high=1e9,mid=1e9,low=1e9"
 WITH_THRESHOLD = {

@@ -20,6 +20,7 @@ from model import TinyLLaDA, load
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from unmask.measure.stats import wilson
 from unmask.tasks import FAMILIES, Problem, problems
 
 
@@ -112,14 +113,6 @@ def measure(
     low, high = wilson(right, len(items))
     numbers = {"n": len(items), "right": right, "accuracy": right / len(items), "low": low, "high": high}
     return {**numbers, "forwards": forwards / len(items), "failures": failures}
-
-
-def wilson(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % Wilson interval of a proportion."""
-    share, z2 = right / n, z * z
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = z * ((share * (1 - share) + z2 / (4 * n)) / n) ** 0.5 / (1 + z2 / n)
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def main() -> None:

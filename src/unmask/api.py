@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 
 from . import registry
-from .checks import TEXTS, as_batch, banned_ids, check_sampling, fixed_ids, integer, per_row
-from .core.canvas import Canvas, ModelSpec, check_request
+from .checks import TEXTS, as_batch, banned_ids, check_names, check_sampling, fixed_ids, integer, per_row
+from .core.canvas import check_request
 from .core.errors import ModelError, RequestError
 from .core.precision import native
-from .core.protocols import Cache, Policy, Sampling
+from .core.protocols import Cache, Policy
 from .engine.batch import Request, check, run
 from .engine.loop import State, Step
 from .infill import lay_out
@@ -23,10 +23,31 @@ from .models.weights import DTYPES, Checkpoint, load_denoiser
 from .results import Result, result_of
 from .text import Text
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 SHIPPED = Path(__file__).parent / "assets" / "tiny"
 Prompt = str | Sequence[int] | Sequence[dict[str, str]]
 Banned = str | int | Sequence[str | int] | Sequence[Sequence[str | int]] | None
 Fixed = Mapping[int, int] | Sequence[Mapping[int, int] | None] | None
+
+
+class Options(TypedDict, total=False):
+    """What :meth:`Model.generate` and :meth:`Model.infill` both take by name; see there."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    seed: int | Sequence[int]
+    eos_stop: bool
+    chat: bool | None
+    banned: Banned
+
+
+class StreamOptions(Options, total=False):
+    """What :meth:`Model.stream` takes besides."""
+
+    fixed: Fixed
 
 
 def load(path_or_id: str | Path | None = None, device: str = "auto", dtype: str = "auto") -> Model:
@@ -57,6 +78,7 @@ class Model:
     def __init__(self, denoiser: Denoiser, text: Text | None) -> None:
         self.denoiser = denoiser
         self.text = text
+        self._policies: dict[str, Policy] = {}  # what they have loaded, such as a verifier, lives as long as the model
 
     def generate(
         self,
@@ -122,28 +144,29 @@ class Model:
         *,
         prompts: Prompt | Sequence[Prompt] | None = None,
         batch_size: int = 32,
-        **sampling: Any,
+        **options: Unpack[Options],
     ) -> list[Result]:
         r"""Fill the gaps of texts; every token that is given stays as it is.
 
         Args:
             texts: a string with gaps ``[MASK]`` (one token) or ``[MASK*12]``, or a list (or array) of ids with mask ids
                 among them, or a list of these. ``\[MASK]`` is the text itself. No chat template is applied.
-            policy, cache, batch_size: see :meth:`generate`; policies that go from left to right are refused.
+            policy, cache, batch_size: see :meth:`generate`; policies that go from left to right fill one gap at the end
+                alone.
             prompts: what comes before the texts, one for all or one for each, encoded as :meth:`generate` does (chat
                 template when there is one); not part of the results' text.
-            sampling: ``temperature``, ``top_p``, ``top_k``, ``seed``, ``eos_stop``, ``chat`` and ``banned`` as in
+            options: ``temperature``, ``top_p``, ``top_k``, ``seed``, ``eos_stop``, ``chat`` and ``banned`` as in
                 :meth:`generate`. Only a gap at the end of a text can hold an end of text.
 
         Returns:
             Results in the order of the texts; ``spans`` are the gaps.
 
         Raises:
-            RequestError: no gap, one that cannot be read, too long for the context, values out of range, a policy that
-                cannot fill gaps.
+            RequestError: no gap, one that cannot be read, too long for the context, values out of range, another option
+                (a gap says how long it is, what is fixed stands in the text), a policy that cannot fill the gaps.
             SpecError: unknown policy, cache or parameter.
         """
-        return self._all(self.infill_requests(texts, prompts=prompts, **sampling), policy, cache, batch_size)
+        return self._all(self.infill_requests(texts, prompts=prompts, **options), policy, cache, batch_size)
 
     def _all(
         self, requests: Sequence[Request], policy: str | Policy, cache: str | Cache, batch_size: int
@@ -162,10 +185,11 @@ class Model:
         cache: str | Cache = "none",
         *,
         batch_size: int = 32,
-        **sampling: Any,
+        **options: Unpack[StreamOptions],
     ) -> Iterator[Step]:
         """As :meth:`generate`, but yields each :class:`~unmask.engine.loop.Step` as it happens."""
-        requests = self.requests(prompts, gen_length, **sampling)
+        check_names("stream", options, StreamOptions.__annotations__)
+        requests = self.requests(prompts, gen_length, **options)
         return (step for _, step in self.run(requests, policy, cache, batch_size))
 
     def run(
@@ -175,9 +199,8 @@ class Model:
         size = integer("batch_size", batch_size)
         if size < 1:
             raise RequestError(f"batch_size must be at least 1, got {size}")
-        how, keep = registry.policy(policy), registry.cache(cache)
+        how, keep = self._policy(policy), registry.cache(cache)
         check(how, requests, self.denoiser.spec)
-        _rehearse(how, requests, self.denoiser.spec)
         return run(self.denoiser, keep, how, requests, size)
 
     def requests(
@@ -220,25 +243,24 @@ class Model:
         texts: str | Sequence[int] | Sequence[str | Sequence[int]],
         *,
         prompts: Prompt | Sequence[Prompt] | None = None,
-        chat: bool | None = None,
-        **sampling: Any,
+        **options: Unpack[Options],
     ) -> list[Request]:
         """Check and encode texts with gaps; see :meth:`infill`."""
+        check_names("infill", options, Options.__annotations__)
         many = as_batch(texts, TEXTS)
         fronts: Sequence[list[int] | None] = [None] * len(many)
         if prompts is not None:
             given = as_batch(prompts)
             if len(given) not in (1, len(many)):
                 raise RequestError(f"prompts has {len(given)} values for {len(many)} texts")
-            encoded = [self._ids(i, p, chat) for i, p in enumerate(given)]
+            encoded = [self._ids(i, p, options.get("chat")) for i, p in enumerate(given)]
             fronts = encoded if len(given) == len(many) else encoded * len(many)
         laid = [lay_out(i, t, self.text, self.denoiser.spec, fronts[i]) for i, t in enumerate(many)]
         requests = self.requests(
             [one.prompt for one in laid],
             [one.gen_length for one in laid],
-            chat=chat,
             fixed=[one.fixed for one in laid],
-            **sampling,
+            **options,
         )
         return [replace(r, begin=one.begin) for r, one in zip(requests, laid, strict=True)]
 
@@ -246,6 +268,14 @@ class Model:
         """The finished rows of a state, by row id."""
         done = state.canvas.done.nonzero()[:, 0].tolist()
         return {int(state.record.row[i]): result_of(state, i, self.text) for i in done}
+
+    def _policy(self, policy: str | Policy) -> Policy:
+        """The policy of a spec, the same one each time."""
+        if not isinstance(policy, str):
+            return registry.policy(policy)
+        if policy not in self._policies:
+            self._policies[policy] = registry.policy(policy)
+        return self._policies[policy]
 
     def _token(self, text: str) -> int:
         if self.text is None:
@@ -257,14 +287,14 @@ class Model:
 
     def _ids(self, index: int, prompt: Prompt, chat: bool | None) -> list[int]:
         written = isinstance(prompt, str) or (len(prompt) > 0 and isinstance(prompt[0], Mapping))
-        if not written:
-            return [integer(f"prompt {index}: an id", i) for i in prompt]
-        if self.text is None:
-            raise RequestError(f"prompt {index}: the model has no tokenizer.json; give prompts as lists of ids")
+        if written and self.text is None:
+            raise RequestError("the model has no tokenizer.json; give prompts as lists of ids", index)
         try:
-            return self.text.encode(prompt, chat)  # type: ignore[arg-type]
+            if written and self.text is not None:
+                return self.text.encode(prompt, chat)  # type: ignore[arg-type]
+            return [integer("an id", i) for i in prompt]
         except RequestError as error:
-            raise RequestError(f"prompt {index}: {error}") from None
+            raise error.of(index) from None
 
 
 def pick_device(device: str) -> torch.device:
@@ -289,11 +319,3 @@ def pick_dtype(dtype: str, checkpoint: Checkpoint, device: torch.device) -> torc
             raise ModelError(f"unknown dtype {dtype!r}; accepted: auto, {', '.join(DTYPES)}")
         return DTYPES[dtype]
     return native(checkpoint.dtype, device)
-
-
-def _rehearse(policy: Policy, requests: Sequence[Request], spec: ModelSpec) -> None:
-    """Let the policy see every shape of request, so that it refuses one before anything is decoded."""
-    zero = torch.zeros(1, dtype=torch.long)
-    for prompt, response in sorted({(max(1, len(r.prompt)), r.gen_length) for r in requests}):
-        canvas = Canvas.blank([spec.eos[:1] * prompt], [response], replace(spec, context=prompt + response))
-        policy.init(canvas, Sampling(zero.double(), zero.double() + 1, zero, zero))

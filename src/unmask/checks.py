@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from .core.errors import RequestError
@@ -21,6 +21,13 @@ def check_sampling(temperature: float, top_p: float, top_k: int) -> None:
         raise RequestError(f"top_p must be a number in (0, 1] (1: off), got {top_p!r}")
     if integer("top_k", top_k) < 0:
         raise RequestError(f"top_k must be at least 0 (0: off), got {top_k}")
+
+
+def check_names(call: str, given: Iterable[str], accepted: Iterable[str]) -> None:
+    """Refuse what a call has been given by name and does not take."""
+    odd = next((name for name in given if name not in accepted), None)
+    if odd is not None:
+        raise RequestError(f"{call} has no option {odd!r}; accepted are {', '.join(accepted)}")
 
 
 def _is_number(value: Any) -> bool:
@@ -49,7 +56,7 @@ def as_batch(prompts: Any, kinds: str = PROMPTS) -> list[Any]:
         return [many]
     for i, prompt in enumerate(many):
         if not isinstance(prompt, str) and not _is_list(prompt):
-            raise RequestError(f"{name} {i}: {kinds}, got {prompt!r:.80}")
+            raise RequestError(f"{kinds}, got {prompt!r:.80}", i, name)
     return many
 
 

@@ -34,18 +34,22 @@ def lay_out(
     try:
         ids = _ids(value, text, spec, front is None)
     except RequestError as error:
-        raise RequestError(f"text {index}: {error}") from None
+        raise error.of(index, "text") from None
     whole = [*(front or []), *ids]
     if len(whole) > spec.context:
         raise RequestError(
-            f"text {index} has {len(whole)} tokens, gaps and prompt included, but the model's context is {spec.context}"
+            f"it has {len(whole)} tokens, gaps and prompt included, but the model's context is {spec.context}",
+            index,
+            "text",
         )
     first = len(whole) - len(ids) + ids.index(spec.mask)
     given = {at - first: i for at, i in enumerate(whole) if at > first and i != spec.mask}
     if first == 0 and spec.shift:
-        raise RequestError(f"text {index} begins with a gap, but this model predicts a token from the one before it")
+        raise RequestError(
+            "it begins with a gap, but this model predicts a token from the one before it", index, "text"
+        )
     if first == 0 and not given:
-        raise RequestError(f"text {index} is nothing but gaps; at least one token is needed")
+        raise RequestError("it is nothing but gaps; at least one token is needed", index, "text")
     return Layout(whole[:first], len(whole) - first, given, len(whole) - len(ids))
 
 

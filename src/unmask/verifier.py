@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from inspect import signature
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -84,24 +85,24 @@ class Verifier:
             raise ModelError(f"the verifier {self.source!r} has {self.config.vocab_size} ids, the model says {said}")
         self._fitting.add(key)
 
-    def memory(self, canvas: Canvas) -> Memory:
-        """Nothing read yet.
+    def check(self, prompt: Sequence[int], total: int) -> None:
+        """Refuse what it cannot read: a prompt's ids, and so many tokens with the response.
 
         Raises:
-            ModelError: the canvas is longer than the verifier's context.
-            RequestError: a prompt has an id that the verifier does not know.
+            ModelError: the text is longer than the verifier's context.
+            RequestError: the prompt has an id that the verifier does not know.
         """
-        config, (rows, total) = self.config, canvas.tokens.shape
-        highest = int(torch.where(canvas.position < canvas.prompt[:, None], canvas.tokens, 0).amax())
-        if highest >= config.vocab_size:
-            raise RequestError(
-                f"a prompt has the id {highest}, but the verifier {self.source!r} has {config.vocab_size} ids"
-            )
-        if total > config.max_position_embeddings:
+        highest, ids, most = max(prompt, default=0), self.config.vocab_size, self.config.max_position_embeddings
+        if highest >= ids:
+            raise RequestError(f"it has the id {highest}, but the verifier {self.source!r} has {ids} ids")
+        if total > most:
             raise ModelError(
-                f"the verifier {self.source!r} reads at most {config.max_position_embeddings} tokens, "
-                f"prompt and response have {total}"
+                f"the verifier {self.source!r} reads at most {most} tokens, prompt and response have {total}"
             )
+
+    def memory(self, canvas: Canvas) -> Memory:
+        """Nothing read yet."""
+        config, (rows, total) = self.config, canvas.tokens.shape
         head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         device = canvas.tokens.device
@@ -179,17 +180,24 @@ class Verifier:
         return self._networks[key]
 
 
-@lru_cache(maxsize=4)
+_alive: WeakValueDictionary[str, Verifier] = WeakValueDictionary()
+
+
 def load(source: str | None) -> Verifier:
     """The verifier at a folder or hub id; None: the one that ships with the package.
+
+    There is one for each source as long as anybody holds it. Whoever asks must keep it: nobody else does.
 
     Raises:
         ModelError: there is none.
     """
-    return Verifier(str(SHIPPED) if source is None else source)
+    name = str(SHIPPED) if source is None else source
+    found = _alive.get(name)
+    if found is None:
+        found = _alive[name] = Verifier(name)
+    return found
 
 
-@lru_cache(maxsize=4)
 def _vocabulary(source: str) -> dict[int, str] | None:
     """The tokenizer's pieces, or None where there is no tokenizer."""
     folder = Path(source)

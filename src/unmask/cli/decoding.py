@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ import typer
 
 from ..core.errors import RequestError
 from .inputs import Form, Record, from_argument, from_file
+from .options import Decoding
 from .outputs import Results, Trace, check_writable, opened
 from .progress import loading
 
@@ -23,89 +24,69 @@ if TYPE_CHECKING:
     from .progress import Display
 
 
-@dataclass(frozen=True)
-class Files:
-    """Where things come from and go to; see the options of these names."""
-
-    batch: str | None
-    output: str | None
-    trace: str | None
-    picture: str | None
-    animate: bool
-
-    def check(self) -> None:
-        """No file for two purposes, none that cannot be written; pictures are SVG."""
-        seen: dict[Path, str] = {Path(self.batch).resolve(): "batch"} if self.batch not in (None, "-") else {}
-        for name in ("output", "trace", "picture"):
-            path = getattr(self, name)
-            if path is not None and (other := seen.setdefault(Path(path).resolve(), name)) != name:
-                raise RequestError(f"--{name} and --{other} are the same file {path}")
-            if path is not None:
-                check_writable(path)
-        if self.picture is not None and Path(self.picture).suffix.lower() != ".svg":
-            raise RequestError(f"--picture writes SVG; expected a name that ends in .svg, got {self.picture}")
-
-
-@dataclass(frozen=True)
-class Run:
-    """What to decode with, and how to show it; see the options of these names."""
-
-    model: str | None
-    policy: str
-    cache: str
-    batch_size: int
-    json: bool
-    watch: bool
-    device: str
-    dtype: str
+def check_files(options: Decoding) -> None:
+    """No file without a name, none for two purposes, none that cannot be written; pictures are SVG."""
+    for name, standard in (("batch", "input"), ("output", "output"), ("trace", ""), ("picture", "")):
+        if getattr(options, name) == "":
+            other = f" or - (standard {standard})" if standard else ""
+            raise RequestError(f"--{name} is empty; expected the name of a file{other}")
+    seen: dict[Path, str] = {Path(options.batch).resolve(): "batch"} if options.batch not in (None, "-") else {}
+    for name in ("output", "trace", "picture"):
+        path = getattr(options, name)
+        if path is not None and (other := seen.setdefault(Path(path).resolve(), name)) != name:
+            raise RequestError(f"--{name} and --{other} are the same file {path}")
+        if path is not None:
+            check_writable(path)
+    if options.picture is not None and Path(options.picture).suffix.lower() != ".svg":
+        raise RequestError(f"--picture writes SVG; expected a name that ends in .svg, got {options.picture}")
 
 
 def decode(
-    value: str | None, form: Form, files: Files, run: Run, make: Callable[[Model, Record], Sequence[Request]]
+    value: str | None, form: Form, options: Decoding, make: Callable[[Model, Record], Sequence[Request]]
 ) -> None:
     """Read what is to be decoded, check all of it, decode it.
 
     Args:
         value: the command's argument.
         form: what it and the lines of a batch are.
-        files: where things come from and go to.
-        run: what to decode with.
+        options: how.
         make: the request of one record.
     """
-    files = replace(files, output=None if files.output == "-" else files.output)
-    files.check()
-    if (value is None) == (files.batch is None):
+    options = replace(options, output=None if options.output == "-" else options.output)
+    check_files(options)
+    if (value is None) == (options.batch is None):
         raise RequestError(
             f"give either one {form.main.upper()} (- reads it from standard input) or --batch FILE.jsonl"
         )
-    records = from_file(files.batch, form) if files.batch is not None else [from_argument(value or "", form)]
-    if files.animate and files.picture is None:
+    records = from_file(options.batch, form) if options.batch is not None else [from_argument(value or "", form)]
+    if options.animate and options.picture is None:
         raise RequestError("--animate needs --picture FILE.svg")
 
     from .. import load, registry
 
-    chosen, kept = registry.policy(run.policy), registry.cache(run.cache)
-    with loading(run.model or "the shipped model"):
-        lm = load(run.model, run.device, run.dtype)
+    chosen, kept = registry.policy(options.policy), registry.cache(options.cache)
+    with loading(options.model or "the shipped model"):
+        lm = load(options.model, options.device, options.dtype)
     requests = [_request(lm, record, i, make) for i, record in enumerate(records)]
-    decoding = lm.run(requests, chosen, kept, run.batch_size)  # checks them all, decodes nothing yet
-    common = {"policy": str(chosen), "cache": str(kept), "model": run.model or "shipped"}
+    with _named(records):
+        decoding = lm.run(requests, chosen, kept, options.batch_size)  # checks them all, decodes nothing yet
+    common = {"policy": str(chosen), "cache": str(kept), "model": options.model or "shipped"}
     with ExitStack() as stack:
-        batch = files.batch is not None
-        file = stack.enter_context(opened(files.output))
-        results = Results(file, run.json or batch, common, spans=form.spans)
-        traces = stack.enter_context(opened(files.trace))
+        batch = options.batch is not None
+        file = stack.enter_context(opened(options.output))
+        results = Results(file, options.json or batch, common, spans=form.spans)
+        traces = stack.enter_context(opened(options.trace))
         listener = Trace(traces, lm, requests, common) if traces else None
-        scrolls = files.output is None and sys.stdout.isatty()  # the results themselves show how far it is
-        display = stack.enter_context(_display(lm, requests, run.watch, batch and not scrolls))
+        scrolls = options.output is None and sys.stdout.isatty()  # the results themselves show how far it is
+        display = stack.enter_context(_display(lm, requests, options.watch, batch and not scrolls))
         finished = _listen(lm, requests, decoding, results, listener, display)
         display.close(finished)
-    if files.picture is not None:
+    if options.picture is not None:
         from ..viz import svg
 
         title = f"{chosen} + {kept}" if str(kept) != "none" else str(chosen)
-        drawn = svg(lm, [(title, r) for r in finished], animate=files.animate)
-        Path(files.picture).write_text(drawn, encoding="utf-8")
+        drawn = svg(lm, [(title, r) for r in finished], animate=options.animate)
+        Path(options.picture).write_text(drawn, encoding="utf-8")
 
 
 def _request(lm: Model, record: Record, index: int, make: Callable[[Model, Record], Sequence[Request]]) -> Request:
@@ -117,10 +98,18 @@ def _request(lm: Model, record: Record, index: int, make: Callable[[Model, Recor
     try:
         return replace(make(lm, record)[0], row=index)
     except RequestError as error:
-        message = str(error)
-        for name in ("prompt 0", "text 0"):
-            message = message.removeprefix(f"{name}: ").replace(name, "it")
-        raise RequestError(f"{record.where}: {message}") from None
+        raise RequestError(f"{record.where}: {error.what}") from None
+
+
+@contextmanager
+def _named(records: Sequence[Record]) -> Iterator[None]:
+    """Errors of a request, whose row is the index of its record, name the record's line."""
+    try:
+        yield
+    except RequestError as error:
+        if error.row is None:
+            raise
+        raise RequestError(f"{records[error.row].where}: {error.what}") from None
 
 
 def _display(lm: Model, requests: Sequence[Request], watch: bool, bar: bool) -> Display:

@@ -2,57 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from . import options as o
-from .decoding import Files, Run, decode
+from .decoding import decode
 from .inputs import PROMPT
+from .options import Decoding, takes
 
 _Text = Annotated[str | None, typer.Argument(metavar="[PROMPT|-]", help="The prompt; - reads it from standard input.")]
 
 
-def generate(
-    prompt: _Text = None,
-    *,
-    model: o.Model = None,
-    policy: o.Policy = "slowfast",
-    cache: o.Cache = "none",
-    gen_length: Annotated[int, typer.Option("--gen-length", "-n", min=1, help="Tokens of the response.")] = 128,
-    batch: Annotated[str | None, typer.Option(help="JSONL file of prompts; - reads standard input.")] = None,
-    batch_size: o.BatchSize = 32,
-    json: o.Json = False,
-    output: o.Output = None,
-    trace: o.Trace = None,
-    picture: o.Picture = None,
-    animate: o.Animate = False,
-    watch: o.Watch = False,
-    seed: o.Seed = 0,
-    temperature: o.Temperature = 0.0,
-    top_p: o.TopP = 1.0,
-    top_k: o.TopK = 0,
-    ban: o.Ban = None,
-    device: o.Device = "auto",
-    dtype: o.Dtype = "auto",
-    no_eos_stop: Annotated[bool, typer.Option("--no-eos-stop", help="Fill all of --gen-length.")] = False,
-    no_chat: Annotated[bool, typer.Option("--no-chat", help="Give the prompt without chat template.")] = False,
-) -> None:
+@takes(
+    batch="JSONL file of prompts; - reads standard input.",
+    no_eos_stop="Fill all of --gen-length.",
+    no_chat="Give the prompt without chat template.",
+)
+def generate(prompt: _Text = None, *, options: Decoding) -> None:
     """Generate a response to PROMPT, or to every prompt of a file."""
-    common: dict[str, Any] = {
-        "gen_length": gen_length,
-        "seed": seed,
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "banned": ban,
-        "eos_stop": not no_eos_stop,
-        "chat": False if no_chat else None,
-    }
-    decode(
-        prompt,
-        PROMPT,
-        Files(batch, output, trace, picture, animate),
-        Run(model, policy, cache, batch_size, json, watch, device, dtype),
-        lambda lm, record: lm.requests([record.value], **{**common, **record.own}),
-    )
+    common = {"gen_length": options.gen_length, **options.sampling}
+    decode(prompt, PROMPT, options, lambda lm, record: lm.requests([record.value], **{**common, **record.own}))

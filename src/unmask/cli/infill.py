@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from . import options as o
-from .decoding import Files, Run, decode
+from .decoding import decode
 from .inputs import TEXT
+from .options import Decoding, takes
 
 _Text = Annotated[
     str | None,
@@ -19,46 +19,13 @@ _Text = Annotated[
 _Prompt = Annotated[str | None, typer.Option("--prompt", help="A user's message that the text is the answer to.")]
 
 
-def infill(
-    text: _Text = None,
-    *,
-    prompt: _Prompt = None,
-    model: o.Model = None,
-    policy: o.Policy = "slowfast",
-    cache: o.Cache = "none",
-    batch: Annotated[str | None, typer.Option(help="JSONL file of texts; - reads standard input.")] = None,
-    batch_size: o.BatchSize = 32,
-    json: o.Json = False,
-    output: o.Output = None,
-    trace: o.Trace = None,
-    picture: o.Picture = None,
-    animate: o.Animate = False,
-    watch: o.Watch = False,
-    seed: o.Seed = 0,
-    temperature: o.Temperature = 0.0,
-    top_p: o.TopP = 1.0,
-    top_k: o.TopK = 0,
-    ban: o.Ban = None,
-    device: o.Device = "auto",
-    dtype: o.Dtype = "auto",
-    no_eos_stop: Annotated[bool, typer.Option("--no-eos-stop", help="Fill all of a gap at the end.")] = False,
-    no_chat: Annotated[bool, typer.Option("--no-chat", help="Give --prompt without chat template.")] = False,
-) -> None:
+@takes(
+    without=("gen_length",),
+    batch="JSONL file of texts; - reads standard input.",
+    no_eos_stop="Fill all of a gap at the end.",
+    no_chat="Give --prompt without chat template.",
+)
+def infill(text: _Text = None, *, prompt: _Prompt = None, options: Decoding) -> None:
     """Fill the gaps of TEXT, or of every text of a file, and print it whole. What is given stays as it is."""
-    common: dict[str, Any] = {
-        "prompts": prompt,
-        "seed": seed,
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "banned": ban,
-        "eos_stop": not no_eos_stop,
-        "chat": False if no_chat else None,
-    }
-    decode(
-        text,
-        TEXT,
-        Files(batch, output, trace, picture, animate),
-        Run(model, policy, cache, batch_size, json, watch, device, dtype),
-        lambda lm, record: lm.infill_requests([record.value], **{**common, **record.own}),
-    )
+    common = {"prompts": prompt, **options.sampling}
+    decode(text, TEXT, options, lambda lm, record: lm.infill_requests([record.value], **{**common, **record.own}))

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import inspect
+from collections.abc import Callable
+from copy import copy
+from dataclasses import dataclass, fields
+from functools import wraps
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -25,3 +30,91 @@ TopK = Annotated[int, typer.Option(help="Sample from the k likeliest; 0: off.")]
 Ban = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="A token never to be said; can be repeated.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16, float64 or auto.")]
+GenLength = Annotated[int, typer.Option("--gen-length", "-n", min=1, help="Tokens of the response.")]
+Batch = Annotated[str | None, typer.Option(help="JSONL file; - reads standard input.")]
+NoEosStop = Annotated[bool, typer.Option("--no-eos-stop", help="Fill everything.")]
+NoChat = Annotated[bool, typer.Option("--no-chat", help="No chat template.")]
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """The options of commands that decode, in the order in which their help lists them; see :func:`takes`."""
+
+    model: Model = None
+    policy: Policy = "slowfast"
+    cache: Cache = "none"
+    gen_length: GenLength = 128
+    batch: Batch = None
+    batch_size: BatchSize = 32
+    json: Json = False
+    output: Output = None
+    trace: Trace = None
+    picture: Picture = None
+    animate: Animate = False
+    watch: Watch = False
+    seed: Seed = 0
+    temperature: Temperature = 0.0
+    top_p: TopP = 1.0
+    top_k: TopK = 0
+    ban: Ban = None
+    device: Device = "auto"
+    dtype: Dtype = "auto"
+    no_eos_stop: NoEosStop = False
+    no_chat: NoChat = False
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """What :meth:`unmask.Model.generate` and :meth:`unmask.Model.infill` both take, by its names there."""
+        return {
+            "seed": self.seed,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "banned": self.ban,
+            "eos_stop": not self.no_eos_stop,
+            "chat": False if self.no_chat else None,
+        }
+
+
+def takes(*, without: tuple[str, ...] = (), **helps: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorate a command that has a parameter ``options: Decoding``: on the command line it has the fields instead.
+
+    Args:
+        without: fields that it does not take.
+        helps: what the help says of a field, where commands differ in that.
+    """
+    annotations = get_type_hints(Decoding, include_extras=True)
+    taken = [f for f in fields(Decoding) if f.name not in without]
+    shared = [
+        inspect.Parameter(
+            f.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=f.default,
+            annotation=_helped(annotations[f.name], helps.get(f.name)),
+        )
+        for f in taken
+    ]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(command, eval_str=True)
+        own = [p for p in signature.parameters.values() if p.name != "options"]
+
+        @wraps(command)
+        def run(*args: Any, **given: Any) -> None:
+            options = Decoding(**{f.name: given.pop(f.name) for f in taken})
+            command(*args, **given, options=options)
+
+        vars(run)["__signature__"] = signature.replace(parameters=[*own, *shared])
+        return run
+
+    return decorate
+
+
+def _helped(annotation: Any, text: str | None) -> Any:
+    """An annotated option with another help."""
+    if text is None or get_origin(annotation) is not Annotated:
+        return annotation
+    kind, option = get_args(annotation)
+    option = copy(option)
+    option.help = text
+    return Annotated[kind, option]

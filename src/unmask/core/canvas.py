@@ -201,9 +201,9 @@ class Canvas:
 
 
 def check_request(
-    index: int, prompt: Sequence[int], gen_length: int, spec: ModelSpec, fixed: Mapping[int, int] | None = None
+    row: int, prompt: Sequence[int], gen_length: int, spec: ModelSpec, fixed: Mapping[int, int] | None = None
 ) -> None:
-    """Refuse what no canvas can hold; see :meth:`Canvas.blank`. ``index`` names the prompt in the message.
+    """Refuse what no canvas can hold; see :meth:`Canvas.blank`. ``row`` names the prompt in the message.
 
     Raises:
         RequestError: an empty prompt (allowed in front of fixed tokens, unless the model is shifted), ids out of range
@@ -211,31 +211,33 @@ def check_request(
             outside the response or at all of its positions.
     """
     if len(prompt) == 0 and (spec.shift or not fixed):
-        raise RequestError(f"prompt {index} is empty; at least one token is needed")
+        raise RequestError("the prompt is empty; at least one token is needed", row)
     if gen_length < 1:
-        raise RequestError(f"gen_length of prompt {index} must be at least 1, got {gen_length}")
+        raise RequestError(f"gen_length must be at least 1, got {gen_length}", row)
     if len(prompt) + gen_length > spec.context:
         raise RequestError(
-            f"prompt {index} has {len(prompt)} tokens and gen_length is {gen_length}: together "
-            f"{len(prompt) + gen_length}, but the model's context is {spec.context}"
+            f"it has {len(prompt)} tokens and gen_length is {gen_length}: together "
+            f"{len(prompt) + gen_length}, but the model's context is {spec.context}",
+            row,
         )
     if len(prompt):
-        _check_ids(f"prompt {index}", prompt, spec)
+        _check_ids(row, "it", prompt, spec)
     if fixed:
-        _check_ids(f"fixed of prompt {index}", list(fixed.values()), spec)
+        _check_ids(row, "fixed", list(fixed.values()), spec)
         odd = [at for at in fixed if not 0 <= at < gen_length]
         if odd:
             raise RequestError(
-                f"fixed of prompt {index} has the position {odd[0]}; accepted are 0 to {gen_length - 1}, "
-                "counted from the start of the response"
+                f"fixed has the position {odd[0]}; accepted are 0 to {gen_length - 1}, "
+                "counted from the start of the response",
+                row,
             )
         if len(fixed) == gen_length:
-            raise RequestError(f"fixed of prompt {index} leaves nothing to decode: all {gen_length} tokens are given")
+            raise RequestError(f"fixed leaves nothing to decode: all {gen_length} tokens are given", row)
 
 
-def _check_ids(name: str, ids: Sequence[int], spec: ModelSpec) -> None:
+def _check_ids(row: int, name: str, ids: Sequence[int], spec: ModelSpec) -> None:
     low, high = min(ids), max(ids)
     if low < 0 or high >= spec.vocab:
-        raise RequestError(f"{name} has the id {low if low < 0 else high}; accepted are 0 to {spec.vocab - 1}")
+        raise RequestError(f"{name} has the id {low if low < 0 else high}; accepted are 0 to {spec.vocab - 1}", row)
     if spec.mask in ids:
-        raise RequestError(f"{name} contains the mask id {spec.mask}; masks are only allowed in the response")
+        raise RequestError(f"{name} contains the mask id {spec.mask}; masks are only allowed in the response", row)

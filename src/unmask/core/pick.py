@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -38,29 +40,39 @@ def above(score: Tensor, threshold: float | Tensor) -> Tensor:
     return (score > limit) & (score > -torch.inf)
 
 
-def block_steps(policy: str, steps: int | None, length: Tensor, block_length: int | None) -> Tensor:
-    """``[B]`` steps of each block: its share of a response's ``steps``; None: one for each of its positions.
+class Stepped(Protocol):
+    """A policy whose blocks share its steps."""
 
-    Args:
-        policy: its name, for the error.
-        steps: of the whole response.
-        length: ``[B]`` response lengths.
-        block_length: None: the whole response is one block.
+    @property
+    def name(self) -> str:
+        """Its name in messages."""
+
+    @property
+    def steps(self) -> int | None:
+        """Of a whole response; None: one for each position."""
+
+    @property
+    def block_length(self) -> int | None:
+        """Positions of a block; None: the response is one."""
+
+
+def block_steps(policy: Stepped, length: Tensor) -> Tensor:
+    """``[B]`` steps of each block of responses of ``length [B]``: its share of all, or its own length.
 
     Raises:
-        RequestError: not a multiple of a row's number of blocks.
+        RequestError: the policy's ``steps`` are not a multiple of a row's number of blocks.
     """
-    size = length if block_length is None else torch.full_like(length, block_length)
-    if steps is None:
+    size = length if policy.block_length is None else torch.full_like(length, policy.block_length)
+    if policy.steps is None:
         return size
     blocks = (length + size - 1) // size
-    if bool((steps % blocks != 0).any()):
-        odd = int(blocks[(steps % blocks).argmax()])
+    if bool((policy.steps % blocks != 0).any()):
+        odd = int(blocks[(policy.steps % blocks).argmax()])
         raise RequestError(
-            f"{policy}: steps must be a multiple of the number of blocks "
-            f"(gen_length / block_length = {odd}), got {steps}"
+            f"{policy.name}: steps must be a multiple of the number of blocks "
+            f"(gen_length / block_length = {odd}), got {policy.steps}"
         )
-    return steps // blocks
+    return policy.steps // blocks
 
 
 def nucleus(mass: Tensor, p: float, within: bool = False) -> Tensor:

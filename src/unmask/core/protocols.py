@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -9,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .canvas import Canvas, Update
+from .canvas import Canvas, ModelSpec, Update
 from .config import Configured
 from .rows import Rows
 
@@ -137,6 +138,9 @@ class PolicyBase(Configured):
         """Any order."""
         return False
 
+    def check(self, prompt: Sequence[int], gen_length: int, spec: ModelSpec) -> None:
+        """Any request will do."""
+
 
 class Policy(Protocol):
     """Decides which masks to fill. Hyper-parameters are frozen fields; what changes lives in the state it returns."""
@@ -162,6 +166,15 @@ class Policy(Protocol):
     def left_to_right(self) -> bool:
         """Whether it only goes forward: then no text can be given behind a mask, and requests with fixed tokens are
         refused.
+        """
+
+    def check(self, prompt: Sequence[int], gen_length: int, spec: ModelSpec) -> None:
+        """Refuse a request, given its prompt's ids and the length of its response; called for each before anything is
+        decoded. A policy may do without.
+
+        Raises:
+            RequestError: what is wrong with this request.
+            ModelError: what is wrong with anything else that the policy needs.
         """
 
     def init(self, canvas: Canvas, sampling: Sampling) -> Any:
@@ -200,6 +213,11 @@ class Wrapper(PolicyBase):
     def left_to_right(self) -> bool:
         """The policy's."""
         return getattr(self.policy, "left_to_right", False)
+
+    def check(self, prompt: Sequence[int], gen_length: int, spec: ModelSpec) -> None:
+        """What the policy refuses."""
+        if hasattr(self.policy, "check"):
+            self.policy.check(prompt, gen_length, spec)
 
 
 def with_threshold(policy: Policy, threshold: Tensor) -> Policy:

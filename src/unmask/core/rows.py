@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from bisect import bisect_right
+from collections import deque
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar
@@ -120,19 +122,49 @@ def tiles(compute: Tensor, keys: Tensor, work: Tensor) -> list[Rows]:
 def partition(work: list[float], tile_cost: float, most: float = math.inf) -> list[list[int]]:
     """Rows in groups, such that the sum over groups of ``tile_cost + rows * the largest work`` is least; no group of
     several rows with more than ``most`` of that product.
+
+    Groups are stretches of the rows in order of their work. The further a stretch's end, the later the best one begins:
+    a queue of beginnings, each with the end from which it is the best, takes n log n steps (the least weight
+    subsequence problem, Hirschberg and Larmore 1987).
     """
     order = sorted(range(len(work)), key=work.__getitem__)
+    ranked = [work[row] for row in order]
+    expiry = _expiry(ranked, most)
     best, begin = [0.0], [0]
-    for end, row in enumerate(order, start=1):
-        low = max(0, end - max(1, int(most / work[row]))) if work[row] * end > most else 0
-        cost, start = min((best[start] + tile_cost + (end - start) * work[row], start) for start in range(low, end))
-        best.append(cost)
+    queue = deque([(0, 1)])
+
+    def takeover(old: int, new: int) -> int:
+        """The first end for which beginning at ``new`` is cheaper than at ``old``, if that may still be."""
+        cheaper = bisect_right(ranked, (best[new] - best[old]) / (new - old), lo=new)
+        return min(cheaper, expiry[old]) + 1
+
+    for end, largest in enumerate(ranked, start=1):
+        while len(queue) > 1 and queue[1][1] <= end:
+            queue.popleft()
+        start = queue[0][0]
+        best.append(best[start] + tile_cost + (end - start) * largest)
         begin.append(start)
+        while queue and takeover(queue[-1][0], end) <= max(queue[-1][1], end + 1):
+            queue.pop()  # it would be the best nowhere
+        first = takeover(queue[-1][0], end) if queue else end + 1
+        if first <= len(order):
+            queue.append((end, first))
     groups, end = [], len(order)
     while end:
         groups.append(sorted(order[begin[end] : end]))
         end = begin[end]
     return groups
+
+
+def _expiry(ranked: list[float], most: float) -> list[int]:
+    """The last end of a group that may begin at each place of ``ranked`` works; see :func:`partition` for ``most``."""
+    last, start = [len(ranked)] * len(ranked), 0
+    for end, largest in enumerate(ranked, start=1):
+        low = max(0, end - max(1, int(most / largest))) if largest * end > most else 0
+        while start < low:
+            last[start] = end - 1
+            start += 1
+    return last
 
 
 def gather(compute: Tensor, keys: Tensor, row: Tensor | None = None, members: tuple[int, ...] | None = None) -> Rows:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..core.canvas import Canvas, ModelSpec
+from ..core.canvas import Canvas, ModelSpec, check_request
 from ..core.errors import RequestError
 from ..core.protocols import Cache, Policy, Sampling
 from ..models.denoiser import Denoiser
@@ -42,7 +42,7 @@ def admit(model: Denoiser, cache: Cache, policy: Policy, requests: Sequence[Requ
     """The state of fresh rows, one per request.
 
     Raises:
-        RequestError: see :meth:`unmask.core.canvas.Canvas.blank`, :func:`check`, and the policy's ``init``.
+        RequestError: see :func:`check`.
     """
     check(policy, requests, model.spec)
     device = model.network.device
@@ -70,29 +70,35 @@ def admit(model: Denoiser, cache: Cache, policy: Policy, requests: Sequence[Requ
 
 
 def check(policy: Policy, requests: Sequence[Request], spec: ModelSpec) -> None:
-    """Refuse bans and fixed tokens that cannot be.
+    """Refuse what cannot be decoded.
 
     Raises:
-        RequestError: banned ids out of range, bans that leave no token, or tokens given behind a mask to a policy that
-            goes from left to right.
+        RequestError: see :func:`unmask.core.canvas.check_request`; banned ids out of range, bans that leave no token,
+            tokens given behind a mask to a policy that goes from left to right, or what else the policy refuses.
+        ModelError: something else that the policy needs cannot be used.
     """
     limit = min(spec.limit, spec.vocab)
     for request in requests:
+        check_request(request.row, request.prompt, request.gen_length, spec, request.fixed)
         wild = [i for i in request.banned if not 0 <= i < spec.vocab]
         if wild:
-            raise RequestError(
-                f"banned of prompt {request.row} has the id {wild[0]}; accepted are 0 to {spec.vocab - 1}"
-            )
+            raise RequestError(f"banned has the id {wild[0]}; accepted are 0 to {spec.vocab - 1}", request.row)
         inside = bool(request.fixed) and len(request.fixed) <= max(request.fixed)  # a mask in front of a fixed token
         silent = {spec.mask, *request.banned, *(spec.eos if inside else ())}
         if len({i for i in silent if i < limit}) == limit:
             why = ", for an end of text cannot stand in front of given text" if inside else ""
-            raise RequestError(f"banned of prompt {request.row} leaves no token to decode with{why}")
+            raise RequestError(f"banned leaves no token to decode with{why}", request.row)
         if request.fixed and getattr(policy, "left_to_right", False):  # a policy needs no base class
             raise RequestError(
-                f"{policy.name} decodes from left to right and cannot look at what stands behind a mask: infilling and "
-                "fixed tokens need a policy that fills masks in any order, such as slowfast or threshold"
+                f"{policy.name} decodes from left to right and cannot look at what stands behind a mask: text behind a "
+                "gap and fixed tokens need a policy that fills masks in any order, such as slowfast or threshold",
+                request.row,
             )
+        if hasattr(policy, "check"):  # as above
+            try:
+                policy.check(request.prompt, request.gen_length, spec)
+            except RequestError as error:
+                raise error.of(request.row) from None
 
 
 def _ids(values: Sequence[Sequence[int]], device: torch.device) -> Tensor:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import verifier
-from ..core.canvas import Canvas, Update
+from ..core.canvas import Canvas, ModelSpec, Update
 from ..core.config import param
 from ..core.predict import forbid, gumbel, temper
 from ..core.protocols import Ask, PolicyBase, Prediction, Sampling
+from ..verifier import Memory, Verifier
+from ..verifier import load as load_verifier
 
 _LINES = 1 << 23  # elements of [positions, vocabulary] compared at a time: 64 MiB in float64
 
@@ -22,7 +24,7 @@ _LINES = 1 << 23  # elements of [positions, vocabulary] compared at a time: 64 M
 class ApdState:
     """What the verifier has read, the rows' sampling parameters, and ``step [B]``, forwards so far."""
 
-    memory: verifier.Memory
+    memory: Memory
     sampling: Sampling
     step: Tensor
 
@@ -56,15 +58,24 @@ class Apd(PolicyBase):
         """The draft's logits."""
         return frozenset({"logits"})
 
-    def init(self, canvas: Canvas, sampling: Sampling) -> ApdState:
-        """Nothing read yet.
+    @cached_property
+    def judge(self) -> Verifier:
+        """The verifier. The policy holds it: its weights go with the last policy that has it."""
+        return load_verifier(self.verifier)
+
+    def check(self, prompt: Sequence[int], gen_length: int, spec: ModelSpec) -> None:
+        """The verifier must be able to read what there will be.
 
         Raises:
-            ModelError: no such verifier, one with another tokenizer, or a canvas longer than its context.
+            RequestError: the prompt has an id that the verifier does not know.
+            ModelError: no such verifier, one with another tokenizer, or a text longer than its context.
         """
-        judge = verifier.load(self.verifier)
-        judge.fits(canvas.spec)
-        return ApdState(judge.memory(canvas), sampling, torch.zeros_like(canvas.prompt))
+        self.judge.fits(spec)
+        self.judge.check(prompt, len(prompt) + gen_length)
+
+    def init(self, canvas: Canvas, sampling: Sampling) -> ApdState:
+        """Nothing read yet."""
+        return ApdState(self.judge.memory(canvas), sampling, torch.zeros_like(canvas.prompt))
 
     def ask(self, canvas: Canvas, state: ApdState) -> Ask:
         """The masks up to the lookahead; what lies behind leaves the input."""
@@ -74,32 +85,36 @@ class Apd(PolicyBase):
         return Ask(canvas.masked & near, visible=near)
 
     def decide(self, canvas: Canvas, prediction: Prediction, state: ApdState) -> tuple[Update, ApdState]:
-        """Commit the prefix that is accepted."""
+        """Draft, let the verifier judge the draft, commit the prefix on which both agree."""
         asked = prediction.confidence > -torch.inf
         row, position = asked.nonzero(as_tuple=True)
         logits = prediction.logits
         assert logits is not None
         draft = prediction.token[row, position]
         if self.preset == "reference":
-            parts = self._scaled(logits, row, position, state)
-            heat = state.sampling.temperature[row][:, None]
-            draft = torch.cat([(scaled + heat[at] * noise).argmax(-1) for at, scaled, noise in parts])
+            draft = self._reheated(logits, row, position, state)
         tokens = canvas.tokens.index_put((row, position), draft)
-        judged, memory = verifier.load(self.verifier).score(tokens, row, position, state.memory)
-        judged = F.pad(judged, (0, max(0, logits.shape[1] - judged.shape[1])), value=-torch.inf)
-        judged = forbid(judged[:, : logits.shape[1]], canvas.spec)
-        if self.preset == "reference":
-            choice = self._product(logits, judged).argmax(-1)
-        else:
-            heat = torch.where(state.sampling.temperature > 0, state.sampling.temperature, 1.0)[row][:, None]
-            parts = self._scaled(logits, row, position, state)
-            chosen = [(self._product(s, judged[at] / heat[at]) + noise).argmax(-1) for at, s, noise in parts]
-            choice = torch.cat(chosen)
+        judged, memory = self.judge.score(tokens, row, position, state.memory)
+        choice = self._choice(logits, _aligned(judged, logits.shape[1], canvas.spec), row, position, state)
         agreed = torch.zeros_like(asked).index_put((row, position), draft == choice)
         agreed = agreed | (canvas.position == canvas.frontier[:, None])
         write = asked & ((asked & ~agreed).cumsum(1) == 0)
         known = memory.cropped(canvas.frontier + write.sum(1) - 1)
         return Update(write, tokens), replace(state, memory=known, step=state.step + 1)
+
+    def _reheated(self, logits: Tensor, row: Tensor, position: Tensor, state: ApdState) -> Tensor:
+        """``[N]`` the authors' draft, in which the temperature counts twice."""
+        heat = state.sampling.temperature[row][:, None]
+        parts = self._scaled(logits, row, position, state)
+        return torch.cat([(scaled + heat[at] * noise).argmax(-1) for at, scaled, noise in parts])
+
+    def _choice(self, logits: Tensor, judged: Tensor, row: Tensor, position: Tensor, state: ApdState) -> Tensor:
+        """``[N]`` what the product of both models chooses, of their logits ``[N, V]``."""
+        if self.preset == "reference":
+            return self._product(logits, judged).argmax(-1)
+        heat = torch.where(state.sampling.temperature > 0, state.sampling.temperature, 1.0)[row][:, None]
+        parts = self._scaled(logits, row, position, state)
+        return torch.cat([(self._product(s, judged[at] / heat[at]) + noise).argmax(-1) for at, s, noise in parts])
 
     def _product(self, own: Tensor, other: Tensor) -> Tensor:
         """``[N, V]`` weighted log-odds; a model without weight has no say, not even where it forbids."""
@@ -118,3 +133,9 @@ class Apd(PolicyBase):
             hot = (state.sampling.temperature[row[at]] > 0)[:, None]
             noise = gumbel(state.sampling.seed[row[at]], position[at], state.step[row[at]], logits.shape[1])
             yield at, temper(logits[at], state.sampling, row[at]), torch.where(hot, noise, 0.0)
+
+
+def _aligned(judged: Tensor, vocab: int, spec: ModelSpec) -> Tensor:
+    """The verifier's logits for the model's ``vocab`` ids; -inf where it does not know one, or it may not be said."""
+    judged = F.pad(judged, (0, max(0, vocab - judged.shape[1])), value=-torch.inf)
+    return forbid(judged[:, :vocab], spec)

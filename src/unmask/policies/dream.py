@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..core.canvas import Canvas, Update
+from ..core.canvas import Canvas, ModelSpec, Update
 from ..core.config import param
 from ..core.pick import block_steps, top
 from ..core.predict import gumbel, uniform
@@ -70,14 +71,14 @@ class Dream(PolicyBase):
         extra = {"topk_margin": {"margin"}, "entropy": {"entropy"}}
         return frozenset({"tempered"} | extra.get(self.alg, set()))
 
-    def init(self, canvas: Canvas, sampling: Sampling) -> DreamState:
-        """Each row's clock.
+    def check(self, prompt: Sequence[int], gen_length: int, spec: ModelSpec) -> None:
+        """Blocks must share ``steps`` evenly; raises RequestError."""
+        block_steps(self, torch.tensor([gen_length]))
 
-        Raises:
-            RequestError: ``steps`` is not a multiple of a row's number of blocks.
-        """
+    def init(self, canvas: Canvas, sampling: Sampling) -> DreamState:
+        """Each row's clock."""
         length = canvas.length - canvas.prompt
-        steps = block_steps(self.name, self.steps, length, self.block_length)
+        steps = block_steps(self, length)
         clocks = [torch.linspace(1, self.eps, n + 1) for n in steps.tolist()]
         clock = pad_sequence(clocks, batch_first=True).to(length.device)
         zero = torch.zeros_like(length)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.canvas import Canvas, Update
+from ..core.canvas import Canvas, ModelSpec, Update
 from ..core.config import param
 from ..core.errors import ModelError
 from ..core.nets import Shape, fit, load, put, take
@@ -40,18 +41,21 @@ class Learn2pd(PolicyBase):
     block_length: int = param(32, "positions per block; at most those that the filter reads", ge=1)
     weights: str | None = param(None, "file with the filter's weights; none: those made for the shipped model")
 
-    def init(self, canvas: Canvas, sampling: Sampling) -> None:
-        """Nothing to remember.
+    def check(self, prompt: Sequence[int], gen_length: int, spec: ModelSpec) -> None:
+        """The filter must be one.
 
         Raises:
             ModelError: no weights, weights that do not fit, or a filter narrower than the block.
         """
-        width = fit(self.name, self.network(canvas.tokens.device), SHAPES)["N"]
+        width = fit(self.name, self.network(torch.device("cpu")), SHAPES)["N"]
         if self.block_length > width:
             raise ModelError(
                 f"{self.name}: the filter reads {width} positions; block_length must be at most that, "
                 f"got {self.block_length}"
             )
+
+    def init(self, canvas: Canvas, sampling: Sampling) -> None:
+        """Nothing to remember."""
 
     def ask(self, canvas: Canvas, state: None) -> Ask:
         """The current block, all of it: the filter reads every confidence."""

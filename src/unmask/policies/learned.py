@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.canvas import Canvas, Update
+from ..core.canvas import Canvas, ModelSpec, Update
 from ..core.config import param
 from ..core.errors import ModelError
 from ..core.nets import Shape, fit, load, put, take
@@ -63,15 +64,18 @@ class Learned(PolicyBase):
     )
     weights: str | None = param(None, "file with the network's weights; none: those made for the shipped model")
 
-    def init(self, canvas: Canvas, sampling: Sampling) -> LearnedState:
-        """Nothing done.
+    def check(self, prompt: Sequence[int], gen_length: int, spec: ModelSpec) -> None:
+        """The network must be one.
 
         Raises:
             ModelError: no weights, or weights that do not fit.
         """
-        width = fit(self.name, self.network(canvas.tokens.device), SHAPES)["C"]
+        width = fit(self.name, self.network(torch.device("cpu")), SHAPES)["C"]
         if width % (2 * HEADS):
             raise ModelError(f"{self.name}: the width of the weights must be a multiple of {2 * HEADS}, got {width}")
+
+    def init(self, canvas: Canvas, sampling: Sampling) -> LearnedState:
+        """Nothing done."""
         return LearnedState(sampling.seed, torch.zeros_like(canvas.prompt))
 
     def ask(self, canvas: Canvas, state: LearnedState) -> Ask:

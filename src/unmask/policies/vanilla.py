@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..core.canvas import Canvas, Update
+from ..core.canvas import Canvas, ModelSpec, Update
 from ..core.config import param
 from ..core.pick import block_steps, top
 from ..core.predict import uniform
@@ -55,14 +56,14 @@ class Vanilla(PolicyBase):
         """The guidance scale."""
         return self.cfg_scale
 
-    def init(self, canvas: Canvas, sampling: Sampling) -> VanillaState:
-        """Count each row's blocks.
+    def check(self, prompt: Sequence[int], gen_length: int, spec: ModelSpec) -> None:
+        """Blocks must share ``steps`` evenly; raises RequestError."""
+        block_steps(self, torch.tensor([gen_length]))
 
-        Raises:
-            RequestError: ``steps`` is not a multiple of a row's number of blocks.
-        """
+    def init(self, canvas: Canvas, sampling: Sampling) -> VanillaState:
+        """Count each row's blocks."""
         length = canvas.length - canvas.prompt
-        steps = block_steps(self.name, self.steps, length, self.block_length)
+        steps = block_steps(self, length)
         zero = torch.zeros_like(length)
         return VanillaState(steps, zero - 1, zero, zero, sampling.seed, zero)
 
