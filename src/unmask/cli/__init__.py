@@ -16,6 +16,7 @@ from ..core.errors import UnmaskError
 from .generate import generate
 from .infill import infill
 from .show import caches, inspect, policies
+from .trace import trace
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -69,6 +70,7 @@ app = typer.Typer(
 )  # fmt: skip
 for command in (generate, infill, inspect, policies, caches):
     app.command()(command)
+app.add_typer(trace, name="trace")
 
 
 def _version(wanted: bool) -> None:

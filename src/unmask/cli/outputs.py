@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ..core.errors import RequestError
+from ..traceview import VERSION
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from ..engine.batch import Request
     from ..engine.loop import Step
     from ..results import Result
-
-TRACE_VERSION = 1
 
 
 def check_writable(path: str) -> None:
@@ -117,7 +116,7 @@ class Trace:
         ]
         ids = [spec.mask, *spec.eos, *(i for r in requests for i in (*r.prompt, *r.fixed.values()))]
         own = {"mask": spec.mask, "eos": list(spec.eos), "layers": lm.denoiser.layers}
-        put(file, {"trace": TRACE_VERSION, **common, **own, "rows": rows} | self._pieces(ids))
+        put(file, {"trace": VERSION, **common, **own, "rows": rows} | self._pieces(ids))
 
     def add(self, step: Step) -> None:
         """Write one step."""
