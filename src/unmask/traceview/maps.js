@@ -30,7 +30,12 @@ function ramp(stops) {
 const ORDER = ramp(["#4454a0", "#367aa8", "#289696", "#3ab076", "#82cc50", "#ceda3c", "#fce85a"]);
 const orderOf = (t, n) => ORDER((t - 1) / Math.max(n - 1, 1));
 const css = ([r, g, b]) => `rgb(${r} ${g} ${b})`;
-const inkOn = ([r, g, b]) => (0.299 * r + 0.587 * g + 0.114 * b > 120 ? "#0d1117" : "#ffffff");
+
+/** Black or white, whichever has the larger contrast (WCAG 2.1); that is 4.58 at the least. */
+function inkOn(colour) {
+  const [r, g, b] = colour.map((c) => (c <= 10 ? c / 3294.6 : ((c / 255 + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.179 ? "#000000" : "#ffffff";
+}
 
 /** A canvas element at the screen's resolution, cleared; null while it has no width. */
 function prepare(canvas, height) {

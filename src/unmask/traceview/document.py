@@ -62,9 +62,15 @@ def _trace(trace: Trace) -> dict[str, Any]:
         "eos": trace.eos,
         "layers": trace.layers,
         "truncated": trace.truncated,
-        "pieces": trace.pieces,
+        "pieces": {i: trace.pieces[i] for i in sorted(_ids(trace)) if i in trace.pieces},
         "rows": [_row(trace, row) for row in trace.rows.values()],
     }
+
+
+def _ids(trace: Trace) -> set[int]:
+    """Those that the rows show."""
+    given = (i for row in trace.rows.values() for i in (*row.prompt, *row.fixed.values()))
+    return {*given, *(i for row in trace.rows.values() for f in row.forwards for _, i, _ in f.committed)}
 
 
 def _row(trace: Trace, row: Row) -> dict[str, Any]:
