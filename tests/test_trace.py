@@ -319,6 +319,22 @@ def test_documented():
     assert all(f"`{o}" in docs for o in options)
 
 
+def test_commands_of_the_documentation(tmp_path):
+    docs = (ROOT / "docs" / "trace.md").read_text(encoding="utf-8")
+    script, printed = re.search(r"```sh\n(.*?)```.*?```\n(.*?)```", docs, re.DOTALL).groups()
+    command = 'unmask() { "$UNMASK_PYTHON" -c "from unmask.cli import main; main()" "$@"; }\nset -eu\n' + script
+    environment = os.environ | {"UNMASK_PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", printed * 2)
+    fast, plain = (read(tmp_path / f"{name}.jsonl").rows[0].forwards for name in ("fast", "plain"))
+    assert len(plain) == 112 > 4 * len(fast)  # the exact number of the page depends on the machine's last bits
+    shown = json.loads(re.search(r"```json\n(.*?)```", docs, re.DOTALL)[1])
+    assert set(shown) == {k for k in lines(tmp_path / "fast.jsonl")[11] if k != "pieces"}
+    assert (tmp_path / "decoding.html").read_text().endswith("</html>\n")
+
+
 def test_every_field_is_documented(trace):
     docs = (ROOT / "docs" / "trace.md").read_text(encoding="utf-8")
     header, *steps = lines(trace)

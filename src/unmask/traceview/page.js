@@ -296,7 +296,7 @@ function open(row) {
   state.most = Math.max(...state.panels.map((p) => p.run.n));
   const lengths = state.panels.map((p) => p.run.n), two = state.panels.length > 1 && lengths[0] !== lengths[1];
   $("scale-field").hidden = !two;
-  $("scale").checked = two && Math.min(...lengths) * 8 >= state.most;
+  $("scale").checked = two && Math.min(...lengths) * 4 >= state.most;
   $("step").max = state.most;
   $("panels").className = data.traces.length > 1 ? "two" : "one";
   $("panels").replaceChildren(...found.map(([trace, r], i) => (r ? state.panels[found.slice(0, i).filter(([, x]) => x).length].element
