@@ -190,5 +190,5 @@ function drawComputed(canvas, run, columns, colours) {
   const at = drawMap(canvas, run, columns, 0, run.length, 220, (p, t) => colours.work(run.work(p, t)));
   if (!at || !run.lead) return;
   at.draw.fillStyle = colours.of("ink");
-  at.draw.fillRect(0, at.y(run.lead) - 0.75, at.width, 1.5);
+  at.draw.fillRect(0, at.y(run.lead) - 0.75, at.cell * run.n, 1.5);
 }
