@@ -133,11 +133,14 @@ class IntervalCache(Configured):
         """Recompute the chosen positions, reuse the outputs of the others."""
         work = state.rest if index else state.first
         if not rows.most(work.left):
+            rows.layers.append(rows.position)
             return self._all(index, block, hidden, rows, state)
         store, attention, feed_forward = state.store, state.attention[index], state.feed_forward[index]
         if not rows.most(work.most) and not rows.most(work.looks):
+            rows.layers.append(rows.position[:, :0])
             return hidden + _at(attention, rows) + _at(feed_forward, rows)
         chosen, position = self._choose(index, block, hidden, rows, store, work)
+        rows.layers.append(position)
         place = rows.index_of(position)
         row = torch.arange(len(hidden), device=hidden.device)[:, None]
         rotary = rows.rotary[row if len(rows.rotary) > 1 else 0, chosen]

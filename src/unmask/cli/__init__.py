@@ -18,6 +18,7 @@ from .generate import generate
 from .infill import infill
 from .report import report
 from .show import caches, inspect, policies
+from .trace import trace
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -71,6 +72,7 @@ app = typer.Typer(
 )  # fmt: skip
 for command in (generate, infill, bench, report, inspect, policies, caches):
     app.command()(command)
+app.add_typer(trace, name="trace")
 
 
 def _version(wanted: bool) -> None:

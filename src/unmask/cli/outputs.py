@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ..core.errors import RequestError
+from ..traceview import VERSION
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from ..engine.batch import Request
     from ..engine.loop import Step
     from ..results import Result
-
-TRACE_VERSION = 1
 
 
 def check_writable(path: str) -> None:
@@ -103,7 +102,7 @@ class Results:
 
 
 class Trace:
-    """Writes every step of a run: a header, then one object per forward. ``docs/cli.md`` describes the fields."""
+    """Writes every step of a run: a header, then one object per forward. ``docs/trace.md`` describes the fields."""
 
     def __init__(self, file: TextIO, lm: Model, requests: Sequence[Request], common: Mapping[str, Any]) -> None:
         self.file = file
@@ -116,8 +115,8 @@ class Trace:
             for r in requests
         ]
         ids = [spec.mask, *spec.eos, *(i for r in requests for i in (*r.prompt, *r.fixed.values()))]
-        header = {"trace": TRACE_VERSION, **common, "mask": spec.mask, "eos": list(spec.eos), "rows": rows}
-        put(file, header | self._pieces(ids))
+        own = {"mask": spec.mask, "eos": list(spec.eos), "layers": lm.denoiser.layers}
+        put(file, {"trace": VERSION, **common, **own, "rows": rows} | self._pieces(ids))
 
     def add(self, step: Step) -> None:
         """Write one step."""
@@ -131,7 +130,10 @@ class Trace:
                 "window": [spans(mask) for mask in step.ask.window],
                 "committed": [[c.row, c.position, c.token, round(c.confidence, 6)] for c in committed],
                 "remasked": [list(pair) for pair in step.remasked()],
+                "confidence": [confidences(row) for row in step.confidence],
                 "work": step.work.tolist(),
+                "computed": [runs(row) for row in step.computed()],
+                "notes": {name: value.tolist() for name, value in step.notes().items()},
                 "seconds": step.seconds,
                 "finished": list(step.finished),
             }
@@ -147,5 +149,19 @@ class Trace:
 
 def spans(mask: Tensor) -> list[list[int]]:
     """The true positions of a ``[T]`` mask as ``[first, one behind the last]`` ranges."""
-    edges = mask.int().diff(prepend=mask.new_zeros(1).int(), append=mask.new_zeros(1).int()).nonzero()[:, 0].tolist()
-    return [list(pair) for pair in zip(edges[::2], edges[1::2], strict=True)]
+    return [[first, last] for first, last, _ in runs(mask.int())]
+
+
+def runs(values: Tensor) -> list[list[int]]:
+    """``[first, one behind the last, value]`` of the stretches of ``[T]`` whole numbers other than 0."""
+    edge = values.new_zeros(1)
+    at = values.diff(prepend=edge, append=edge).nonzero()[:, 0]
+    held = values[at[:-1]].tolist()
+    return [[*pair, value] for *pair, value in zip(at[:-1].tolist(), at[1:].tolist(), held, strict=True) if value]
+
+
+def confidences(values: Tensor) -> list[list[Any]]:
+    """``[first position, [confidence, ...]]`` of the stretches of ``[T]`` that were asked (-inf: not asked)."""
+    asked = (values > float("-inf")).cpu()
+    rounded = [round(v, 3) for v in values.clamp(min=0).tolist()]
+    return [[first, rounded[first:last]] for first, last in spans(asked)]

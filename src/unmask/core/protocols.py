@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -141,6 +141,10 @@ class PolicyBase(Configured):
     def check(self, prompt: Sequence[int], gen_length: int, spec: ModelSpec) -> None:
         """Any request will do."""
 
+    def notes(self, canvas: Canvas, before: Any, after: Any) -> Mapping[str, Tensor]:
+        """Nothing."""
+        return {}
+
 
 class Policy(Protocol):
     """Decides which masks to fill. Hyper-parameters are frozen fields; what changes lives in the state it returns."""
@@ -188,6 +192,14 @@ class Policy(Protocol):
         written may become a mask again, never a position of ``canvas.fixed``.
         """
 
+    def notes(self, canvas: Canvas, before: Any, after: Any) -> Mapping[str, Tensor]:
+        """What traces and pictures show of the forward on ``canvas`` that led from one state to the next.
+
+        Small tensors ``[B]`` by name, worked out only where somebody looks. Booleans are phases, named for what they
+        are when true; ``start`` and ``end`` the span worked on, ``[start, end)``; others are numbers. Positions count
+        from the start of the canvas. A policy need not have it.
+        """
+
 
 class Wrapper(PolicyBase):
     """A policy around another, ``policy``, which says what is needed of the model."""
@@ -218,6 +230,11 @@ class Wrapper(PolicyBase):
         """What the policy refuses."""
         if hasattr(self.policy, "check"):
             self.policy.check(prompt, gen_length, spec)
+
+    def notes(self, canvas: Canvas, before: Any, after: Any) -> Mapping[str, Tensor]:
+        """The policy's, whose state is the wrapper's own unless a wrapper says otherwise."""
+        tell = getattr(self.policy, "notes", None)
+        return tell(canvas, before, after) if tell else {}
 
 
 def with_threshold(policy: Policy, threshold: Tensor) -> Policy:

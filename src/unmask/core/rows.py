@@ -6,6 +6,7 @@ import dataclasses
 import math
 from bisect import bisect_right
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar
@@ -39,6 +40,8 @@ class Rows:
         whole: every position of the canvas is computed, in order.
         rotary: what the model's blocks need to know of ``position``; set by the model.
         scratch: what a cache hands from one layer to the next; gone after the last.
+        layers: per layer the positions ``[B, N]`` that were computed in it (T: none), noted by caches that compute some
+            of ``position`` only; empty: all of them, in every layer.
     """
 
     row: Tensor | None
@@ -51,6 +54,7 @@ class Rows:
     whole: bool
     rotary: Tensor
     scratch: dict[str, Tensor] = field(default_factory=dict)
+    layers: list[Tensor] = field(default_factory=list)
 
     @property
     def slots(self) -> int:
@@ -192,6 +196,23 @@ def gather(compute: Tensor, keys: Tensor, row: Tensor | None = None, members: tu
     real = place[:slots] < count[:, None]
     position = torch.where(real, order, total)
     return Rows(row, members, position, None if least == slots else real, seeable, extent, total, False, nothing)
+
+
+def computed(parts: Sequence[Rows], shape: Sequence[int], layers: int) -> Tensor:
+    """``[B, T]`` (the ``shape``) how many of so many ``layers`` have computed each position of a forward.
+
+    Args:
+        parts: the rectangles of the forward, its layers run.
+        shape: of the canvas.
+        layers: of the model.
+    """
+    count = torch.zeros(shape[0], shape[1] + 1, dtype=torch.long, device=parts[0].position.device if parts else None)
+    for rows in parts:
+        row = torch.arange(shape[0], device=count.device) if rows.row is None else rows.row
+        for position in rows.layers or [rows.position]:
+            ones = torch.full_like(position, 1 if rows.layers else layers)
+            count.index_put_((row[:, None], position), ones, accumulate=True)
+    return count[:, :-1]
 
 
 def select(state: S, rows: Tensor) -> S:

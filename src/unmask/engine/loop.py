@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
@@ -100,6 +100,8 @@ class Step:
         seconds: duration of the step; ``model_seconds``: of that, spent in the network.
         canvas: the canvas after the update.
         finished: ids of the rows that this step finished.
+        computed: ``computed()`` is ``[B, T]``, how many layers have computed each position. Found out when called.
+        notes: ``notes()`` is what the policy tells of the step, ``[B]`` each; see :meth:`Policy.notes`. The same.
     """
 
     index: int
@@ -113,6 +115,8 @@ class Step:
     model_seconds: float
     canvas: Canvas
     finished: tuple[int, ...]
+    computed: Callable[[], Tensor]
+    notes: Callable[[], Mapping[str, Tensor]] = dict
 
     def committed(self) -> list[Commit]:
         """The tokens written, by row and position."""
@@ -178,6 +182,8 @@ def step(model: Denoiser, cache: Cache, policy: Policy, state: State, index: int
         answer.seconds,
         after,
         tuple(record.row[after.done].tolist()),
+        answer.computed,
+        partial(policy.notes, canvas, state.policy, policy_state) if hasattr(policy, "notes") else dict,
     )
     return State(after, policy_state, cache_state, state.sampling, record), event
 

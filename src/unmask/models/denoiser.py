@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 from ..core.canvas import Canvas, ModelSpec
 from ..core.predict import MEASURES, ban, forbid, hot, likeliest, read
 from ..core.protocols import Ask, Cache, Plan, Prediction, Sampling
-from ..core.rows import Rows, tiles
+from ..core.rows import Rows, computed, tiles
 from .lines import Lines, Pair
 from .probes import Probes
 from .transformer import Transformer
@@ -33,12 +33,16 @@ class Branches:
 
 @dataclass(frozen=True)
 class Answer:
-    """A prediction with what it cost: ``work [B]`` positions computed, ``seconds`` spent in the network."""
+    """A prediction with what it cost: ``work [B]`` positions computed, ``seconds`` spent in the network.
+
+    ``computed()`` is ``[B, T]``, how many layers have computed each position, of both branches together under guidance.
+    """
 
     prediction: Prediction
     state: Branches
     work: Tensor
     seconds: float
+    computed: Callable[[], Tensor]
 
 
 class Denoiser:
@@ -90,7 +94,8 @@ class Denoiser:
         branches = [state.plain, state.free] if guidance else [state.plain]
         planned = [cache.plan(canvas, ask, need, branch) for branch in branches]
         lines = Lines.of(canvas, ask, want, scored, probes, [plan for plan, _ in planned])
-        run = partial(self._hidden, lines, probes, cache)
+        ran = list[Rows]()
+        run = partial(self._hidden, lines, probes, cache, ran)
         hidden = run(canvas.tokens, *planned[0])
         if guidance:
             given = (canvas.position < canvas.prompt[:, None]) | canvas.fixed
@@ -109,7 +114,8 @@ class Denoiser:
             told, spent = self._told(canvas, sampling, place, part, guidance, best=name == "aside")
             seconds, prediction = seconds + spent, replace(prediction, **{name: told})
         work = plan.work + planned[1][0].work if guidance else plan.work
-        return Answer(prediction, Branches(*(after for _, after in planned)), work, seconds)
+        tell = partial(computed, [replace(r, keys=None, scratch={}) for r in ran], canvas.tokens.shape, self.layers)
+        return Answer(prediction, Branches(*(after for _, after in planned)), work, seconds, tell)
 
     def _told(
         self, canvas: Canvas, sampling: Sampling, place: Pair, hidden: Tensor, guidance: float, best: bool
@@ -126,14 +132,15 @@ class Denoiser:
         return told, seconds
 
     def _hidden(
-        self, lines: Lines, probes: Probes | None, cache: Cache, tokens: Tensor, plan: Plan, state: Any
+        self, lines: Lines, probes: Probes | None, cache: Cache, ran: list[Rows], tokens: Tensor, plan: Plan, state: Any
     ) -> Tensor:
-        """Run the layers; the hidden state ``[N, C]`` of each line."""
+        """Run the layers; the hidden state ``[N, C]`` of each line. ``ran`` is told the rectangles."""
         row, column = lines.all()
         if probes is not None:
             tokens = probes.filled(tokens, self.spec.mask)
         slot = (plan.compute.cumsum(1) - 1)[row, column]
         parts = tiles(plan.compute, plan.keys, plan.work)
+        ran += parts
         run = partial(self._tile, tokens, cache, state, probes, plan.keys)
         if len(parts) == 1:
             return run(parts[0])[row, slot]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,3 +79,7 @@ class Adaptive(Wrapper):
         token = torch.where(fresh, prediction.token, state.token)
         confidence = torch.where(fresh, prediction.confidence, state.confidence).masked_fill(update.write, 0)
         return update, AdaptiveState(inner, tau, token, confidence)
+
+    def notes(self, canvas: Canvas, before: AdaptiveState, after: AdaptiveState) -> Mapping[str, Tensor]:
+        """The policy's, and the ``threshold`` of the row."""
+        return {**super().notes(canvas, before.inner, after.inner), "threshold": before.tau}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -86,6 +87,21 @@ class SlowFast(Settings):
             skipped=skipped,
         )
         return Update(write, prediction.token), after
+
+    def notes(self, canvas: Canvas, before: SlowFastState, after: SlowFastState) -> Mapping[str, Tensor]:
+        """The phase; the span, which in the slow phase goes to the block's end; and there the ``candidate`` for its end
+        (one behind the farthest position above ``tau_min``; -1 where none was looked for).
+        """
+        start, high = self._bounds(canvas, before)
+        fast = before.fast >= 0
+        candidate = torch.where(fast | before.settled, -1, after.ends[:, -1].long())
+        return {
+            "slow": ~fast,
+            "fast": fast,
+            "start": start,
+            "end": torch.where(fast, before.end, high),
+            "candidate": candidate,
+        }
 
     def _bounds(self, canvas: Canvas, state: SlowFastState) -> tuple[Tensor, Tensor]:
         """``[B]`` where the cycle starts and where the block ends."""
