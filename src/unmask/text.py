@@ -68,6 +68,11 @@ class Text:
         """Whether there is a chat template."""
         return bool(self._tokenizer.chat_template)
 
+    @property
+    def template(self) -> str:
+        """The source of the chat template; "" where there is none."""
+        return str(self._tokenizer.chat_template or "")
+
     def encode(self, prompt: str | Sequence[Mapping[str, str]], chat: bool | None = None) -> list[int]:
         """Ids of a prompt.
 

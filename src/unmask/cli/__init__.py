@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..core.errors import UnmaskError
+from .evaluate import evaluate
 from .generate import generate
 from .infill import infill
 from .show import caches, inspect, policies
@@ -69,6 +70,7 @@ app = typer.Typer(
 )  # fmt: skip
 for command in (generate, infill, inspect, policies, caches):
     app.command()(command)
+app.command("eval")(evaluate)
 
 
 def _version(wanted: bool) -> None:

@@ -185,7 +185,7 @@ def _logits(denoiser: Denoiser, rows: Sequence[_Line], guidance: float) -> Seque
         shown[i, at : at + len(line.mask)] = ~line.mask.to(shown.device)
     told = _answer(denoiser, canvas.apply(Update(shown, tokens)), guidance, frozenset({"logits"}))
     assert told.logits is not None
-    return told.logits.split([int(line.mask.sum()) for line in rows])
+    return torch.split(told.logits, [int(line.mask.sum()) for line in rows])
 
 
 def _blank(denoiser: Denoiser, pairs: Sequence[Pair]) -> tuple[Canvas, Tensor]:
