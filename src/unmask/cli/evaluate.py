@@ -58,6 +58,7 @@ def evaluate(
     cfg: _Guidance = 0.0,
     no_greedy_check: Annotated[bool, typer.Option("--no-greedy-check", help="See docs/eval.md.")] = False,
     add_bos_token: Annotated[bool, typer.Option("--add-bos-token", help="Begin every prompt with it.")] = False,
+    no_eos_stop: Annotated[bool, typer.Option("--no-eos-stop", help="Fill all of a response.")] = False,
     run_unsafe_code: Annotated[bool, typer.Option("--run-unsafe-code", help="Run code the model has written.")] = False,
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
@@ -82,9 +83,25 @@ def evaluate(
 
     with loading(model or "the shipped model"):
         lm = UnmaskLM(
-            model, policy, cache, gen_length or 256, batch_size, temperature, top_p, seed, mc_num, mc_batch_size,
-            mc_seed, cfg, not no_greedy_check, False, add_bos_token, device, dtype, ledger,
-        )  # fmt: skip
+            model,
+            policy,
+            cache,
+            gen_length=gen_length or 256,
+            batch_size=batch_size,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            mc_num=mc_num,
+            mc_batch_size=mc_batch_size,
+            mc_seed=mc_seed,
+            cfg=cfg,
+            is_check_greedy=not no_greedy_check,
+            add_bos_token=add_bos_token,
+            eos_stop=not no_eos_stop,
+            device=device,
+            dtype=dtype,
+            ledger=ledger,
+        )
     if chat and not lm.text.chat:
         raise RequestError(f"{lm.name} has no chat template; leave out --chat")
     results = run.evaluate(

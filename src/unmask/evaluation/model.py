@@ -62,6 +62,7 @@ class UnmaskLM(TemplateLM):  # type: ignore[misc]
         chat: give each context as a user's message in the chat template. Not together with the harness's own
             ``apply_chat_template``.
         add_bos_token: put the begin-of-text token before every prompt, as Dream's evaluation does.
+        eos_stop: finish a response at its end of text; False fills all of it, as the published code does.
         device, dtype: as in :func:`unmask.load`.
         ledger: file of answers that a later run with the same arguments continues; None: none.
         max_batch_size: not used; the harness's command hands it over.
@@ -87,6 +88,7 @@ class UnmaskLM(TemplateLM):  # type: ignore[misc]
         is_check_greedy: bool = True,
         chat: bool = False,
         add_bos_token: bool = False,
+        eos_stop: bool = True,
         device: str = "auto",
         dtype: str = "auto",
         ledger: str | Path | None = None,
@@ -102,6 +104,7 @@ class UnmaskLM(TemplateLM):  # type: ignore[misc]
         if not 0 <= self.cfg <= 100:
             raise RequestError(f"cfg must be in [0, 100] (0: off), got {cfg}")
         self.check_greedy, self.chat, self.add_bos = is_check_greedy, chat, add_bos_token
+        self.eos_stop = eos_stop
         self.policy, self.cache = registry.policy(policy), registry.cache(cache)
         self.name = pretrained or _SHIPPED
         self.lm: Model = load(pretrained, device, dtype)
@@ -166,7 +169,7 @@ class UnmaskLM(TemplateLM):  # type: ignore[misc]
 
     def get_model_info(self) -> dict[str, Any]:
         """The settings, for the harness's records."""
-        names = ("gen_length", "batch_size", "temperature", "top_p", "seed", "mc_num", "mc_seed", "cfg", "chat")
+        names = ("gen_length", "batch_size", "temperature", "top_p", "seed", "mc_num", "mc_seed", "cfg", "chat", "eos_stop")
         own = {name: getattr(self, name) for name in names}
         return {"policy": str(self.policy), "cache": str(self.cache), **own, **self.memory.environment}
 
@@ -204,12 +207,18 @@ class UnmaskLM(TemplateLM):  # type: ignore[misc]
         where = f"{task} document {request.doc_id}"
         ids = self._fitting(where, self._context(context), length)
         hot = temperature > 0
-        what = [ids, length, asked["until"], *([temperature, top_p, asked.get("top_k") or 0] if hot else [])]
+        what = [ids, length, self.eos_stop, asked["until"], *([temperature, top_p, asked.get("top_k") or 0] if hot else [])]
         seen[hash_of(what)] += 1
         seed = self.seed + (seen[hash_of(what)] - 1) * hot
         try:
             (made,) = self.lm.requests(
-                [ids], length, temperature=temperature, top_p=top_p, top_k=asked.get("top_k") or 0, seed=seed
+                [ids],
+                length,
+                temperature=temperature,
+                top_p=top_p,
+                top_k=asked.get("top_k") or 0,
+                seed=seed,
+                eos_stop=self.eos_stop,
             )
         except RequestError as error:
             raise RequestError(f"{where}: {str(error).replace('prompt 0', 'the prompt')}") from None
