@@ -18,13 +18,14 @@ class Memory:
 
     Args:
         path: JSON lines; None: nothing outlives the process.
-        environment: what an answer depends on beside its request; answers of another one do not count.
+        environment: what an answer depends on beside its request; answers of another one do not count, but for
+            its ``threads``.
     """
 
     def __init__(self, path: Path | None, environment: Mapping[str, Any]) -> None:
         self.path = path
         self.environment = dict(environment)
-        self.run = hash_of(self.environment)
+        self.run = hash_of({name: value for name, value in self.environment.items() if name != "threads"})
         self.answers: dict[str, dict[str, Any]] = {}
         self.costs: dict[str, list[dict[str, Any]]] = {}
         self.known = False

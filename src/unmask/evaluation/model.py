@@ -169,7 +169,18 @@ class UnmaskLM(TemplateLM):  # type: ignore[misc]
 
     def get_model_info(self) -> dict[str, Any]:
         """The settings, for the harness's records."""
-        names = ("gen_length", "batch_size", "temperature", "top_p", "seed", "mc_num", "mc_seed", "cfg", "chat", "eos_stop")
+        names = (
+            "gen_length",
+            "batch_size",
+            "temperature",
+            "top_p",
+            "seed",
+            "mc_num",
+            "mc_seed",
+            "cfg",
+            "chat",
+            "eos_stop",
+        )
         own = {name: getattr(self, name) for name in names}
         return {"policy": str(self.policy), "cache": str(self.cache), **own, **self.memory.environment}
 
@@ -200,14 +211,14 @@ class UnmaskLM(TemplateLM):  # type: ignore[misc]
         asked: dict[str, Any] = dict(normalize_gen_kwargs(given, self.gen_length))
         for name in sorted(set(asked) - _GENERATION):
             warning_once(_LOG, f"{task}: {name} is not used")
-        temperature = asked["temperature"] if asked["do_sample"] and "temperature" in asked else 0.0
-        temperature = temperature if self.temperature is None else self.temperature
+        sampled = asked if asked["do_sample"] else {}
+        temperature = sampled.get("temperature", 0.0) if self.temperature is None else self.temperature
         top_p = asked.get("top_p", 1.0) if self.top_p is None else self.top_p
-        length = asked["max_gen_toks"]
+        top_k, length = asked.get("top_k") or 0, asked["max_gen_toks"]
         where = f"{task} document {request.doc_id}"
         ids = self._fitting(where, self._context(context), length)
         hot = temperature > 0
-        what = [ids, length, self.eos_stop, asked["until"], *([temperature, top_p, asked.get("top_k") or 0] if hot else [])]
+        what = [ids, length, self.eos_stop, asked["until"], *([temperature, top_p, top_k] if hot else [])]
         seen[hash_of(what)] += 1
         seed = self.seed + (seen[hash_of(what)] - 1) * hot
         try:
@@ -216,7 +227,7 @@ class UnmaskLM(TemplateLM):  # type: ignore[misc]
                 length,
                 temperature=temperature,
                 top_p=top_p,
-                top_k=asked.get("top_k") or 0,
+                top_k=top_k,
                 seed=seed,
                 eos_stop=self.eos_stop,
             )
