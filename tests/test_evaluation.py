@@ -102,7 +102,7 @@ def test_choices(tasks):
 def test_a_killed_run_continues(tasks, tmp_path):
     """kill -9 in the middle: what is in the file stays, the rest is added, the scores are those of one run."""
     out = tmp_path / "out"
-    args = ["--tasks", "words", "--include-path", str(tasks), "--chat", "-n", "64", "-p", "vanilla"]
+    args = ["--tasks", "words", "--include-path", str(tasks), "--chat", "-n", "32", "-p", "vanilla"]
     args += ["--batch-size", "1", "--dtype", "float32"]
     command = [sys.executable, "-c", "from unmask.cli import main; main()", "eval", *args, "-o", str(out)]
     answers = out / "answers.jsonl"
@@ -255,7 +255,7 @@ def test_the_harness_finds_it_by_name():
         "policy=threshold(tau=0.8),gen_length=16", {"batch_size": "auto", "device": "cpu", "max_batch_size": None}
     )
     assert (made.policy, made.gen_length, made.batch_size) == (registry.policy("threshold(tau=0.8)"), 16, 32)
-    assert get_model("unmask").create_from_arg_obj({"batch_size": "4"}).batch_size == 4
+    assert get_model("unmask").create_from_arg_obj({"batch_size": "4"}, {"device": "cuda:0"}).batch_size == 4
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, warning_once
@@ -117,6 +118,15 @@ class UnmaskLM(TemplateLM):  # type: ignore[misc]
             raise RequestError(f"the tokenizer of {self.name} has no begin-of-text token; leave out add_bos_token")
         self.templated = False
         self.memory = Memory(None if ledger is None else Path(ledger), environment(self.lm, self.name))
+
+    @classmethod
+    def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> UnmaskLM:
+        """As the harness's command makes one, which says ``cuda:0`` for who says nothing, even where there is none."""
+        more = dict(additional_config or {})
+        if more.get("device") == "cuda:0" and not torch.cuda.is_available():
+            more["device"] = "auto"
+        made: UnmaskLM = super().create_from_arg_obj(arg_dict, more)
+        return made
 
     # --- what the harness asks of a model
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -103,21 +104,42 @@ def evaluate(
 
     loaded = _load(tasks, unsafe_code)
     tasks.manager.load = lambda _: loaded  # what is loaded need not be loaded again
-    results: dict[str, Any] = simple_evaluate(
-        model=lm,
-        tasks=list(tasks.names),
-        num_fewshot=num_fewshot,
-        limit=limit,
-        gen_kwargs={"max_gen_toks": gen_length} if gen_length is not None else None,
-        apply_chat_template=chat,
-        system_instruction=system,
-        task_manager=tasks.manager,
-        confirm_run_unsafe_code=unsafe_code,
-        batch_size=lm.batch_size,
-    )
-    for name in ("pretty_env_info", "upper_git_hash", "git_hash"):
+    with _without_machine():
+        results: dict[str, Any] = simple_evaluate(
+            model=lm,
+            tasks=list(tasks.names),
+            num_fewshot=num_fewshot,
+            limit=limit,
+            gen_kwargs={"max_gen_toks": gen_length} if gen_length is not None else None,
+            apply_chat_template=chat,
+            system_instruction=system,
+            task_manager=tasks.manager,
+            confirm_run_unsafe_code=unsafe_code,
+            batch_size=lm.batch_size,
+        )
+    for name in _MACHINE.values():
         results.pop(name, None)
     return results | {"speed": lm.memory.speed()}
+
+
+_MACHINE = {"add_env_info": "pretty_env_info", "get_git_commit_hash": "git_hash"}
+
+
+@contextmanager
+def _without_machine() -> Iterator[None]:
+    """Keep the harness from describing the machine: that takes pip, drivers and git seconds, and git complains on
+    standard error where there is no repository.
+    """
+    from lm_eval import evaluator
+
+    before = {name: getattr(evaluator, name) for name in _MACHINE if hasattr(evaluator, name)}
+    for name in before:
+        setattr(evaluator, name, lambda *_: None)
+    try:
+        yield
+    finally:
+        for name, own in before.items():
+            setattr(evaluator, name, own)
 
 
 def _load(tasks: Tasks, unsafe_code: bool) -> Any:
