@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
@@ -224,7 +225,8 @@ def test_recipes_resolve(recipe, tmp_path, monkeypatch):
     settings = usage.stderr.split()[3].split("|")
     assert "llada" in settings and "dream" in settings
     whole = Path(lm_eval.tasks.__file__).parent
-    folders = [whole / name for name in (["minerva_math", "benchmarks"] if recipe.stem == "math" else [recipe.stem])]
+    parts = {"math": ["minerva_math", "benchmarks"], "mmlu": ["mmlu/default", "mmlu/generative"]}
+    folders = [whole / name for name in parts.get(recipe.stem, [recipe.stem])]
     only_own(monkeypatch)
     for setting in settings:
         made = subprocess.run(
@@ -379,3 +381,22 @@ def test_the_chat_template_is_applied_once():
     with pytest.raises(UnmaskError, match="applied twice"):
         lm(chat=True).apply_chat_template(message)
     assert lm(add_bos_token=True).tok_encode("Hi")[0] == made.text.bos
+
+
+def test_the_page_does_what_it_says(tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "eval.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    exec(compile(code, "eval.md", "exec"), {})
+    (task,) = re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    cached = task.replace("dataset_kwargs: {", f"dataset_kwargs: {{cache_dir: {tmp_path / 'cache'}, ")
+    (tmp_path / "words.yaml").write_text(cached)
+    (line,) = re.findall(r"^unmask eval (.*)$", page, re.MULTILINE)
+    own = fine(*line.split())
+    shown, got = (
+        [c.strip() for c in re.findall(r"^\|words.*$", text, re.MULTILINE)[-1].split("|")] for text in (page, own)
+    )
+    assert got[1:6] == shown[1:6] == ["words", "8", "5.1", "27.8", "5.41"]  # not what depends on the clock
+    assert "|words" in own and "exact_match" in own
+    options = {o for p in get_command(app).commands["eval"].params for o in p.opts}
+    assert {o for o in options if o.startswith("--") and f"`{o}" not in page} == set()
