@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+
+os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported: what commands write to standard error is tested
 
 import pytest
 import torch

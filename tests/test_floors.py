@@ -51,9 +51,22 @@ FLOORS = {  # the longest name that fits rules; what it may import, itself inclu
     "inspection": {"core", "models", "api", "text"},
     "viz": EVENTS | {"api", "registry"},
     "traceview": {"core.errors", "traceview"},
-    "cli": EVENTS | {"", "api", "registry", "inspection", "viz", "traceview", "measure", "cli"},
+    "cli": EVENTS | {"", "api", "registry", "inspection", "viz", "traceview", "measure", "evaluation", "tasks", "cli"},
     "server": EVENTS | {"", "api", "registry", "server"},
     "tasks": {"tasks"},
+    "evaluation": EVENTS
+    | {
+        "",
+        "api",
+        "registry",
+        "core",
+        "models.denoiser",
+        "text",
+        "checks",
+        "measure.ledger",
+        "measure.run",
+        "evaluation",
+    },
     "measure": EVENTS | {"", "api", "registry", "tasks", "measure"},
 }
 OUTSIDE = {"", "api", "registry", "viz", "tasks", "measure"}  # for bench, examples and recipes

@@ -58,9 +58,20 @@ class Text:
         return tuple(i for i in (own, *(known.get(t) for t in _MORE_EOS)) if i is not None)
 
     @property
+    def bos(self) -> int | None:
+        """The begin-of-text id; None where the tokenizer has none."""
+        own = self._tokenizer.bos_token_id
+        return None if own is None else int(own)
+
+    @property
     def chat(self) -> bool:
         """Whether there is a chat template."""
         return bool(self._tokenizer.chat_template)
+
+    @property
+    def template(self) -> str:
+        """The source of the chat template; "" where there is none."""
+        return str(self._tokenizer.chat_template or "")
 
     def encode(self, prompt: str | Sequence[Mapping[str, str]], chat: bool | None = None) -> list[int]:
         """Ids of a prompt.
@@ -115,6 +126,33 @@ class Text:
         filled = iter(own)
         inner = [i for part in parts for i in (next(filled) if isinstance(part, str) else [mask] * part)]
         return [*around[0], *inner, *around[1]]
+
+    def render(self, messages: Sequence[Mapping[str, str]], answer: bool = True) -> str:
+        """A conversation in the chat template, control tokens by name; :meth:`parse` makes ids of it.
+
+        ``answer``: followed by what begins the assistant's answer; False: the last message is left open instead.
+
+        Raises:
+            RequestError: there is no chat template, or it does not accept the conversation.
+        """
+        if not self.chat:
+            raise RequestError("the model has no chat template")
+        try:
+            return str(
+                self._tokenizer.apply_chat_template(
+                    list(messages), tokenize=False, add_generation_prompt=answer, continue_final_message=not answer
+                )
+            )
+        except Exception as error:  # whatever the template's own code raises
+            raise RequestError(f"the chat template does not accept this conversation: {error}") from None
+
+    def parse(self, text: str, special: bool = False) -> list[int]:
+        """Ids of a text in which the names of control tokens are those tokens, as in what :meth:`render` returns.
+
+        ``special``: with what the tokenizer puts around a text by itself.
+        """
+        _check_text(text)
+        return self._ids(text, _marker([text]), special)
 
     def token(self, text: str) -> int:
         """The id of a text that is one token.

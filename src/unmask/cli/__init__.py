@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from .. import __version__
 from ..core.errors import UnmaskError
 from .bench import bench
+from .evaluate import evaluate
 from .generate import generate
 from .infill import infill
 from .report import report
@@ -73,6 +74,7 @@ app = typer.Typer(
 for command in (generate, infill, bench, report, inspect, policies, caches):
     app.command()(command)
 app.add_typer(trace, name="trace")
+app.command("eval")(evaluate)
 
 
 def _version(wanted: bool) -> None:

@@ -58,7 +58,8 @@ def bench(
     """
     from .. import load
     from ..measure import ledger, run
-    from ..measure.problems import FAMILIES, source
+    from ..measure.problems import source
+    from ..tasks import FAMILIES
     from ..measure.summary import summarise, tallies
 
     pairs = _pairs(policy, cache, pair, baseline)

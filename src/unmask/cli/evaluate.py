@@ -1,0 +1,127 @@
+"""``unmask eval``."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..core.errors import RequestError
+from . import options as o
+from .progress import loading
+
+_Names = Annotated[str, typer.Option("--tasks", "-t", help="Names of tasks, groups or tags, with commas.")]
+_Include = Annotated[list[str] | None, typer.Option(metavar="DIR", help="Folder of own tasks; can be repeated.")]
+_Length = Annotated[
+    int | None, typer.Option("--gen-length", "-n", min=1, help="Tokens of a response; none: the task's own, or 256.")
+]
+_Folder = Annotated[str | None, typer.Option("--output", "-o", metavar="DIR", help="Folder for results and answers.")]
+_Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --output.")]
+_Limit = Annotated[int | None, typer.Option(min=1, help="The first so many documents of each task.")]
+_Shots = Annotated[int | None, typer.Option(min=0, help="Examples before each question; none: the task's own.")]
+_Chat = Annotated[bool, typer.Option("--chat", help="Apply the chat template.")]
+_System = Annotated[str | None, typer.Option(metavar="TEXT", help="System message.")]
+_Hot = Annotated[float | None, typer.Option(help="Of sampling; none: as the task says, else greedy.")]
+_TopP = Annotated[float | None, typer.Option(help="Nucleus filter in (0, 1]; none: as the task says.")]
+_Masks = Annotated[int, typer.Option("--mc-num", min=1, help="Most masks per continuation for likelihoods.")]
+_MaskRows = Annotated[int, typer.Option("--mc-batch-size", min=1, help="Most rows in a forward for likelihoods.")]
+_MaskSeed = Annotated[int, typer.Option("--mc-seed", min=0, max=o.SEEDS - 1, help="Of the masks.")]
+_Guidance = Annotated[float, typer.Option("--cfg", help="Classifier-free guidance of likelihoods; 0: off.")]
+
+
+def evaluate(
+    tasks: _Names,
+    *,
+    include_path: _Include = None,
+    model: o.Model = None,
+    policy: o.Policy = "slowfast",
+    cache: o.Cache = "none",
+    gen_length: _Length = None,
+    limit: _Limit = None,
+    num_fewshot: _Shots = None,
+    chat: _Chat = False,
+    system: _System = None,
+    batch_size: o.BatchSize = 32,
+    output: _Folder = None,
+    resume: _Resume = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    temperature: _Hot = None,
+    top_p: _TopP = None,
+    seed: o.Seed = 0,
+    mc_num: _Masks = 128,
+    mc_batch_size: _MaskRows = 32,
+    mc_seed: _MaskSeed = 0,
+    cfg: _Guidance = 0.0,
+    no_greedy_check: Annotated[bool, typer.Option("--no-greedy-check", help="See docs/eval.md.")] = False,
+    add_bos_token: Annotated[bool, typer.Option("--add-bos-token", help="Begin every prompt with it.")] = False,
+    no_eos_stop: Annotated[bool, typer.Option("--no-eos-stop", help="Fill all of a response.")] = False,
+    run_unsafe_code: Annotated[bool, typer.Option("--run-unsafe-code", help="Run code the model has written.")] = False,
+    device: o.Device = "auto",
+    dtype: o.Dtype = "auto",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only look up tasks, policy and cache.")] = False,
+) -> None:
+    """Score a model on tasks of lm-evaluation-harness, its own or those of a folder."""
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    _quiet()
+    from .. import registry
+    from ..evaluation import run
+
+    chosen, kept = str(registry.policy(policy)), str(registry.cache(cache))
+    folder = None if output is None else Path(output)
+    found = run.find(names, include_path or ())
+    if dry_run:
+        for name, kind, file in found.about():
+            print(f"{name}  {kind}  {file}")
+        print(f"{chosen} + {kept}")
+        return
+    ledger = run.prepare(folder, resume)
+    from ..evaluation.model import UnmaskLM
+
+    with loading(model or "the shipped model"):
+        lm = UnmaskLM(
+            model,
+            policy,
+            cache,
+            gen_length=gen_length or 256,
+            batch_size=batch_size,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            mc_num=mc_num,
+            mc_batch_size=mc_batch_size,
+            mc_seed=mc_seed,
+            cfg=cfg,
+            is_check_greedy=not no_greedy_check,
+            add_bos_token=add_bos_token,
+            eos_stop=not no_eos_stop,
+            device=device,
+            dtype=dtype,
+            ledger=ledger,
+        )
+    if chat and not lm.text.chat:
+        raise RequestError(f"{lm.name} has no chat template; leave out --chat")
+    results = run.evaluate(
+        lm,
+        found,
+        num_fewshot=num_fewshot,
+        limit=limit,
+        gen_length=gen_length,
+        chat=chat,
+        system=system,
+        unsafe_code=run_unsafe_code,
+    )
+    if folder is not None:
+        run.write(folder, results)
+    print(run.dumps({k: v for k, v in results.items() if k != "samples"}) if json else run.tables(results))
+
+
+def _quiet() -> None:
+    """Standard error is for errors, and for progress where somebody watches."""
+    logging.getLogger("lm_eval").setLevel(os.environ.get("LMEVAL_LOG_LEVEL", "ERROR").upper())
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
