@@ -16,6 +16,7 @@ from ..core.errors import UnmaskError
 from .generate import generate
 from .infill import infill
 from .show import caches, inspect, policies
+from .tune import tune
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -67,7 +68,7 @@ app = typer.Typer(
     cls=Group, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, context_settings={
         "help_option_names": ["-h", "--help"], "max_content_width": 100}
 )  # fmt: skip
-for command in (generate, infill, inspect, policies, caches):
+for command in (generate, infill, tune, inspect, policies, caches):
     app.command()(command)
 
 

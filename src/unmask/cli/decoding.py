@@ -19,6 +19,7 @@ from .progress import loading
 if TYPE_CHECKING:
     from ..api import Model
     from ..engine.batch import Request
+    from ..measure.profile import Profile
     from ..results import Result
     from .progress import Display
 
@@ -48,7 +49,9 @@ class Files:
 
 @dataclass(frozen=True)
 class Run:
-    """What to decode with, and how to show it; see the options of these names."""
+    """What to decode with, and how to show it; see the options of these names. ``profile``: where policy and cache are
+    from, to be checked against the model.
+    """
 
     model: str | None
     policy: str
@@ -58,6 +61,7 @@ class Run:
     watch: bool
     device: str
     dtype: str
+    profile: Profile | None = None
 
 
 def decode(
@@ -87,6 +91,8 @@ def decode(
     chosen, kept = registry.policy(run.policy), registry.cache(run.cache)
     with loading(run.model or "the shipped model"):
         lm = load(run.model, run.device, run.dtype)
+    if run.profile:
+        run.profile.check(lm)
     requests = [_request(lm, record, i, make) for i, record in enumerate(records)]
     decoding = lm.run(requests, chosen, kept, run.batch_size)  # checks them all, decodes nothing yet
     common = {"policy": str(chosen), "cache": str(kept), "model": run.model or "shipped"}

@@ -36,7 +36,7 @@ class Source:
     items: Sequence[Item]
 
 
-def source(name: str, n: int, split: str = "test", seed: int = 0) -> Source:
+def source(name: str, n: int, split: str = "test", seed: int = 0, answers: bool = True) -> Source:
     """The first ``n`` problems of a kind, the same ones for the same arguments.
 
     Args:
@@ -45,6 +45,7 @@ def source(name: str, n: int, split: str = "test", seed: int = 0) -> Source:
         n: how many; of a file, at most all of it.
         split: ``train``, ``valid`` or ``test`` of a family that ships; the others have none.
         seed: of the generator; a file's problems are taken from the top.
+        answers: whether the lines of a file must have an ``answer``; nothing is right for those that have none.
 
     Raises:
         RequestError: no such kind, or a file that cannot be read.
@@ -62,7 +63,7 @@ def source(name: str, n: int, split: str = "test", seed: int = 0) -> Source:
     if name.startswith(GYM):
         return Source(name, _gym(name.removeprefix(GYM), n, seed))
     if name.endswith(".jsonl"):
-        return Source(name, _file(Path(name), n))
+        return Source(name, _file(Path(name), n, answers))
     raise RequestError(f"unknown task {name!r}; accepted: {SOURCES}")
 
 
@@ -81,7 +82,7 @@ def _gym(name: str, n: int, seed: int) -> list[Item]:
     ]
 
 
-def _file(path: Path, n: int) -> list[Item]:
+def _file(path: Path, n: int, answers: bool) -> list[Item]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -94,9 +95,12 @@ def _file(path: Path, n: int) -> list[Item]:
             record = json.loads(line)
         except ValueError as error:
             raise RequestError(f"{path} line {number}: {error}") from None
-        if not isinstance(record, dict) or not {"prompt", "answer"} <= record.keys():
-            raise RequestError(f'{path} line {number}: expected an object with "prompt" and "answer"')
-        items.append(Item(record["prompt"], _same(record["answer"])))
+        needed = ("prompt", "answer") if answers else ("prompt",)
+        if not isinstance(record, dict) or any(key not in record for key in needed):
+            raise RequestError(
+                f"{path} line {number}: expected an object with " + " and ".join(f'"{k}"' for k in needed)
+            )
+        items.append(Item(record["prompt"], _same(record.get("answer", []))))
     if not items:
         raise RequestError(f"{path} has no problems")
     return items

@@ -152,6 +152,7 @@ def decode(lm: Model, batch: Batch, seed: int) -> dict[str, Any]:
     stats = [results[r.row].stats for r in requests]
     return {
         "correct": [int(i.check(results[r.row].text)) for i, r in zip(items, requests, strict=True)],
+        "digest": [hashlib.sha256(results[r.row].text.encode()).hexdigest()[:16] for r in requests],
         "nfe": [s.nfe for s in stats],
         "tokens": [s.tokens for s in stats],
         "positions": [round(s.positions, 1) for s in stats],
