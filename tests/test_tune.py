@@ -151,7 +151,7 @@ def certified(rows, goal):
         own = np.zeros(40, int) if setting == ONE else rows[named.index(setting)]
         return {"correct": (1 - np.maximum(own, 0)).tolist() if setting != ONE else [1] * 40}
 
-    found = [tune.Found(s, 8, 0, 0, 0, 2.0) for s in named]
+    found = [tune.Found(s, 8, 0, 0, 0, 2.0, 4.0) for s in named]
     tested = tune.certify(decode, goal, found, BLANK, lambda *_: None)
     return [named.index(t.found.setting) for t in tested if t.passed], len(tested)
 
@@ -187,8 +187,8 @@ def test_a_fixed_sequence_ends_at_the_first_failure():
 # --- searching
 
 
-def found(speed, lost=0, gained=0, differ=0, n=60):
-    return tune.Found(Setting(f"threshold(tau={speed})", "none", 32), n, lost, gained, differ, speed)
+def found(speed, lost=0, gained=0, differ=0, n=60, nfe=10.0):
+    return tune.Found(Setting(f"threshold(tau={speed})", "none", 32), n, lost, gained, differ, speed, nfe)
 
 
 def test_the_front_is_in_order_of_risk():
@@ -198,6 +198,14 @@ def test_the_front_is_in_order_of_risk():
     ranked = tune.front([lossy, slow, near, quick, safe, early, dominated, better], goal)
     assert ranked == [safe, better, quick, lossy]
     assert tune.front([slow], goal) == []
+
+
+def test_the_front_has_slower_ones_to_fall_back_on():
+    """All without a difference: kept are those that take more forwards for being slower, well apart."""
+    goal = candidates.Goal(0.01, 0.1, 60, 600, 32)
+    steps = [found(s, nfe=40 / s) for s in (1.6, 3.0, 6.0, 8.0, 12.0)]
+    wasteful = found(5.0, nfe=4.0)  # as few forwards as one that is twice as fast
+    assert tune.front([*steps, wasteful], goal) == [steps[1], steps[3], steps[4]]
 
 
 def test_holm_tests_no_more_than_delta_allows():

@@ -158,7 +158,7 @@ def _table(outcome: Outcome, goal: Goal) -> None:
         table.add_column(title, justify="right", no_wrap=True)
     for t in outcome.tested:
         counts = [str(t.lost), *([str(t.gained)] if gained else [])]
-        figures = [f"{100 * (t.lost - t.gained) / t.n:.2f}", f"{t.e_value:.2f}", f"{t.p_value:.3f}"]
+        figures = [f"{100 * (t.lost - t.gained) / t.n:.2f}", f"{t.e_value:.2f}", f"{t.p_value:.4f}"]
         what = f"{t.found.setting.policy} | {t.found.setting.cache}"
         table.add_row(what, f"{t.found.speed:.2f}x", str(t.n), *counts, *figures, "yes" if t.passed else "not shown")
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)

@@ -27,7 +27,8 @@ from .stats import paired_interval
 if TYPE_CHECKING:
     from ..api import Model
 
-_MARGIN = 1.5  # while problems are few, one is dominated by what is so much faster
+_MARGIN = 1.5  # so much faster is worth giving up what shows no less risk
+_REACH = 5.0  # and so much faster, what merely takes more forwards
 _STEP = 1.05  # two candidates whose speeds differ by less are not both worth a test
 
 Tell = Callable[[str, int, int], None]
@@ -45,6 +46,7 @@ class Found:
         lost, gained: that vanilla alone, and that the candidate alone has right; agreement: texts that differ, and 0.
         differ: texts that are not vanilla's.
         speed: vanilla's is 1; see ``Goal.objective``.
+        nfe: forwards per problem.
     """
 
     setting: Setting
@@ -53,11 +55,12 @@ class Found:
     gained: int
     differ: int
     speed: float
+    nfe: float
 
     @property
-    def risk(self) -> tuple[float, float]:
-        """Loss, at least 0, and share of texts that differ: of few problems it says more than the loss does."""
-        return max(self.lost - self.gained, 0) / self.n, self.differ / self.n
+    def risk(self) -> tuple[float, float, float]:
+        """Loss (at least 0); where that is equal, share of texts that differ; and then, how few forwards it takes."""
+        return max(self.lost - self.gained, 0) / self.n, self.differ / self.n, -self.nfe
 
 
 def losses(target: str, vanilla: Rows, rows: Rows) -> list[int]:
@@ -77,7 +80,8 @@ def compare(goal: Goal, setting: Setting, vanilla: Rows, rows: Rows) -> Found:
     else:
         one, other = (fmean(chain(*(r[goal.objective] for r in many))) for many in (vanilla, rows))
         speed = one / other
-    return Found(setting, len(own), own.count(1), own.count(-1), differ, speed)
+    nfe = fmean(chain(*(r["nfe"] for r in rows)))
+    return Found(setting, len(own), own.count(1), own.count(-1), differ, speed, nfe)
 
 
 def search(decoder: Decoder, goal: Goal, candidates: Sequence[Setting], problems: Source, tell: Tell) -> list[Found]:
@@ -105,20 +109,31 @@ def _falls_back(one: Found, others: Sequence[Found], epsilon: float) -> bool:
     """Loses too much beyond doubt, or another is much faster and shows no more risk."""
     if paired_interval(one.lost, one.gained, one.n)[0] > epsilon:
         return True
-    return any(o.speed >= _MARGIN * one.speed and o.risk <= one.risk for o in others)
+    return any(
+        (o.speed >= _MARGIN * one.speed and o.risk <= one.risk)
+        or (o.speed >= _REACH * one.speed and o.risk[:2] <= one.risk[:2])
+        for o in others
+    )
 
 
 def front(found: Sequence[Found], goal: Goal) -> list[Found]:
-    """Whom to test, safest first: each is faster than all that show no more risk, and than vanilla."""
+    """Whom to test, safest first: each is faster than all with no more risk, and than vanilla.
+
+    Of those that show the same losses and differences only some are kept, well apart in speed: few problems cannot tell
+    the fastest of them from one that is as safe as it looks, and where it fails the slower ones are what remains.
+    """
+    whole = [f for f in found if f.n == goal.n_search]
     kept: list[Found] = []
-    fastest = 1.0
-    for one in sorted((f for f in found if f.n == goal.n_search), key=lambda f: (f.risk, -f.speed)):
-        if one.speed >= _STEP * fastest:
+    for one in sorted(whole, key=lambda f: (f.risk, -f.speed)):
+        if one.speed >= _STEP * (kept[-1].speed if kept else 1.0) and not _falls_back(one, whole, goal.epsilon):
             kept.append(one)
-            fastest = one.speed
-    while kept and betting.least(goal.epsilon, goal.level(len(kept))) > goal.n_calibration:
-        kept.pop()  # a share of delta for so many would be too small to certify anything
-    return kept
+    apart: list[Found] = []
+    for one in reversed(kept):
+        if not apart or one.risk[:2] < apart[0].risk[:2] or one.speed * _MARGIN <= apart[0].speed:
+            apart.insert(0, one)
+    while apart and betting.least(goal.epsilon, goal.level(len(apart))) > goal.n_calibration:
+        apart.pop()  # a share of delta for so many would be too small to certify anything
+    return apart
 
 
 @dataclass(frozen=True)
