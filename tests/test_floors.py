@@ -34,7 +34,7 @@ EVENTS = {
     "results",
 }  # what the floors above the api may know of it
 FLOORS = {  # the longest name that fits rules; what it may import, itself included where it says so
-    "": {"api", "results", "core.errors", "engine.loop"},
+    "": {"api", "results", "core.errors", "engine.loop", "measure.profile"},
     "core": {"core"},
     "models": {"core", "models"},
     "caches": {"core"},

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .api import Model, load
     from .core.errors import ModelError, RequestError, SpecError, UnmaskError
     from .engine.loop import Commit, Step
+    from .measure.profile import profile
     from .results import Result, Span, Stats
 
 __version__ = "0.1.0"
@@ -27,10 +28,12 @@ __all__ = [
     "Step",
     "UnmaskError",
     "load",
+    "profile",
 ]
 _HOME = {
     **dict.fromkeys(("Commit", "Step"), "engine.loop"),
     **dict.fromkeys(("Result", "Span", "Stats"), "results"),
+    "profile": "measure.profile",
     **{name: "core.errors" for name in __all__ if name.endswith("Error")},
 }
 

@@ -20,6 +20,7 @@ from .infill import infill
 from .report import report
 from .show import caches, inspect, policies
 from .trace import trace
+from .tune import tune
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -71,7 +72,7 @@ app = typer.Typer(
     cls=Group, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, context_settings={
         "help_option_names": ["-h", "--help"], "max_content_width": 100}
 )  # fmt: skip
-for command in (generate, infill, bench, report, inspect, policies, caches):
+for command in (generate, infill, bench, report, tune, inspect, policies, caches):
     app.command()(command)
 app.add_typer(trace, name="trace")
 app.command("eval")(evaluate)

@@ -59,8 +59,8 @@ def bench(
     from .. import load
     from ..measure import ledger, run
     from ..measure.problems import source
-    from ..tasks import FAMILIES
     from ..measure.summary import summarise, tallies
+    from ..tasks import FAMILIES
 
     pairs = _pairs(policy, cache, pair, baseline)
     shapes = product(gen_length or [256], batch_size or [1])

@@ -42,7 +42,11 @@ def check_files(options: Decoding) -> None:
 
 
 def decode(
-    value: str | None, form: Form, options: Decoding, make: Callable[[Model, Record], Sequence[Request]]
+    value: str | None,
+    form: Form,
+    options: Decoding,
+    make: Callable[[Model, Record], Sequence[Request]],
+    check: Callable[[Model], None] | None = None,
 ) -> None:
     """Read what is to be decoded, check all of it, decode it.
 
@@ -51,6 +55,7 @@ def decode(
         form: what it and the lines of a batch are.
         options: how.
         make: the request of one record.
+        check: refuses a model that the options are not for.
     """
     options = replace(options, output=None if options.output == "-" else options.output)
     check_files(options)
@@ -67,6 +72,8 @@ def decode(
     chosen, kept = registry.policy(options.policy), registry.cache(options.cache)
     with loading(options.model or "the shipped model"):
         lm = load(options.model, options.device, options.dtype)
+    if check:
+        check(lm)
     requests = [_request(lm, record, i, make) for i, record in enumerate(records)]
     with _named(records):
         decoding = lm.run(requests, chosen, kept, options.batch_size)  # checks them all, decodes nothing yet

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..core.errors import RequestError
 from .decoding import decode
 from .inputs import PROMPT
 from .options import Decoding, takes
 
+if TYPE_CHECKING:
+    from ..measure.profile import Profile
+
 _Text = Annotated[str | None, typer.Argument(metavar="[PROMPT|-]", help="The prompt; - reads it from standard input.")]
+
+
+_Profile = Annotated[
+    str | None,
+    typer.Option(help="JSON file of `unmask tune`: gives policy, cache and the default of --gen-length."),
+]
 
 
 @takes(
@@ -18,7 +29,39 @@ _Text = Annotated[str | None, typer.Argument(metavar="[PROMPT|-]", help="The pro
     no_eos_stop="Fill all of --gen-length.",
     no_chat="Give the prompt without chat template.",
 )
-def generate(prompt: _Text = None, *, options: Decoding) -> None:
+def generate(context: typer.Context, prompt: _Text = None, *, profile: _Profile = None, options: Decoding) -> None:
     """Generate a response to PROMPT, or to every prompt of a file."""
+    tuned = _tuned(profile, context)
+    if tuned:
+        length = options.gen_length if _given(context, "gen_length") else tuned.gen_length
+        options = replace(options, policy=tuned.policy, cache=tuned.cache, gen_length=length)
     common = {"gen_length": options.gen_length, **options.sampling}
-    decode(prompt, PROMPT, options, lambda lm, record: lm.requests([record.value], **{**common, **record.own}))
+    decode(
+        prompt,
+        PROMPT,
+        options,
+        lambda lm, record: lm.requests([record.value], **{**common, **record.own}),
+        tuned.check if tuned else None,
+    )
+
+
+def _tuned(path: str | None, context: typer.Context) -> Profile | None:
+    """The profile, where one is asked for.
+
+    Raises:
+        RequestError: it cannot be used, or a policy or cache is given beside it.
+    """
+    if path is None:
+        return None
+    for name in ("policy", "cache"):
+        if _given(context, name):
+            raise RequestError(f"--profile gives the {name}: leave out --{name}, or --profile")
+    from ..measure.profile import read
+
+    return read(path)
+
+
+def _given(context: typer.Context, name: str) -> bool:
+    """Whether an option is on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ class Source:
     Attributes:
         name: as written on the command line.
         items: the problems.
-        split, seed: what they were drawn from; None and 0 of a file.
+        split, seed: what they were drawn from; of a file, a name for its content.
     """
 
     name: str
@@ -40,7 +41,7 @@ class Source:
     seed: int = 0
 
 
-def source(name: str, n: int, split: str = "test", seed: int = 0) -> Source:
+def source(name: str, n: int, split: str = "test", seed: int = 0, answers: bool = True) -> Source:
     """The first ``n`` problems of a kind, the same ones for the same arguments.
 
     Args:
@@ -49,6 +50,7 @@ def source(name: str, n: int, split: str = "test", seed: int = 0) -> Source:
         n: how many; of a file, at most all of it.
         split: ``train``, ``valid`` or ``test`` of a family that ships; the others have none.
         seed: of the generator; a file's problems are taken from the top.
+        answers: whether the lines of a file must have an ``answer``; nothing is right for those that have none.
 
     Raises:
         RequestError: no such kind, or a file that cannot be read.
@@ -67,7 +69,8 @@ def source(name: str, n: int, split: str = "test", seed: int = 0) -> Source:
     if name.startswith(GYM):
         return Source(name, _gym(name.removeprefix(GYM), n, seed), None, seed)
     if name.endswith(".jsonl"):
-        return Source(name, _file(Path(name), n))
+        content = _read(Path(name))
+        return Source(name, _items(Path(name), content, n, answers), f"sha256 {_digest(content)}")
     raise RequestError(f"unknown task {name!r}; accepted: {SOURCES}")
 
 
@@ -86,22 +89,37 @@ def _gym(name: str, n: int, seed: int) -> list[Item]:
     ]
 
 
-def _file(path: Path, n: int) -> list[Item]:
+def _read(path: Path) -> str:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _items(path: Path, content: str, n: int, answers: bool) -> list[Item]:
     items: list[Item] = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(content.splitlines(), 1):
         if not line.strip() or len(items) == n:
             continue
         try:
             record = json.loads(line)
         except ValueError as error:
             raise RequestError(f"{path} line {number}: {error}") from None
-        if not isinstance(record, dict) or not {"prompt", "answer"} <= record.keys():
-            raise RequestError(f'{path} line {number}: expected an object with "prompt" and "answer"')
-        items.append(Item(record["prompt"], _same(record["answer"])))
+        needed = ("prompt", "answer") if answers else ("prompt",)
+        if not isinstance(record, dict) or any(key not in record for key in needed):
+            raise RequestError(
+                f"{path} line {number}: expected an object with " + " and ".join(f'"{k}"' for k in needed)
+            )
+        if not isinstance(record["prompt"], (str, list)):
+            raise RequestError(
+                f"{path} line {number}: a prompt must be a text, a list of ids or a list of messages, "
+                f"got {record['prompt']!r:.80}"
+            )
+        items.append(Item(record["prompt"], _same(record.get("answer", []))))
     if not items:
         raise RequestError(f"{path} has no problems")
     return items

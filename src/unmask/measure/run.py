@@ -127,26 +127,36 @@ def run(lm: Model, model: str, batches: Sequence[Batch], path: Path) -> Iterator
     A line of kind ``run`` with environment, commit and command comes first. Each setting decodes a first problem
     unmeasured.
     """
-    here = environment(lm, model)
-    common = {"version": VERSION, "run": identity(here)}
-    ledger.append(path, {"kind": "run", **common, **here, "commit": commit(), "command": command()})
+    head = header(lm, model)
+    ledger.append(path, head)
     warm = set()
     for batch in batches:
         if batch.setting not in warm:
             decode(lm, Batch(batch.setting, batch.source, batch.first, 1))
             warm.add(batch.setting)
-        row = {"kind": "batch", **common, "key": batch.key, **decode(lm, batch)}
+        row = line(head, batch, decode(lm, batch))
         ledger.append(path, row)
         yield row
+
+
+def header(lm: Model, model: str) -> dict[str, Any]:
+    """The line that says what the lines after it ran on, and by which command."""
+    here = environment(lm, model)
+    return {"kind": "run", "version": VERSION, "run": identity(here), **here, "commit": commit(), "command": command()}
+
+
+def line(header: dict[str, Any], batch: Batch, result: dict[str, Any]) -> dict[str, Any]:
+    """The line of a batch."""
+    return {"kind": "batch", "version": VERSION, "run": header["run"], "key": batch.key, **result}
 
 
 def decode(lm: Model, batch: Batch) -> dict[str, Any]:
     """Decode one batch.
 
     Returns:
-        Of each problem ``correct``, ``nfe``, ``tokens`` (before the first end of text), ``positions`` (computed,
-        averaged over the layers) and ``first_token`` (seconds to the commit of the response's first token that held);
-        of the batch ``seconds``, ``cpu_seconds``, ``model_seconds`` and ``peak_bytes``.
+        Of each problem ``correct``, ``digest`` (of the text), ``nfe``, ``tokens`` (before the first end of text),
+        ``positions`` (computed, averaged over the layers) and ``first_token`` (seconds to the commit of the response's
+        first token that held); of the batch ``seconds``, ``cpu_seconds``, ``model_seconds`` and ``peak_bytes``.
     """
     setting, device = batch.setting, lm.denoiser.network.device
     reset_peak(device)
@@ -167,6 +177,7 @@ def decode(lm: Model, batch: Batch) -> dict[str, Any]:
     items = batch.source.items[batch.first : batch.first + batch.n]
     return {
         "correct": [int(i.check(results[r.row].text)) for i, r in zip(items, requests, strict=True)],
+        "digest": [hashlib.sha256(results[r.row].text.encode()).hexdigest()[:16] for r in requests],
         "nfe": [s.nfe for s in stats],
         "tokens": [s.tokens for s in stats],
         "positions": [round(s.positions, 1) for s in stats],

@@ -1,0 +1,123 @@
+"""Profiles: settings that were tuned for one model and one task, with what is guaranteed of them, in a JSON file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .. import registry
+from ..core.errors import RequestError, SpecError
+
+if TYPE_CHECKING:
+    from ..api import Model
+
+VERSION = 1
+_KEYS: dict[str, type] = {"model": str, "fingerprint": str, "policy": str, "cache": str, "gen_length": int}
+_SAMPLES = 64  # values of each weight that a fingerprint looks at
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What decoding needs of a profile.
+
+    Attributes:
+        path: where it was read.
+        model: name of the model it was made with.
+        fingerprint: of that model's weights.
+        policy, cache: specs.
+        gen_length: response length in tokens that it was made for.
+    """
+
+    path: str
+    model: str
+    fingerprint: str
+    policy: str
+    cache: str
+    gen_length: int
+
+    def check(self, lm: Model) -> None:
+        """Is it of this model?
+
+        Raises:
+            RequestError: of another one.
+        """
+        if fingerprint(lm) != self.fingerprint:
+            raise RequestError(
+                f"{self.path} is a profile of another model ({self.model}); its guarantee does not hold for this one"
+            )
+
+
+def profile(path: str | Path, model: Model) -> dict[str, Any]:
+    """The arguments of :meth:`Model.generate` that a profile of ``unmask tune`` gives.
+
+    >>> lm.generate(prompts, **unmask.profile("profile.json", lm))  # doctest: +SKIP
+
+    Args:
+        path: the file.
+        model: the model to decode with.
+
+    Returns:
+        ``policy``, ``cache`` and ``gen_length``.
+
+    Raises:
+        RequestError: no such file, not a profile, or one of another model.
+    """
+    made = read(path)
+    made.check(model)
+    return {"policy": made.policy, "cache": made.cache, "gen_length": made.gen_length}
+
+
+def read(path: str | Path) -> Profile:
+    """Read and check a profile.
+
+    Raises:
+        RequestError: no such file, not a profile, one of a later version, or a policy or cache that is not known here.
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RequestError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"{path} is not a profile of unmask tune: {error}") from None
+    if not isinstance(data, dict) or "profile" not in data:
+        raise RequestError(f'{path} is not a profile of unmask tune: expected a JSON object with "profile": {VERSION}')
+    if data["profile"] != VERSION:
+        raise RequestError(f"{path}: profile version {data['profile']!r:.20}; this unmask reads version {VERSION}")
+    for key, kind in _KEYS.items():
+        if type(data.get(key)) is not kind or data[key] in ("", 0):
+            wanted = "a text" if kind is str else "an integer of at least 1"
+            raise RequestError(f"{path}: {key} must be {wanted}, got {data.get(key)!r:.40}")
+    if data["gen_length"] < 1:
+        raise RequestError(f"{path}: gen_length must be an integer of at least 1, got {data['gen_length']}")
+    try:
+        registry.policy(data["policy"]), registry.cache(data["cache"])
+    except SpecError as error:
+        raise RequestError(f"{path}: {error}") from None
+    return Profile(str(path), **{key: data[key] for key in _KEYS})
+
+
+def write(path: str | Path, data: dict[str, Any]) -> None:
+    """Write a profile, all of it or nothing."""
+    half = Path(f"{path}.{os.getpid()}.tmp")
+    try:
+        half.write_text(json.dumps({"profile": VERSION, **data}, indent=2) + "\n", encoding="utf-8")
+        half.replace(path)
+    finally:
+        half.unlink(missing_ok=True)
+
+
+def fingerprint(lm: Model) -> str:
+    """A name for a model's weights, the same for float32 and bfloat16: of some values of each, as bfloat16."""
+    spec, made = lm.denoiser.spec, hashlib.sha256()
+    made.update(f"{spec.vocab} {spec.mask} {spec.eos} {spec.shift}".encode())
+    for name, weight in sorted(lm.denoiser.network.named_parameters()):
+        flat = weight.detach().flatten()
+        some = flat[:: max(1, len(flat) // _SAMPLES)][:_SAMPLES].to(torch.bfloat16)
+        made.update(f"{name} {tuple(weight.shape)}".encode() + some.view(torch.int16).cpu().numpy().tobytes())
+    return made.hexdigest()[:16]
