@@ -333,8 +333,9 @@ def test_commands_that_decode_share_their_options():
         {p.opts[0]: (p.opts, p.default) for p in commands[name].params if p.opts[0][0] == "-"}
         for name in ("generate", "infill")
     )
-    assert set(generate) - set(infill) == {"--gen-length"}
-    assert list(infill.items())[1:] == [item for item in generate.items() if item[0] != "--gen-length"]
+    own = {"--gen-length", "--profile"}
+    assert set(generate) - set(infill) == own
+    assert list(infill.items())[1:] == [item for item in generate.items() if item[0] not in own]
     assert next(iter(infill)) == "--prompt"
     docs = (Path(__file__).parents[1] / "docs" / "cli.md").read_text()
     for option in {*generate, *infill} - {"--help"}:

@@ -69,7 +69,7 @@ FLOORS = {  # the longest name that fits rules; what it may import, itself inclu
     },
     "measure": EVENTS | {"", "api", "registry", "tasks", "measure"},
 }
-OUTSIDE = {"", "api", "registry", "viz", "tasks", "measure"}  # for bench, examples and recipes
+OUTSIDE = {"", "api", "registry", "viz", "tasks", "measure"}  # for examples and recipes
 PLUGIN = {"", "core"}  # for what other packages add
 MAX_FILE, MAX_FUNCTION = 400, 60
 MAX_METHOD = {"policies": 150, "caches": 200}  # lines of a file there
@@ -123,7 +123,7 @@ def test_imports_are_found() -> None:
     assert not within("corelike", {"core"})
 
 
-@pytest.mark.parametrize("folder", ["bench", "examples", "recipes"])
+@pytest.mark.parametrize("folder", ["examples", "recipes"])
 def test_what_is_outside_uses_the_public_parts(folder: str) -> None:
     for file in (TOP / folder).rglob("*.py"):
         places = PLUGIN if "plugin" in file.parts else OUTSIDE
@@ -131,7 +131,7 @@ def test_what_is_outside_uses_the_public_parts(folder: str) -> None:
             assert within(imported, places), f"{file.relative_to(TOP)} imports unmask.{imported}"
 
 
-@pytest.mark.parametrize("folder", ["bench", "examples", "recipes"])
+@pytest.mark.parametrize("folder", ["examples", "recipes"])
 def test_what_is_outside_has_no_statistics_of_its_own(folder: str) -> None:
     known = {name for name, value in vars(stats).items() if inspect.isfunction(value)}
     assert "wilson" in known

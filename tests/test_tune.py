@@ -147,7 +147,7 @@ def certified(rows, goal):
     """Which of the candidates with these losses, ``[M, n]``, are certified; in this order."""
     named = [Setting(f"threshold(tau={i})", "none", 32, 40) for i in range(len(rows))]
 
-    def decode(setting, problems, part, first, timed=False):
+    def decode(setting, problems, first, timed=False):
         own = np.zeros(40, int) if setting == ONE else rows[named.index(setting)]
         return {"correct": (1 - np.maximum(own, 0)).tolist() if setting != ONE else [1] * 40}
 
@@ -309,9 +309,9 @@ def test_it_goes_on_where_it_was_killed(tuned, tmp_path, monkeypatch):
     whole = (folder / "runs" / "tune.jsonl").read_bytes()
     decoded, decode = [], candidates.decode
 
-    def counted(lm, batch, seed):
+    def counted(lm, batch):
         decoded.append(batch)
-        return decode(lm, batch, seed)
+        return decode(lm, batch)
 
     monkeypatch.setattr(candidates, "decode", counted)
     held = whole.count(b'"kind":"batch"')
