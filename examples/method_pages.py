@@ -1,4 +1,4 @@
-"""Write what of docs/methods comes from the package itself: parameter tables, pictures, positions computed, the index.
+"""Write what of docs/methods comes from elsewhere: parameter tables, pictures, positions computed, figures, the index.
 
 python examples/method_pages.py [--docs docs] [--only NAME ...]
 
@@ -18,6 +18,7 @@ from typing import Any
 
 import unmask
 from unmask import registry
+from unmask.measure.stats import wilson
 from unmask.viz import svg
 
 PROMPT = (
@@ -41,6 +42,8 @@ COLOURS = {
     "#2d333b": "not computed",
     "#465a80": "computed in part of the layers",
 }
+MULTI = 256  # gen_length of the one family whose answers are long
+SHOWN = ("vanilla", "threshold", "slowfast", "left_to_right(lookahead=24)", "apd")  # policies on a cache's page
 _INDEX = re.compile(r"# (?P<name>\w+)\n\n(?P<line>.+)\n\nPaper: (?P<paper>.+)\n")
 
 
@@ -157,6 +160,27 @@ def strip(title: str, watched: Watched, result: unmask.Result) -> str:
     )
 
 
+def measured(name: str, results: Path) -> str:
+    """What docs/results/policies.json holds of a method, as a table; of a cache, what some policies do with it."""
+    known = json.loads((results / "policies.json").read_text(encoding="utf-8"))
+    whole = [r for r in known if r["task"] == "all" or r["gen_length"] == MULTI]
+    base = {r["gen_length"]: r for r in whole if (r["policy"], r["cache"]) == ("vanilla", "none")}
+    side = "policy" if name in registry.POLICIES else "cache"
+    own = [r for r in whole if r[side].partition("(")[0] == name and (side == "policy" or r["policy"] in SHOWN)]
+    if not own:
+        return "Not measured yet."
+    lines = ["| policy | cache | gen_length | n | accuracy, % | of vanilla's answers lost, gained | NFE | TPF | speed |"]
+    lines.append("|" + " --- |" * (lines[0].count("|") - 1))
+    for r in sorted(own, key=lambda r: (r["gen_length"], r["policy"], r["cache"] != "none", r["cache"])):
+        low, high = (100 * edge for edge in wilson(r["right"], r["n"]))
+        plain = base.get(r["gen_length"])
+        cells = [f"`{r['policy']}`", f"`{r['cache']}`", r["gen_length"], r["n"],
+                 f"{100 * r['right'] / r['n']:.1f} ({low:.1f} - {high:.1f})", f"{r['lost']}, {r['won']}" if r["shared"] else "",
+                 f"{r['nfe']:.1f}", f"{r['tpf']:.2f}", f"{r['cpu_rate'] / plain['cpu_rate']:.1f}x" if plain else ""]  # fmt: skip
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
 def between(page: str, name: str, text: str) -> str:
     """The page with what stands between its two marks replaced."""
     marks = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
@@ -190,6 +214,7 @@ def main() -> None:
         file = folder / f"{name}.md"
         page = between(file.read_text(encoding="utf-8"), "parameters", parameters(about[name]))
         show, mark = (picture, "picture") if name in registry.POLICIES else (positions, "positions")
+        page = between(page, "measured", measured(name, args.docs / "results"))
         file.write_text(between(page, mark, show(lm, name, pictures / f"{name}.svg")), encoding="utf-8")
         print(name)
     readme = folder / "README.md"

@@ -54,10 +54,8 @@ def test_a_page_says_what_it_has_to(name: str) -> None:
     if paper != "-":
         assert f"](https://arxiv.org/abs/{paper.removeprefix('arXiv ')})" in text.splitlines()[4]
     assert "../../tests/test_" in section(name, "What is tested")
-    measured = section(name, "What was measured here").strip()
-    assert measured == "Not measured yet." or re.match(
-        r"\[[\w/]+\]\(\.\./\.\./[\w/]*README\.md(#measured)?\): ", measured
-    )
+    measured = part(section(name, "What was measured here"), "measured")
+    assert measured == WRITER["measured"](name, ROOT / "docs" / "results"), f"run {SCRIPT.name}"
     svg = PICTURES / f"{name}.svg"
     assert f"](../img/methods/{svg.name})" in part(text, "picture" if METHODS[name] == "policy" else "positions")
     assert svg.read_text(encoding="utf-8").startswith("<svg")
