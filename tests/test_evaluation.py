@@ -158,7 +158,7 @@ def test_dry_run(tasks):
         (["--tasks", "words", "-n", "4000"], r"words document 0: 4000 tokens to generate leave no room"),
         (["--tasks", "gone"], r"cannot load gone: "),
         (["--tasks", "rogue"], r"rogue: runs code that the model writes.*--run-unsafe-code"),
-        (["--tasks", "masked"], r"masked document 0: the prompt contains the mask id"),
+        (["--tasks", "masked"], r"masked document 0: it contains the mask id 0"),
         (["--tasks", "masked_choice"], r"masked_choice: a text contains the mask token '<\|mdm_mask\|>'"),
     ],
 )
