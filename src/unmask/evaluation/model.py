@@ -242,7 +242,7 @@ class UnmaskLM(TemplateLM):  # type: ignore[misc]
                 eos_stop=self.eos_stop,
             )
         except RequestError as error:
-            raise RequestError(f"{where}: {str(error).replace('prompt 0', 'the prompt')}") from None
+            raise RequestError(f"{where}: {error.what}") from None
         key = hash_of(["generate_until", __version__, str(self.policy), str(self.cache), *what, seed * hot])
         return Job(index, task, request.args, replace(made, row=index), tuple(asked["until"]), key)
 
