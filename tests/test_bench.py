@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -143,7 +144,9 @@ def test_sources(tmp_path):
 def test_generators_of_reasoning_gym():
     import reasoning_gym
 
-    items = source("gym:chain_sum", 3, seed=5).items
+    made = source("gym:chain_sum", 3, seed=5)
+    items = made.items
+    assert made.split.startswith("reasoning-gym "), "another version can draw other problems"
     known = list(reasoning_gym.create_dataset("chain_sum", size=3, seed=5))
     assert [i.prompt for i in items] == [k["question"] for k in known]
     assert all(i.check(k["answer"]) and not i.check("no number") for i, k in zip(items, known, strict=True))
@@ -275,6 +278,18 @@ def test_what_is_done_is_not_done_again(lm, tmp_path, monkeypatch):
     path.write_text('{"x": 1}\n')
     with pytest.raises(RequestError, match="is not a file of `unmask bench`"):
         run.missing(lm, "shipped", batches, path)
+
+
+def test_other_weights_under_the_same_name_are_another_model(lm):
+    """Results of a folder do not count once it holds something else; the shipped model goes with the version."""
+    before = run.identity(run.environment(lm, "folder")), run.identity(run.environment(lm, "shipped"))
+    weight = next(lm.denoiser.network.parameters())
+    with torch.no_grad():
+        weight += 1
+    after = run.identity(run.environment(lm, "folder")), run.identity(run.environment(lm, "shipped"))
+    with torch.no_grad():
+        weight -= 1
+    assert (before[0] != after[0], before[1] == after[1]) == (True, True)
 
 
 # --- figures

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ class Source:
     Attributes:
         name: as written on the command line.
         items: the problems.
-        split, seed: what they were drawn from; of a file, a name for its content.
+        split, seed: what they were drawn from; of a file, a name for its content; of a generator, its version.
     """
 
     name: str
@@ -67,7 +68,7 @@ def source(name: str, n: int, split: str = "test", seed: int = 0, answers: bool 
         check = FAMILIES[name].check
         return Source(name, [Item(p.prompt, partial(check, p)) for p in drawn], split, seed)
     if name.startswith(GYM):
-        return Source(name, _gym(name.removeprefix(GYM), n, seed), None, seed)
+        return Source(name, _gym(name.removeprefix(GYM), n, seed), f"reasoning-gym {version('reasoning-gym')}", seed)
     if name.endswith(".jsonl"):
         content = _read(Path(name))
         return Source(name, _items(Path(name), content, n, answers), f"sha256 {_digest(content)}")

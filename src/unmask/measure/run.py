@@ -21,6 +21,7 @@ from .. import __version__
 from ..core.errors import RequestError
 from . import ledger, lines
 from .problems import Source
+from .profile import fingerprint
 
 if TYPE_CHECKING:
     from ..api import Model
@@ -205,10 +206,14 @@ def _requests(lm: Model, setting: Setting, source: Source, first: int, n: int) -
 
 
 def environment(lm: Model, model: str) -> dict[str, Any]:
-    """What figures depend on beside setting and problems: model, device, dtype, threads, versions."""
+    """What figures depend on beside setting and problems: model, device, dtype, threads, versions.
+
+    The model that ships goes with the version; of others the weights count, for a folder can hold new ones.
+    """
     network = lm.denoiser.network
     return {
         "model": model,
+        **({} if model == "shipped" else {"fingerprint": fingerprint(lm)}),
         "device": device_name(network.device),
         "dtype": str(network.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
