@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -22,10 +23,11 @@ import unmask
 from unmask.cli import app
 from unmask.core.errors import RequestError
 from unmask.measure import ledger, report, run
+from unmask.measure.figures import sweeps
 from unmask.measure.problems import Item, Source, source
 from unmask.measure.run import Batch, Setting
 from unmask.measure.stats import aup, mcnemar, paired_interval, wilson
-from unmask.measure.summary import summarise, tallies
+from unmask.measure.summary import VANILLA, summarise, tallies
 from unmask.measure.tables import COLUMNS, paper, table
 
 SHORT = ["-t", "record", "--split", "valid", "--gen-length", "64"]
@@ -97,12 +99,29 @@ def test_ledger_drops_what_was_cut_off(tmp_path):
     assert list(ledger.read(path)) == [{"a": 1}]
     ledger.append(path, {"c": 3})
     assert list(ledger.read(path)) == [{"a": 1}, {"c": 3}]
-    path.write_text('{"a": 1}\nnonsense\n')
-    with pytest.raises(RequestError, match="line 2 is not a JSON object"):
-        list(ledger.read(path))
-    path.write_text("a line without end")
+    path.write_text('{"kind":"ru')
+    assert list(ledger.read(path)) == []
     ledger.append(path, {"d": 4})
     assert list(ledger.read(path)) == [{"d": 4}]
+
+
+@pytest.mark.parametrize(
+    "content", ['{"a": 1}\nnonsense\n', "a line without end", '{"a": 1}', "[" * 10**5 + "\n", "\0\n"]
+)
+def test_what_is_no_ledger_is_left_alone(content, tmp_path):
+    """A file of one line without its end is not ours to cut off."""
+    path = tmp_path / "notes"
+    path.write_text(content)
+    with pytest.raises(RequestError, match="is not a JSON object"):
+        list(ledger.read(path))
+    done = cli("bench", "-p", "threshold", *SHORT, "-n", 1, "-o", path)
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+    assert path.read_text() == content
+
+
+def test_a_device_is_no_ledger():
+    with pytest.raises(RequestError, match="/dev/null is not a regular file"):
+        list(ledger.read(Path("/dev/null")))
 
 
 # --- problems
@@ -125,7 +144,9 @@ def test_sources(tmp_path):
 def test_generators_of_reasoning_gym():
     import reasoning_gym
 
-    items = source("gym:chain_sum", 3, seed=5).items
+    made = source("gym:chain_sum", 3, seed=5)
+    items = made.items
+    assert made.split.startswith("reasoning-gym "), "another version can draw other problems"
     known = list(reasoning_gym.create_dataset("chain_sum", size=3, seed=5))
     assert [i.prompt for i in items] == [k["question"] for k in known]
     assert all(i.check(k["answer"]) and not i.check("no number") for i, k in zip(items, known, strict=True))
@@ -150,7 +171,17 @@ def test_sources_that_cannot_be(name, more, message, monkeypatch):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("", "has no problems"), ("[1]", "line 1: expected an object"), ('\n{"prompt": 1}', "line 2"), ("{", "line 1")],
+    [
+        ("", "has no problems"),
+        ("[1]", "line 1: expected an object"),
+        ('\n{"prompt": 1}', "line 2"),
+        ("{", "line 1"),
+        ("[" * 10**5, "line 1: not JSON"),
+        *(
+            (f'{{"prompt": "a", "answer": {a}}}', "line 1: an answer must be")
+            for a in ("null", "[]", "true", '[["x"]]', "{}")
+        ),
+    ],
 )
 def test_files_that_cannot_be_read(text, message, tmp_path):
     path = tmp_path / "p.jsonl"
@@ -159,10 +190,38 @@ def test_files_that_cannot_be_read(text, message, tmp_path):
         source(str(path), 3)
 
 
+def test_lines_end_where_they_end(tmp_path):
+    """Not at a line separator within a text; a byte order mark and Windows' ends of lines are nothing."""
+    path = tmp_path / "p.jsonl"
+    path.write_bytes('\ufeff{"prompt": "a\u2028b\x85", "answer": 1.5}\r\n{"prompt": "c", "answer": "d"}\r\n'.encode())
+    one, two = source(str(path), 3).items
+    assert (one.prompt, two.prompt) == ("a\u2028b\x85", "c")
+    assert one.check("1.5")
+
+
+def test_generators_that_need_more_than_a_name():
+    with pytest.raises(RequestError, match="gym:composite: Must specify"):
+        source("gym:composite", 1)
+
+
+def test_a_verifier_that_stumbles_says_no(monkeypatch):
+    import reasoning_gym
+
+    made = reasoning_gym.create_dataset("chain_sum", size=1, seed=0)
+    monkeypatch.setattr(type(made), "score_answer", lambda *_: 1 / 0)
+    [item] = source("gym:chain_sum", 1).items
+    assert item.check("5") is False
+
+
 # --- runs
 
 ITEMS = [Item("a", bool)] * 7
-PLANS = [Setting("vanilla", "none", 64, 2), Setting("threshold", "dual", 64, 4), Setting("threshold", "none", 64, 4)]
+PLANS = [
+    Setting("vanilla", "none", 64, 2),
+    Setting("vanilla", "none", 64, 3),
+    Setting("threshold", "dual", 64, 4),
+    Setting("threshold", "none", 64, 4),
+]
 
 
 def test_order_takes_every_problem_once_per_setting_side_by_side():
@@ -172,6 +231,7 @@ def test_order_takes_every_problem_once_per_setting_side_by_side():
         own = [b for b in batches if (b.setting, b.source) == (setting, one)]
         assert [i for b in own for i in range(b.first, b.first + b.n)] == list(range(len(one.items)))
         assert all(b.n <= setting.batch_size for b in own)
+        assert all(b.n == setting.batch_size for b in own[:-1])
     stretches = [b.first // 4 for b in batches]
     assert stretches == sorted(stretches), "no setting runs ahead of the others"
     assert batches == run.order(PLANS, sources)
@@ -220,6 +280,18 @@ def test_what_is_done_is_not_done_again(lm, tmp_path, monkeypatch):
         run.missing(lm, "shipped", batches, path)
 
 
+def test_other_weights_under_the_same_name_are_another_model(lm):
+    """Results of a folder do not count once it holds something else; the shipped model goes with the version."""
+    before = run.identity(run.environment(lm, "folder")), run.identity(run.environment(lm, "shipped"))
+    weight = next(lm.denoiser.network.parameters())
+    with torch.no_grad():
+        weight += 1
+    after = run.identity(run.environment(lm, "folder")), run.identity(run.environment(lm, "shipped"))
+    with torch.no_grad():
+        weight -= 1
+    assert (before[0] != after[0], before[1] == after[1]) == (True, True)
+
+
 # --- figures
 
 
@@ -227,8 +299,9 @@ def line(policy, cache, first, correct, tokens, nfe, seconds, task="t", size=2):
     key = {"policy": policy, "cache": cache, "gen_length": 64, "batch_size": size, "eos_stop": True, "temperature": 0.0,
            "task": task, "split": None, "seed": 0, "first": first, "n": len(correct)}  # fmt: skip
     return {"kind": "batch", "version": 1, "run": "r", "key": key, "correct": correct, "nfe": nfe, "tokens": tokens,
-            "positions": [10 * f for f in nfe], "first_token": [0.1] * len(nfe), "seconds": seconds,
-            "cpu_seconds": 2 * seconds, "model_seconds": 0.75 * seconds, "peak_bytes": 100 + first}  # fmt: skip
+            "positions": [10 * f for f in nfe], "first_token": [0.1] * len(nfe), "digest": ["d"] * len(nfe),
+            "seconds": seconds, "cpu_seconds": 2 * seconds, "model_seconds": 0.75 * seconds,
+            "peak_bytes": 100 + first}  # fmt: skip
 
 
 RUN = {"kind": "run", "version": 1, "run": "r", "model": "m", "device": "d", "dtype": "float32", "threads": 1,
@@ -254,7 +327,95 @@ def test_figures_by_hand():
     assert (vanilla.speedup, t.speedup, t.speedup_median) == (1, 6, pytest.approx((4.4 + 7.6) / 2))
     assert (u.shared, u.difference, u.speedup) == (0, None, None)
     assert (both.n, both.right, both.shared) == (6, 4, 4)
-    assert summarise(tallies(ROWS), ("threshold", "dual"))[0].lost == 1
+    assert summarise(tallies(ROWS), ("threshold", "dual", True))[0].lost == 1
+
+
+def found(rows, baseline=VANILLA):
+    return {(f.setting.policy, f.task): f for f in summarise(tallies(rows), baseline)}
+
+
+def test_a_problem_counts_once():
+    """A file given twice; and a run of three problems that went on with four."""
+    assert found([*ROWS, *ROWS]) == found(ROWS)
+    last = line("threshold", "dual", 2, [1], [99], [99], 9.0)
+    assert found([RUN, last, *ROWS[1:]])["threshold", "t"] == found(ROWS)["threshold", "t"]
+
+
+def test_splits_and_seeds_are_not_one_task():
+    rows = [RUN, *(line("vanilla", "none", 0, [1, right], [9, 9], [9, 9], 1.0) for right in (0, 1, 1))]
+    for row, (split, seed) in zip(rows[1:], [("valid", 0), ("test", 0), ("test", 1)], strict=True):
+        row["key"] |= {"split": split, "seed": seed}
+    shown = {task: f.accuracy for (_, task), f in found(rows).items()}
+    assert shown == {"t valid seed 0": 0.5, "t test seed 0": 1, "t test seed 1": 1, "all": pytest.approx(5 / 6)}
+
+
+def test_what_covers_some_tasks_only_is_not_called_all():
+    more = [line("threshold", "none", 0, [1], [5], [1], 1.0, task=task, size=2) for task in "tu"]
+    three = line("threshold", "dual", 0, [1], [5], [1], 1.0, task="w")
+    assert {f.task for f in found([*ROWS, *more, three]).values() if f.setting.policy == "threshold"} >= {"t + u"}
+    assert ("threshold", "all") in found([*ROWS, three])
+
+
+def test_the_baseline_is_what_was_asked_for():
+    full = [line("vanilla", "none", at, [1, 1], [10, 10], [64, 64], 20.0) for at in (0, 2)]
+    for row in full:
+        row["key"]["eos_stop"] = False
+    rows = [*ROWS, *full]
+    by_stop = {f.setting.eos_stop: f for f in summarise(tallies(rows), ("vanilla", "none", False)) if f.task == "t"
+               and f.setting.policy == "vanilla"}  # fmt: skip
+    assert by_stop[True].speedup == pytest.approx((60 / 6) / (40 / 40))
+    assert by_stop[False].speedup == 1
+    assert all(f.difference is None and f.speedup is None for f in summarise(tallies(rows), None))
+
+
+def test_quartiles_are_within_what_was_seen():
+    slow, fast = (line("vanilla", "none", at, [1, 1], [5, 5], [5, 5], 10 / rate) for at, rate in ((0, 10), (2, 100)))
+    [one] = summarise(tallies([RUN, slow, fast]))
+    assert one.spread == pytest.approx((32.5, 77.5))
+
+
+def test_a_difference_says_of_how_many_problems_it_is():
+    shown = {f.task: dict(COLUMNS)["against baseline"](f) for f in summarise(tallies(ROWS))[1:]}
+    assert shown["t"].endswith("p 1)")
+    assert shown["all"].endswith("p 1, n 4)")
+    assert shown["u"] == ""
+
+
+def elsewhere(rows, **more):
+    """The same, of another machine."""
+    return [{**row, "run": "other", **(more if row["kind"] == "run" else {})} for row in rows]
+
+
+def test_environments_are_told_apart():
+    """In the tables, in every picture, and in the curves of which one area is taken."""
+    both = summarise(tallies([*ROWS, *elsewhere(ROWS, device="fast one", threads=8)]))
+    assert table(both).count("| device fast one, threads 8 |") == 4
+    assert "device" not in table(both[:4])
+    assert paper(both).count("`vanilla`, device d, threads 1") == 1
+    curve = [line(f"threshold(tau={t})", "none", 0, [1, 1], [8, 8], [n, n], 1.0) for t, n in ((0.5, 1), (0.9, 4))]
+    own = summarise(tallies([RUN, *curve, *elsewhere([RUN, *curve], device="fast one")]))
+    assert [(name, count) for name, count, _ in report.parallelism(own)] == [
+        (f"threshold, gen_length 64, device {device}, t", 2) for device in ("d", "fast one")
+    ]
+    drawn = list(report.pictures(own, "rate"))
+    assert [p.name for p in drawn] == ["pareto-64-2-t.png", "pareto-64-2-t-2.png"]
+    assert drawn[1].caption.endswith(", t, device fast one")
+
+
+def test_a_sweep_is_of_one_environment_and_of_specs_that_are_known():
+    grid = [line(f"slowfast(tau_min={a},tau_high={b})", "none", 0, [1], [5], [1], 1.0) for a, b in
+            product((0.1, 0.3), (0.5, 0.9))]  # fmt: skip
+    rows = [RUN, *grid, line("plugged(in=1)", "none", 0, [1], [5], [1], 1.0)]
+    both = summarise(tallies([*rows, *elsewhere(rows, device="x")]))
+    assert [(name, len(group)) for name, group in sweeps(both)] == [("none, device d", 4), ("none, device x", 4)]
+
+
+def test_temperatures_are_told_apart():
+    hot = line("vanilla", "none", 0, [1, 0], [10, 10], [10, 10], 2.0)
+    hot["key"]["temperature"] = 0.5
+    cold, warm = summarise(tallies([*ROWS[:2], hot]))
+    assert "| `vanilla`, temperature 0.5 |" in table([cold, warm])
+    assert warm.setting.label == "vanilla, temperature 0.5"
 
 
 def test_tables():
@@ -307,13 +468,33 @@ def test_bench_and_report(tmp_path):
 
 
 def test_lengths_and_sizes_are_all_measured(tmp_path):
+    """Each once, though one is asked for twice."""
     path = tmp_path / "r.jsonl"
-    args = ["-t", "record", "--split", "valid", "-n", 2, "--gen-length", 48, "--gen-length", 64, "--batch-size", 1,
-            "--batch-size", 2, "--pair", "threshold|dual|full", "--baseline", "-", "-o", path]  # fmt: skip
+    shapes = [*["--gen-length", 48] * 2, "--gen-length", 64, "--batch-size", 1, "--batch-size", 2]
+    args = ["-t", "record", "--split", "valid", "-n", 2, "--pair", "threshold|dual|full", "--baseline", "-", *shapes]
+    args += ["-o", path]
     rows = [json.loads(row) for row in fine(cli("bench", *args, "--json")).splitlines()]
     assert {(r["gen_length"], r["batch_size"]) for r in rows} == {(48, 1), (48, 2), (64, 1), (64, 2)}
     assert all(r["policy"] == "threshold" and not r["eos_stop"] and r["difference"] is None for r in rows)
     assert len(path.read_text().splitlines()) == 1 + 2 * (2 + 1)
+
+
+def test_without_a_baseline_nothing_is_compared(tmp_path):
+    nothing = ["--baseline", "-", "-o", tmp_path / "r.jsonl", "--json"]
+    done = cli("bench", "-t", "record", "-n", 1, "--gen-length", 8, "-p", "threshold", "-p", "factor", *nothing)
+    rows = [json.loads(row) for row in fine(done).splitlines()]
+    assert [(r["policy"], r["speedup"], r["p_value"]) for r in rows] == [
+        ("threshold", None, None),
+        ("factor", None, None),
+    ]
+
+
+def test_a_baseline_can_run_without_early_stop(tmp_path):
+    base = ["--baseline", "vanilla|none|full", "-o", tmp_path / "r.jsonl", "--json"]
+    done = cli("bench", "-t", "record", "--split", "valid", "-n", 1, "--gen-length", 40, "-p", "threshold", *base)
+    full, fast = map(json.loads, fine(done).splitlines())
+    assert (full["policy"], full["eos_stop"], full["speedup"]) == ("vanilla", False, 1)
+    assert fast["speedup"] > 1
 
 
 @pytest.mark.parametrize(
@@ -324,7 +505,8 @@ def test_lengths_and_sizes_are_all_measured(tmp_path):
         (["-p", "greedy"], "unknown policy 'greedy'"),
         (["-p", "threshold", "-c", "huge"], "unknown cache 'huge'"),
         (["--pair", "threshold"], "expected POLICY|CACHE or POLICY|CACHE|full, got 'threshold'"),
-        (["--pair", "threshold|dual|fast"], "expected POLICY|CACHE"),
+        (["--pair", "threshold|full"], "--pair: expected POLICY|CACHE or"),
+        (["--pair", "threshold|dual|fast"], "cannot read spec 'threshold|dual' at '|dual'"),
         (["-p", "threshold", "--baseline", ""], "expected POLICY|CACHE"),
         (["-p", "threshold", "-t", "chess"], "unknown task 'chess'"),
         (["-p", "threshold", "-n", "0"], "-n"),
@@ -350,8 +532,14 @@ def test_bench_refuses(args, message, tmp_path):
         ("", [], "holds no results"),
         ('{"a": 1}\n', [], "is not a file of `unmask bench`"),
         (json.dumps(RUN) + "\n", [], "holds no results"),
+        (json.dumps(RUN | {"version": 2}) + "\n", [], "or of another version of it"),
+        (json.dumps(ROWS[1]) + "\n", [], "r.jsonl line 1: the line of kind run that tells of run r is missing"),
+        *(
+            (f"{json.dumps(RUN)}\n{json.dumps(ROWS[1] | odd)}\n", [], "line 2 is not a line of `unmask bench`")
+            for odd in ({"key": {}}, {"nfe": [1]}, {"seconds": 0}, {"tokens": ["1", 2]}, {"kind": "x"}, {"run": []})
+        ),
         (None, ["--speed", "light"], "unknown --speed 'light'; accepted: rate, cpu_rate, tpf"),
-        (None, ["--baseline", "vanilla"], "--baseline must be POLICY|CACHE"),
+        (None, ["--baseline", "vanilla"], "--baseline: expected POLICY|CACHE or POLICY|CACHE|full, got 'vanilla'"),
     ],
 )
 def test_report_refuses(content, args, message, tmp_path):

@@ -151,6 +151,8 @@ def test_dry_run(tasks):
         (["--tasks", "words", "--resume"], r"--resume needs --output"),
         (["--tasks", "words", "--resume", "-o", "{tmp}/new"], r"holds no answers.jsonl"),
         (["--tasks", "words", "-o", "{tmp}/file/out"], r"cannot write"),
+        (["--tasks", "words", "-o", ""], r"the name of a file to write is empty"),
+        (["--tasks", "words", "-o", "{tmp}/new", "-m", "/absent"], r"/absent"),
         (["--tasks", "words", "-p", "fast"], r"unknown policy 'fast'"),
         (["--tasks", "words", "--cfg", "-1"], r"cfg must be in \[0, 100\]"),
         (["--tasks", "words", "--temperature", "-1"], r"temperature must be a number >= 0"),
@@ -367,6 +369,11 @@ def test_memory_is_of_one_environment_and_one_kind_of_file(tmp_path):
     assert len(file.read_text().splitlines()) == 2
     lm(chat=True, ledger=file, policy="threshold").generate_until(asks("t", (prompt, {})), True)
     assert len(file.read_text().splitlines()) == 3
+    whole = file.read_text()
+    for damaged in (whole.replace('"nfe"', '"nfx"'), whole.replace('"answer":"', '"answer":5,"x":"')):
+        file.write_text(damaged)
+        with pytest.raises(UnmaskError, match="an answer to 't' is damaged"):
+            lm(ledger=file)
     file.write_text('{"kind": "batch"}\n')
     with pytest.raises(UnmaskError, match="is not a file of answers"):
         lm(ledger=file)

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import os
 import re
 from pathlib import Path
 
@@ -447,6 +448,34 @@ def test_broken_profiles(tmp_path, content, message):
     assert str(file) in result.stderr and message in result.stderr
 
 
+def test_the_smallest_epsilon_has_a_least_number():
+    rng = np.random.default_rng(0)
+    for epsilon in 10 ** rng.uniform(-30, -14, 200):
+        assert betting.least(epsilon, 0.1) == pytest.approx(-math.log(0.1) / epsilon)
+
+
+def test_a_profile_replaces_files_alone(tmp_path):
+    """Not a device, which a rename would put a file in place of; what a link points to, not the link."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(RequestError, match="pipe: not a regular file"):
+        profile.write(tmp_path / "pipe", {})
+    assert not (tmp_path / "pipe").is_file()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    profile.write(tmp_path / "link", {"a": 1})
+    assert (tmp_path / "link").is_symlink()
+    assert json.loads((tmp_path / "there").read_text()) == {"profile": 1, "a": 1}
+
+
+@pytest.mark.parametrize("option", ["--output", "--trace"])
+def test_a_profile_is_not_written_over(option, tmp_path):
+    file = tmp_path / "p.json"
+    profile.write(file, {"model": "m", "fingerprint": "f", "policy": "vanilla", "cache": "none", "gen_length": 8})
+    before = file.read_bytes()
+    result = run("generate", "Hi", "--profile", file, option, file)
+    assert (result.exit_code, result.stderr) == (2, f"error: {option} and --profile are the same file {file}\n")
+    assert file.read_bytes() == before
+
+
 # --- bad input
 
 
@@ -460,7 +489,7 @@ def test_broken_profiles(tmp_path, content, message):
         (["--epsilon", 1, "--n-calibration", 200], "problems at delta 0.1, even if none is lost: it takes 230"),
         (["--objective", "joy"], "unknown objective 'joy'; accepted: tokens_per_second, nfe, positions"),
         (["--correction", "none"], "unknown correction 'none'; accepted: fixed-sequence, holm"),
-        (["--candidate", "threshold"], "--candidate must be 'policy|cache'"),
+        (["--candidate", "threshold"], "--candidate: expected POLICY|CACHE"),
         (["--candidate", "fast|none"], "unknown policy 'fast'"),
         (["--candidate", "slowfast|fast"], "unknown cache 'fast'"),
         (["--candidate", "vanilla|none"], "give another candidate"),
@@ -473,6 +502,13 @@ def test_broken_profiles(tmp_path, content, message):
         (["-o", "{folder}/p", "--ledger", "{folder}/p"], "--output and --ledger are the same file"),
         (["--ledger", "{few}"], "is this a file of results?"),
         (["--ledger", "{folder}"], "cannot write"),
+        (["--ledger", "{folder}/pipe"], "pipe: not a regular file"),
+        (["-o", "{folder}/pipe"], "pipe: not a regular file"),
+        (["-o", ""], "the name of a file to write is empty"),
+        (["--ledger", "{few}/r.jsonl"], "cannot write"),
+        (["--task", "{few}", "--ledger", "{few}"], "--ledger and --task are the same file"),
+        (["--task", "{few}", "--output", "{few}"], "--output and --task are the same file"),
+        (["--candidate", "threshold|dual|full"], "leave out |full"),
         (["--model", "absent"], "absent"),
     ],
 )  # fmt: skip
@@ -482,6 +518,7 @@ def test_bad_input(tmp_path, options, message):
     odd.write_text("".join(json.dumps({"prompt": i, "answer": "1"}) + "\n" for i in range(9)))
     if options[0] == "--ledger":
         few.write_text("no json\n")
+    os.mkfifo(tmp_path / "pipe")
     before = sorted(tmp_path.iterdir())
     filled = [str(o).format(few=few, odd=odd, folder=tmp_path) for o in options]
     task = [] if "--task" in options else ["--task", "sudoku"]

@@ -29,7 +29,7 @@ def main() -> None:
     """Read, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="files of `unmask bench`")
-    figures = summarise(tallies(load(parser.parse_args().runs)), BASE)
+    figures = summarise(tallies(load(parser.parse_args().runs)))
     rows = sorted(map(plain, figures), key=lambda r: (r["gen_length"], r["task"] != ALL, r["task"]))
     (DOCS / "policies.json").write_text("[\n" + ",\n".join(json.dumps(r) for r in rows) + "\n]\n")
     page = (DOCS / "policies.md").read_text(encoding="utf-8")

@@ -13,6 +13,7 @@ import typer
 
 from ..core.errors import RequestError
 from . import options as o
+from .inputs import pair as one_pair
 from .outputs import check_writable
 from .progress import loading
 
@@ -46,7 +47,7 @@ def bench(
     model: o.Model = None,
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: as many as torch takes.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, max=1024, help="CPU threads; 0: as many as torch takes.")] = 0,
     output: Annotated[Path, typer.Option("--output", "-o", help="JSON lines; what it holds is not run again.")] = Path(
         "runs/bench.jsonl"
     ),
@@ -57,16 +58,17 @@ def bench(
     Every batch is on the disk before the next begins: after Ctrl-C, a crash or a kill the same command goes on.
     """
     from .. import load
-    from ..measure import ledger, run
+    from ..measure import lines, run
     from ..measure.problems import source
     from ..measure.summary import summarise, tallies
     from ..tasks import FAMILIES
 
-    pairs = _pairs(policy, cache, pair, baseline)
+    base = None if baseline == "-" else one_pair("--baseline", baseline)
+    pairs = _pairs(policy, cache, pair, base)
     shapes = product(gen_length or [256], batch_size or [1])
     settings = [run.Setting(p, c, length, size, stop, temperature) for length, size in shapes for p, c, stop in pairs]
-    if output.exists() or output.parent.is_dir():
-        check_writable(str(output))
+    settings = list(dict.fromkeys(settings))
+    check_writable(str(output), make=True, regular=True)
     sources = [source(name, n, split, seed) for name in dict.fromkeys(task or FAMILIES)]
     if threads:
         import torch
@@ -83,38 +85,29 @@ def bench(
     here = run.identity(run.environment(lm, name))
     rows = [
         r
-        for r in ledger.read(output)
+        for r in lines.read(output)
         if r["run"] == here and ("key" not in r or _json.dumps(r["key"], sort_keys=True) in wanted)
     ]
     found = sorted(tallies(rows), key=lambda t: settings.index(t.setting))
-    _show(summarise(found, (pairs[0][0], pairs[0][1])), json)
+    _show(summarise(found, base), json)
 
 
 def _pairs(
-    policies: list[str] | None, caches: list[str] | None, pairs: list[str] | None, baseline: str
+    policies: list[str] | None, caches: list[str] | None, pairs: list[str] | None, base: tuple[str, str, bool] | None
 ) -> list[tuple[str, str, bool]]:
     """Policy, cache and early stop of everything asked for, the baseline first, each once, as their objects print."""
     if caches and not policies:
         raise RequestError("--cache needs --policy")
     if not policies and not pairs:
         raise RequestError(f"give --policy NAME (and --cache NAME), or --pair '{_PAIR}'")
-    asked = [_split(baseline)] if baseline != "-" else []
-    asked += [(p, c, True) for p in policies or [] for c in caches or ["none"]]
-    asked += [_split(text) for text in pairs or []]
-    return list(dict.fromkeys((*_canonical(p, c), stop) for p, c, stop in asked))
-
-
-def _canonical(policy: str, cache: str) -> tuple[str, str]:
     from .. import registry
 
-    return str(registry.policy(policy)), str(registry.cache(cache))
-
-
-def _split(text: str) -> tuple[str, str, bool]:
-    parts = text.split("|")
-    if len(parts) not in (2, 3) or parts[2:] not in ([], ["full"]):
-        raise RequestError(f"expected {_PAIR} or {_PAIR}|full, got {text!r}")
-    return parts[0], parts[1], len(parts) == 2
+    asked = [] if base is None else [base]
+    asked += [
+        (str(registry.policy(p)), str(registry.cache(c)), True) for p in policies or [] for c in caches or ["none"]
+    ]
+    asked += [one_pair("--pair", text) for text in pairs or []]
+    return list(dict.fromkeys(asked))
 
 
 def _decode(rows: Any, todo: list[Batch], total: int, output: Path) -> None:

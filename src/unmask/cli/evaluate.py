@@ -12,6 +12,7 @@ import typer
 
 from ..core.errors import RequestError
 from . import options as o
+from .outputs import check_writable
 from .progress import loading
 
 _Names = Annotated[str, typer.Option("--tasks", "-t", help="Names of tasks, groups or tags, with commas.")]
@@ -72,6 +73,8 @@ def evaluate(
 
     chosen, kept = str(registry.policy(policy)), str(registry.cache(cache))
     folder = None if output is None else Path(output)
+    if output is not None:
+        check_writable(output and str(Path(output) / run.ANSWERS), make=True, regular=True)
     found = run.find(names, include_path or ())
     if dry_run:
         for name, kind, file in found.about():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -32,6 +33,9 @@ _Profile = Annotated[
 def generate(context: typer.Context, prompt: _Text = None, *, profile: _Profile = None, options: Decoding) -> None:
     """Generate a response to PROMPT, or to every prompt of a file."""
     tuned = _tuned(profile, context)
+    for name in ("output", "trace", "picture"):
+        if profile and (path := getattr(options, name)) and Path(path).resolve() == Path(profile).resolve():
+            raise RequestError(f"--{name} and --profile are the same file {path}")
     if tuned:
         length = options.gen_length if _given(context, "gen_length") else tuned.gen_length
         options = replace(options, policy=tuned.policy, cache=tuned.cache, gen_length=length)

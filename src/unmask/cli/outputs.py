@@ -24,22 +24,33 @@ if TYPE_CHECKING:
     from ..results import Result
 
 
-def check_writable(path: str) -> None:
+def check_writable(path: str, make: bool = False, regular: bool = False) -> None:
     """Tell early what :func:`opened` would stumble over, without touching anything.
 
+    Args:
+        path: of the file.
+        make: whether its folder is made where there is none.
+        regular: whether it is replaced or read as well, which devices and pipes are not for.
+
     Raises:
-        RequestError: a folder, or in a folder that does not exist, or without permission.
+        RequestError: no name, a folder, or in a folder that does not exist, or without permission.
     """
-    target = Path(path)
+    if not path:
+        raise RequestError("the name of a file to write is empty")
+    target, folder = Path(path), Path(path).parent
+    while make and not folder.exists() and folder != folder.parent:
+        folder = folder.parent
     reason = None
     if target.is_dir():
         reason = errno.EISDIR
-    elif not target.parent.is_dir():
-        reason = errno.ENOENT
-    elif not os.access(target if target.exists() else target.parent, os.W_OK):
+    elif not folder.is_dir():
+        reason = errno.ENOTDIR if folder.exists() else errno.ENOENT
+    elif not os.access(target if target.exists() else folder, os.W_OK):
         reason = errno.EACCES
     if reason:
         raise RequestError(f"cannot write {path}: {os.strerror(reason)}")
+    if regular and target.exists() and not target.is_file():
+        raise RequestError(f"cannot write {path}: not a regular file")
 
 
 @contextmanager

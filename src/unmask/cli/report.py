@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from ..core.errors import RequestError
+from .inputs import pair
+from .outputs import check_writable
 
 
 def report(
@@ -23,14 +25,11 @@ def report(
     Pictures: accuracy against speed with the Pareto front; the sweep over SlowFast's thresholds, speed over gen_length
     where the results have several.
     """
-    from .. import registry
     from ..measure.figures import SPEEDS
     from ..measure.report import write
 
     if speed not in SPEEDS:
         raise RequestError(f"unknown --speed {speed!r}; accepted: {', '.join(SPEEDS)}")
-    policy, bar, cache = baseline.partition("|")
-    if not bar:
-        raise RequestError(f"--baseline must be POLICY|CACHE, got {baseline!r}")
-    for path in write(runs, output, (str(registry.policy(policy)), str(registry.cache(cache))), speed):
+    check_writable(str(output / "index.html"), make=True)
+    for path in write(runs, output, pair("--baseline", baseline), speed):
         print(path)

@@ -6,6 +6,7 @@ import json as _json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ import typer
 
 from ..core.errors import RequestError
 from . import options as o
+from .inputs import pair
 from .outputs import check_writable
 from .progress import loading
 
@@ -73,7 +75,7 @@ def tune(
     )
     goal.check()
     path = Path(ledger or f"{output}.ledger.jsonl")
-    _check_files(output, path)
+    _check_files(output, path, task)
     pairs = [_pair(text) for text in candidate] if candidate else GRID
     with loading(model or "the shipped model"):
         lm = load(model, device, dtype)
@@ -94,20 +96,21 @@ def tune(
         print(f" ({objective}), in {output}\n{made['guarantee']}")
 
 
-def _check_files(output: str, ledger: Path) -> None:
-    """Two files, and both can be written."""
-    if Path(output).resolve() == ledger.resolve():
-        raise RequestError(f"--output and --ledger are the same file {output}")
-    check_writable(output)
-    if ledger.parent.is_dir():
-        check_writable(str(ledger))
+def _check_files(output: str, ledger: Path, task: str) -> None:
+    """Two files, neither the one of problems, and both can be written."""
+    named = {"--output": Path(output), "--ledger": ledger} | ({"--task": Path(task)} if task.endswith(".jsonl") else {})
+    for (one, path), (other, same) in combinations(named.items(), 2):
+        if path.resolve() == same.resolve():
+            raise RequestError(f"{one} and {other} are the same file {path}")
+    check_writable(output, regular=True)
+    check_writable(str(ledger), make=True, regular=True)
 
 
 def _pair(text: str) -> tuple[str, str]:
-    policy, bar, cache = text.rpartition("|")
-    if not (bar and policy.strip() and cache.strip()):
-        raise RequestError(f"--candidate must be 'policy|cache', as in 'threshold(tau=0.9)|dual', got {text!r}")
-    return policy.strip(), cache.strip()
+    policy, cache, eos_stop = pair("--candidate", text)
+    if not eos_stop:
+        raise RequestError(f"--candidate: tuning is for responses that end early; leave out |full in {text!r}")
+    return policy, cache
 
 
 @contextmanager

@@ -36,6 +36,8 @@ class Memory:
             if row.get("run") == self.run:
                 self.known = True
                 if row["kind"] == "answer":
+                    if not _is_whole(row):
+                        raise RequestError(f"{path}: an answer to {row.get('task')!r:.40} is damaged")
                     self.answers[row["key"]] = row
 
     def start(self) -> None:
@@ -73,6 +75,18 @@ class Memory:
         masks that were evaluated, and there are no tokens.
         """
         return {task: _summary(costs) for task, costs in self.costs.items()}
+
+
+def _is_whole(row: Mapping[str, Any]) -> bool:
+    """Whether a line has all that later runs take from it."""
+    cost, answer = row.get("cost"), row.get("answer")
+    return (
+        isinstance(row.get("key"), str)
+        and (isinstance(answer, str) or (isinstance(answer, list) and len(answer) == 2))
+        and isinstance(cost, dict)
+        and {"nfe", "positions", "wall"} <= set(cost)
+        and all(isinstance(value, (int, float)) for value in cost.values())
+    )
 
 
 def _summary(costs: list[dict[str, Any]]) -> dict[str, float]:

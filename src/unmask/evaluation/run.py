@@ -164,10 +164,10 @@ _UNSAFE = "runs code that the model writes, on this machine; --run-unsafe-code a
 
 
 def prepare(folder: Path | None, resume: bool) -> Path | None:
-    """The file of answers in a folder for results, which is made.
+    """The file of answers in a folder for results, neither of which is made.
 
     Raises:
-        RequestError: there are answers and nobody said ``resume``, there is nothing to resume, or no folder.
+        RequestError: there are answers and nobody said ``resume``, or there is nothing to resume.
     """
     if folder is None:
         if resume:
@@ -180,15 +180,12 @@ def prepare(folder: Path | None, resume: bool) -> Path | None:
         )
     if resume and not answers.exists():
         raise RequestError(f"{folder} holds no {ANSWERS}: there is nothing to resume")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RequestError(f"cannot write {folder}: {error.strerror}") from None
     return answers
 
 
 def write(folder: Path, results: Mapping[str, Any]) -> None:
     """``results.json``, and ``samples_TASK.jsonl`` with every document, prompt and response."""
+    folder.mkdir(parents=True, exist_ok=True)
     for task, samples in results.get("samples", {}).items():
         lines = "".join(dumps(sample, indent=None) + "\n" for sample in samples)
         _replace(folder / f"samples_{task}.jsonl", lines)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .. import registry
 from ..core.errors import RequestError
 from ..tasks import FAMILIES
-from . import betting, ledger
+from . import betting, ledger, lines
 from .problems import GYM, Source, source
 from .run import Batch, Setting, decode, header, line
 
@@ -169,12 +169,8 @@ class Decoder:
         self.lm, self.path, self.header, self.begun = lm, path, header(lm, name), False
         self.have: dict[str, Row] = {}
         self.warm: set[Setting] = set()
-        try:
-            rows = list(ledger.read(path))
-        except OSError as error:
-            raise RequestError(f"cannot read {path}: {error.strerror}") from None
-        for row in rows:
-            if row.get("kind") == "batch" and row.get("run") == self.header["run"]:
+        for row in lines.read(path):
+            if row["kind"] == "batch" and row["run"] == self.header["run"]:
                 self.have[json.dumps(row["key"], sort_keys=True)] = row
 
     def __call__(self, setting: Setting, problems: Source, first: int, timed: bool = False) -> Row:

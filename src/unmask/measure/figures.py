@@ -10,8 +10,9 @@ from typing import Any
 
 from .. import registry
 from ..core.config import parse
-from ..core.errors import RequestError
+from ..core.errors import RequestError, SpecError
 from .summary import Figures
+from .tables import namer
 
 SPEEDS = {
     "rate": "tokens per second",
@@ -79,17 +80,21 @@ def sweeps(figures: Sequence[Figures], x: str = "tau_min", y: str = "tau_high") 
     """Groups of settings that differ in two parameters of their policy only, with several values of each."""
     groups: dict[str, list[Figures]] = {}
     for f in figures:
-        policy = registry.policy(f.setting.policy)
+        try:
+            policy = registry.policy(f.setting.policy)
+        except SpecError:  # of a plug-in or a version that is not here
+            continue
         if hasattr(policy, x) and hasattr(policy, y):
             spec = parse(f.setting.policy)  # what was written: the object's other defaults may follow from the two
             rest = replace(spec, kwargs=tuple(pair for pair in spec.kwargs if pair[0] not in (x, y)))
-            groups.setdefault(f"{replace(f.setting, policy=str(rest))} {f.task}", []).append(f)
+            groups.setdefault(f"{replace(f.setting, policy=str(rest))} {f.task} {f.environment['run']}", []).append(f)
 
     def values(group: Sequence[Figures], name: str) -> set[float]:
         return {getattr(registry.policy(f.setting.policy), name) for f in group}
 
     found = [g for g in groups.values() if len(values(g, x)) > 1 and len(values(g, y)) > 1]
-    return [(f"{g[0].setting.cache}, {g[0].task}", g) for g in found]
+    more = namer(figures)
+    return [(f"{g[0].setting.cache}{more(g[0])}", g) for g in found]
 
 
 def sweep(figures: Sequence[Figures], x: str = "tau_min", y: str = "tau_high") -> bytes:
@@ -121,8 +126,9 @@ def lengths(figures: Sequence[Figures], value: str = "speedup", title: str = "sp
     """A value over gen_length, one line per decoder; both axes logarithmic."""
     plt = _pyplot()
     canvas, axes = plt.subplots(figsize=(7.5, 4.5))
-    for label in dict.fromkeys(f.setting.label for f in figures):
-        own = sorted((f for f in figures if f.setting.label == label), key=lambda f: f.setting.gen_length)
+    more = namer(figures, "L")
+    for label in dict.fromkeys(f.setting.label + more(f) for f in figures):
+        own = sorted((f for f in figures if f.setting.label + more(f) == label), key=lambda f: f.setting.gen_length)
         points = [(f.setting.gen_length, getattr(f, value)) for f in own if getattr(f, value) is not None]
         if points:
             axes.plot(*zip(*points, strict=True), marker="o", label=label)

@@ -10,26 +10,37 @@ from typing import Any
 
 from ..core.errors import RequestError
 
+_BEGIN = b'{"kind":'  # of every line; one that begins otherwise was not cut off by us, and is not ours to drop
+
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a file; a last line without its end is not one. Nothing when there is no file.
 
     Raises:
-        RequestError: a line is not a JSON object.
+        RequestError: it cannot be read, is a device, or a line is not a JSON object.
     """
-    if not path.exists():
-        return
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                row = json.loads(line)
-            except ValueError:
-                row = None
-            if not isinstance(row, dict):
-                raise RequestError(f"{path} line {number} is not a JSON object; is this a file of results?")
-            yield row
+    try:
+        if not path.exists():
+            return
+        if not path.is_file():
+            raise RequestError(f"{path} is not a regular file")
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n") and (number > 1 or _BEGIN.startswith(line[: len(_BEGIN)])):
+                    return
+                yield _object(line, f"{path} line {number}")
+    except OSError as error:
+        raise RequestError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _object(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        row = None
+    if not isinstance(row, dict) or not line.endswith(b"\n"):
+        raise RequestError(f"{where} is not a JSON object; is this a file of results?")
+    return row
 
 
 def append(path: Path, row: dict[str, Any]) -> None:

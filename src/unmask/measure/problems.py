@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ class Source:
     Attributes:
         name: as written on the command line.
         items: the problems.
-        split, seed: what they were drawn from; of a file, a name for its content.
+        split, seed: what they were drawn from; of a file, a name for its content; of a generator, its version.
     """
 
     name: str
@@ -67,7 +68,7 @@ def source(name: str, n: int, split: str = "test", seed: int = 0, answers: bool 
         check = FAMILIES[name].check
         return Source(name, [Item(p.prompt, partial(check, p)) for p in drawn], split, seed)
     if name.startswith(GYM):
-        return Source(name, _gym(name.removeprefix(GYM), n, seed), None, seed)
+        return Source(name, _gym(name.removeprefix(GYM), n, seed), f"reasoning-gym {version('reasoning-gym')}", seed)
     if name.endswith(".jsonl"):
         content = _read(Path(name))
         return Source(name, _items(Path(name), content, n, answers), f"sha256 {_digest(content)}")
@@ -81,17 +82,23 @@ def _gym(name: str, n: int, seed: int) -> list[Item]:
         raise RequestError(f"{GYM}{name} needs the package reasoning-gym: pip install reasoning-gym") from None
     try:
         drawn = reasoning_gym.create_dataset(name, size=n, seed=seed)
-    except ValueError as error:
+        entries = list(drawn)
+    except Exception as error:  # generators raise all kinds, assertions for parameters that cannot be given here
         raise RequestError(f"{GYM}{name}: {error}") from None
-    return [
-        Item(entry["question"], lambda text, e=entry: drawn.score_answer(text.strip(), e) >= 1.0)  # type: ignore[misc]
-        for entry in drawn
-    ]
+    return [Item(entry["question"], partial(_verified, drawn, entry)) for entry in entries]
+
+
+def _verified(drawn: Any, entry: Any, text: str) -> bool:
+    """Full score of a generator's own verifier; what makes the verifier stumble is no answer."""
+    try:
+        return bool(drawn.score_answer(text.strip(), entry) >= 1.0)
+    except Exception:
+        return False
 
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
 
@@ -102,13 +109,13 @@ def _digest(text: str) -> str:
 
 def _items(path: Path, content: str, n: int, answers: bool) -> list[Item]:
     items: list[Item] = []
-    for number, line in enumerate(content.splitlines(), 1):
+    for number, line in enumerate(content.split("\n"), 1):
         if not line.strip() or len(items) == n:
             continue
         try:
             record = json.loads(line)
-        except ValueError as error:
-            raise RequestError(f"{path} line {number}: {error}") from None
+        except (ValueError, RecursionError) as error:
+            raise RequestError(f"{path} line {number}: not JSON ({error})") from None
         needed = ("prompt", "answer") if answers else ("prompt",)
         if not isinstance(record, dict) or any(key not in record for key in needed):
             raise RequestError(
@@ -119,13 +126,25 @@ def _items(path: Path, content: str, n: int, answers: bool) -> list[Item]:
                 f"{path} line {number}: a prompt must be a text, a list of ids or a list of messages, "
                 f"got {record['prompt']!r:.80}"
             )
-        items.append(Item(record["prompt"], _same(record.get("answer", []))))
+        accepted = _answers(record.get("answer"))
+        if answers and not accepted:
+            raise RequestError(
+                f"{path} line {number}: an answer must be a text, a number, or a list of them that is not empty, "
+                f"got {record['answer']!r:.80}"
+            )
+        items.append(Item(record["prompt"], partial(_is_one_of, accepted)))
     if not items:
         raise RequestError(f"{path} has no problems")
     return items
 
 
-def _same(answer: Any) -> Callable[[str], bool]:
-    """Whether a text is the answer, white space aside; of several answers, any."""
-    accepted = {" ".join(str(a).split()) for a in (answer if isinstance(answer, list) else [answer])}
-    return lambda text: " ".join(text.split()) in accepted
+def _answers(given: Any) -> frozenset[str]:
+    """Accepted texts, their white space made single spaces; none where one is neither a text nor a number."""
+    several = given if isinstance(given, list) else [given]
+    if any(isinstance(one, bool) or not isinstance(one, (str, int, float)) for one in several):
+        return frozenset()
+    return frozenset(" ".join(str(one).split()) for one in several)
+
+
+def _is_one_of(accepted: frozenset[str], text: str) -> bool:
+    return " ".join(text.split()) in accepted

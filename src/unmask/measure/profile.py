@@ -103,7 +103,14 @@ def read(path: str | Path) -> Profile:
 
 
 def write(path: str | Path, data: dict[str, Any]) -> None:
-    """Write a profile, all of it or nothing."""
+    """Write a profile, all of it or nothing.
+
+    Raises:
+        RequestError: there is something other than a file, such as a device, which must not be replaced by one.
+    """
+    path = Path(path).resolve()  # a link stays one
+    if path.exists() and not path.is_file():
+        raise RequestError(f"cannot write {path}: not a regular file")
     half = Path(f"{path}.{os.getpid()}.tmp")
     try:
         half.write_text(json.dumps({"profile": VERSION, **data}, indent=2) + "\n", encoding="utf-8")

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import base64
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import RequestError
 from . import figures as draw
-from . import ledger
-from .run import VERSION, Setting
+from . import lines
+from .run import Setting
 from .stats import aup
-from .summary import ALL, Figures, as_dict, summarise, tallies
-from .tables import COLUMNS, paper, table
+from .summary import Baseline, Figures, as_dict, summarise, tallies
+from .tables import columns, namer, paper, table
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,7 @@ def load(paths: Sequence[Path]) -> list[dict[str, Any]]:
     for path in paths:
         if not path.is_file():
             raise RequestError(f"no file {path}; expected JSON lines of `unmask bench`")
-        own = list(ledger.read(path))
-        if any(row.get("version") != VERSION for row in own):
-            raise RequestError(f"{path} is not a file of `unmask bench`, or of another version of it")
+        own = lines.read(path)
         if not any(row["kind"] == "batch" for row in own):
             raise RequestError(f"{path} holds no results")
         rows += own
@@ -53,36 +51,40 @@ def parallelism(figures: Sequence[Figures]) -> list[tuple[str, int, float]]:
 
     The points of one curve are the settings of one policy (thresholds, counts); those of a single setting are left out.
     """
-    curves: dict[str, dict[float, float]] = defaultdict(dict)
+    curves: dict[tuple[str, str], dict[float, float]] = defaultdict(dict)
+    more = namer(figures, "L", "task")
     for f in (f for f in figures if f.setting.eos_stop):
         s = f.setting
-        name = f"{s.policy.partition('(')[0]}{'' if s.cache == 'none' else f' + {s.cache}'}, gen_length {s.gen_length}"
-        curves[f"{name}, {f.task}"][f.tpf] = 100 * f.accuracy
+        name = f"{replace(s, policy=s.policy.partition('(')[0]).label}, gen_length {s.gen_length}{more(f)}"
+        curves[name, f.task][f.tpf] = 100 * f.accuracy
     best = {task: max(100 * f.accuracy for f in figures if f.task == task) for task in {f.task for f in figures}}
     found = [
-        (name, len(points), aup(points, best[name.rpartition(", ")[2]]))
-        for name, points in curves.items()
-        if len(points) > 1 and best[name.rpartition(", ")[2]] > 0
+        (f"{name}, {task}", len(points), aup(points, best[task]))
+        for (name, task), points in curves.items()
+        if len(points) > 1 and best[task] > 0
     ]
     return sorted(found, key=lambda line: -line[2])
 
 
 def overall(figures: Sequence[Figures]) -> list[Figures]:
     """What stands for a setting: all its tasks together, or its only one."""
-    whole = [f for f in figures if f.task == ALL]
-    covered = {(f.setting, f.environment["run"]) for f in whole}
-    return whole + [f for f in figures if (f.setting, f.environment["run"]) not in covered]
+    return list({(f.setting, f.environment["run"]): f for f in figures}.values())  # the last of each
 
 
 def pictures(figures: Sequence[Figures], speed: str) -> Iterator[Picture]:
     """Everything that can be drawn of these figures."""
     whole = overall(figures)
-    shapes = list(dict.fromkeys((f.setting.gen_length, f.setting.batch_size, f.task) for f in whole))
-    for length, size, task in shapes:
-        own = [f for f in whole if (f.setting.gen_length, f.setting.batch_size, f.task) == (length, size, task)]
+    shapes: dict[tuple[Any, ...], list[Figures]] = defaultdict(list)
+    for f in whole:
+        shapes[f.setting.gen_length, f.setting.batch_size, f.task, f.environment["run"]].append(f)
+    more, taken = namer(whole, "L", "batch", "task"), Counter[str]()
+    for (length, size, task, _), own in shapes.items():
         if len(own) > 1:
-            caption = f"Accuracy against speed, gen_length {length}, batch size {size}, {task}"
-            yield Picture(f"pareto-{length}-{size}-{_plain(task)}.png", caption, draw.pareto(own, speed))
+            caption = f"Accuracy against speed, gen_length {length}, batch size {size}, {task}{more(own[0])}"
+            name = f"pareto-{length}-{size}-{_plain(task)}"
+            taken[name] += 1
+            again = f"-{taken[name]}" if taken[name] > 1 else ""
+            yield Picture(f"{name}{again}.png", caption, draw.pareto(own, speed))
     for number, (name, group) in enumerate(draw.sweeps(whole)):
         yield Picture(f"sweep-{number}.png", f"Thresholds of SlowFast, {name}", draw.sweep(group))
     if len({f.setting.gen_length for f in whole}) > 1 and any(f.speedup is not None for f in whole):
@@ -90,10 +92,10 @@ def pictures(figures: Sequence[Figures], speed: str) -> Iterator[Picture]:
 
 
 def _plain(text: str) -> str:
-    return "".join(c if c.isalnum() else "-" for c in Path(text).stem)
+    return "".join(c if c.isalnum() else "-" for c in Path(text).stem)[:60]
 
 
-def write(paths: Sequence[Path], folder: Path, baseline: tuple[str, str], speed: str) -> list[Path]:
+def write(paths: Sequence[Path], folder: Path, baseline: Baseline, speed: str) -> list[Path]:
     """Write ``index.html``, ``tables.md``, ``figures.json`` and the pictures.
 
     Returns:
@@ -102,12 +104,12 @@ def write(paths: Sequence[Path], folder: Path, baseline: tuple[str, str], speed:
     Raises:
         RequestError: see :func:`load`; the folder cannot be made; matplotlib is missing.
     """
-    figures = summarise(sorted(tallies(load(paths)), key=lambda t: _rank(t.setting, baseline)), baseline)
+    rows = load(paths)
+    figures = summarise(sorted(tallies(rows), key=lambda t: _rank(t.setting, baseline)), baseline)
     drawn = list(pictures(figures, speed))
-    commands = list(dict.fromkeys(f.environment["command"] for f in figures))
     whole = overall(figures)
     texts = {
-        "index.html": page(figures, drawn, commands),
+        "index.html": page(figures, drawn, [row for row in rows if row["kind"] == "run"]),
         "tables.md": f"{table(whole)}\n\n{table(figures)}\n\n{paper(figures)}\n",
         "figures.json": json.dumps([as_dict(f) for f in figures], indent=1) + "\n",
     }
@@ -122,18 +124,17 @@ def write(paths: Sequence[Path], folder: Path, baseline: tuple[str, str], speed:
     return [folder / name for name in (*texts, *(p.name for p in drawn))]
 
 
-def _rank(setting: Setting, baseline: tuple[str, str]) -> tuple[Any, ...]:
+def _rank(setting: Setting, baseline: Baseline) -> tuple[Any, ...]:
     """By length and batch size, the baseline first."""
-    own = setting.policy, setting.cache
-    return setting.gen_length, setting.batch_size, own != baseline, setting.eos_stop, *own
+    own = setting.policy, setting.cache, setting.eos_stop
+    return setting.gen_length, setting.batch_size, own != baseline, own
 
 
-def page(figures: Sequence[Figures], drawn: Sequence[Picture], commands: Sequence[str]) -> str:
-    """A page that needs nothing else: pictures inside, no network."""
+def page(figures: Sequence[Figures], drawn: Sequence[Picture], runs: Sequence[dict[str, Any]]) -> str:
+    """A page that needs nothing else: pictures inside, no network. ``runs``: the lines of that kind."""
     template = (Path(__file__).parent / "report.html").read_text(encoding="utf-8")
-    places = {f.environment["run"]: f.environment for f in figures}.values()
     said = ("model", "device", "dtype", "threads", "torch", "unmask", "commit")
-    about = "".join(f"<li>{escape(', '.join(f'{k} {e[k]}' for k in said))}</li>" for e in places)
+    places = dict.fromkeys(", ".join(f"{key} {row[key]}" for key in said) for row in runs)
     shown = "".join(
         f'<figure><img alt="{escape(p.caption)}" src="data:image/png;base64,{base64.b64encode(p.png).decode()}">'
         f"<figcaption>{escape(p.caption)}</figcaption></figure>"
@@ -143,8 +144,8 @@ def page(figures: Sequence[Figures], drawn: Sequence[Picture], commands: Sequenc
     under = _table(("decoder", "settings", "AUP"), [(n, str(k), f"{a:.1f}") for n, k, a in area]) if area else ""
     whole = overall(figures)
     parts = {
-        "about": f"<ul>{about}</ul>",
-        "commands": "".join(f"<pre>{escape(c)}</pre>" for c in commands),
+        "about": f"<ul>{''.join(f'<li>{escape(place)}</li>' for place in places)}</ul>",
+        "commands": "".join(f"<pre>{escape(c)}</pre>" for c in dict.fromkeys(row["command"] for row in runs)),
         "pictures": shown,
         "overall": _figures(whole),
         "tasks": _figures(figures) if len(figures) > len(whole) else "",
@@ -156,7 +157,8 @@ def page(figures: Sequence[Figures], drawn: Sequence[Picture], commands: Sequenc
 
 
 def _figures(figures: Sequence[Figures]) -> str:
-    return _table([head for head, _ in COLUMNS], [[cell(f).replace("`", "") for _, cell in COLUMNS] for f in figures])
+    chosen = columns(figures)
+    return _table([head for head, _ in chosen], [[cell(f).replace("`", "") for _, cell in chosen] for f in figures])
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -19,13 +19,12 @@ import torch
 
 from .. import __version__
 from ..core.errors import RequestError
-from . import ledger
+from . import ledger, lines
 from .problems import Source
+from .profile import fingerprint
 
 if TYPE_CHECKING:
     from ..api import Model
-
-VERSION = 1  # of the lines
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,13 @@ class Setting:
     @property
     def label(self) -> str:
         """Policy, cache and what is unusual, for a person."""
-        cache = "" if self.cache == "none" else f" + {self.cache}"
-        return f"{self.policy}{cache}{'' if self.eos_stop else ', no early stop'}"
+        return f"{self.policy}{'' if self.cache == 'none' else f' + {self.cache}'}{self.unusual}"
+
+    @property
+    def unusual(self) -> str:
+        """What a label has behind policy and cache."""
+        hot = f", temperature {self.temperature:g}" if self.temperature else ""
+        return f"{'' if self.eos_stop else ', no early stop'}{hot}"
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,8 @@ def order(settings: Sequence[Setting], sources: Sequence[Source], seed: int = 0)
             stop = min(start + stride, len(one.items))
             for setting in rng.sample(settings, len(settings)):
                 size = setting.batch_size
-                batches += [Batch(setting, one, at, min(size, stop - at)) for at in range(start, stop, size)]
+                begins = range(-(-start // size) * size, stop, size)  # whole batches, wherever the stretch ends
+                batches += [Batch(setting, one, at, min(size, len(one.items) - at)) for at in begins]
     return batches
 
 
@@ -113,9 +118,7 @@ def missing(lm: Model, model: str, batches: Sequence[Batch], path: Path) -> list
         RequestError: the file holds something else.
     """
     here, have = identity(environment(lm, model)), set()
-    for row in ledger.read(path):
-        if row.get("version") != VERSION:
-            raise RequestError(f"{path} is not a file of `unmask bench`, or of another version of it")
+    for row in lines.read(path):
         if row["kind"] == "batch" and row["run"] == here:
             have.add(json.dumps(row["key"], sort_keys=True))
     return [b for b in batches if json.dumps(b.key, sort_keys=True) not in have]
@@ -142,12 +145,19 @@ def run(lm: Model, model: str, batches: Sequence[Batch], path: Path) -> Iterator
 def header(lm: Model, model: str) -> dict[str, Any]:
     """The line that says what the lines after it ran on, and by which command."""
     here = environment(lm, model)
-    return {"kind": "run", "version": VERSION, "run": identity(here), **here, "commit": commit(), "command": command()}
+    return {
+        "kind": "run",
+        "version": lines.VERSION,
+        "run": identity(here),
+        **here,
+        "commit": commit(),
+        "command": command(),
+    }
 
 
 def line(header: dict[str, Any], batch: Batch, result: dict[str, Any]) -> dict[str, Any]:
     """The line of a batch."""
-    return {"kind": "batch", "version": VERSION, "run": header["run"], "key": batch.key, **result}
+    return {"kind": "batch", "version": lines.VERSION, "run": header["run"], "key": batch.key, **result}
 
 
 def decode(lm: Model, batch: Batch) -> dict[str, Any]:
@@ -196,10 +206,14 @@ def _requests(lm: Model, setting: Setting, source: Source, first: int, n: int) -
 
 
 def environment(lm: Model, model: str) -> dict[str, Any]:
-    """What figures depend on beside setting and problems: model, device, dtype, threads, versions."""
+    """What figures depend on beside setting and problems: model, device, dtype, threads, versions.
+
+    The model that ships goes with the version; of others the weights count, for a folder can hold new ones.
+    """
     network = lm.denoiser.network
     return {
         "model": model,
+        **({} if model == "shipped" else {"fingerprint": fingerprint(lm)}),
         "device": device_name(network.device),
         "dtype": str(network.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from statistics import median, quantiles
 from typing import Any
@@ -12,7 +12,10 @@ from .run import Setting
 from .stats import mcnemar, paired_interval, wilson
 
 ALL = "all"
-Problem = tuple[str, str | None, int, int]  # task, split, seed, number
+Kind = tuple[str, str | None, int]  # of problems: task, split, seed
+Problem = tuple[Kind, int]  # and the number
+Baseline = tuple[str, str, bool]  # policy, cache, early stop
+VANILLA = ("vanilla", "none", True)
 Line = Mapping[str, Any]
 
 
@@ -21,7 +24,7 @@ class Figures:
     """What one setting has shown on one task, or on ``all``.
 
     Attributes:
-        setting, task: what was measured.
+        setting, task: what was measured. A task that has several splits or seeds says which.
         environment: on what: model, device, dtype, threads, versions, commit, command.
         n, right: problems, and those answered right.
         interval: of the accuracy, Wilson, 95 %.
@@ -29,7 +32,7 @@ class Figures:
             the baseline has right.
         nfe: mean forwards of a problem. tpf: tokens per forward, of totals. positions: mean positions computed.
         rate: tokens (before the first end of text) per second, of totals. cpu_rate: per second of processor time.
-        spread: quartiles of the batches' rates.
+        spread: quartiles of the batches' rates, interpolated between them.
         speedup: ``rate`` over the baseline's, of the shared problems; speedup_median: median of the batches' ratios.
         first_token: median seconds to the first token that held.
         outside: share of the time that is not spent in the network.
@@ -83,18 +86,24 @@ class Tally:
     environment: Mapping[str, Any]
     batches: Sequence[Mapping[str, Any]]
 
-    def only(self, task: str) -> Tally:
-        """The batches of one task."""
-        return Tally(self.setting, self.environment, [b for b in self.batches if task in (ALL, b["key"]["task"])])
+    @property
+    def kinds(self) -> list[Kind]:
+        """Of its problems, in the order in which they first appear."""
+        return list(dict.fromkeys(map(_kind, self.batches)))
+
+    @property
+    def peers(self) -> tuple[Any, ...]:
+        """What it has in common with those that it is compared with."""
+        s = self.setting
+        return self.environment["run"], s.gen_length, s.batch_size, s.temperature
+
+    def only(self, kind: Kind) -> Tally:
+        """The batches of one kind of problems."""
+        return Tally(self.setting, self.environment, [b for b in self.batches if _kind(b) == kind])
 
     def problems(self) -> dict[Problem, int]:
         """Whether each problem is right."""
-        found = {}
-        for batch in self.batches:
-            key = batch["key"]
-            for i, right in enumerate(batch["correct"]):
-                found[key["task"], key["split"], key["seed"], key["first"] + i] = right
-        return found
+        return {p: right for b in self.batches for p, right in zip(_problems(b), b["correct"], strict=True)}
 
     def total(self, name: str) -> float:
         """Sum over batches, and over problems where it is of problems."""
@@ -102,7 +111,11 @@ class Tally:
 
 
 def tallies(rows: Iterable[Mapping[str, Any]]) -> list[Tally]:
-    """Group lines of results by environment and setting, in the order in which they first appear."""
+    """Group lines of results by environment and setting, in the order in which they first appear.
+
+    A problem counts once. Where batches of a group share some, as when a run went on with another number of problems or
+    a file is given twice, the larger batch stays, the first of equal ones.
+    """
     runs: dict[str, Mapping[str, Any]] = {}
     groups: dict[tuple[str, Setting], list[Mapping[str, Any]]] = defaultdict(list)
     for row in rows:
@@ -111,28 +124,60 @@ def tallies(rows: Iterable[Mapping[str, Any]]) -> list[Tally]:
         else:
             names = Setting.__dataclass_fields__
             groups[row["run"], Setting(**{k: row["key"][k] for k in names})].append(row)
-    return [Tally(setting, runs[run], batches) for (run, setting), batches in groups.items()]
+    return [Tally(setting, runs[run], _once(batches)) for (run, setting), batches in groups.items()]
 
 
-def summarise(tallied: Sequence[Tally], baseline: tuple[str, str] = ("vanilla", "none")) -> list[Figures]:
-    """Figures of every setting for each task, and for all of them where there are several.
+def _once(batches: Sequence[Line]) -> list[Line]:
+    """Batches that share no problem."""
+    kept, seen = [], set[Problem]()
+    for at in sorted(range(len(batches)), key=lambda at: -batches[at]["key"]["n"]):
+        own = _problems(batches[at])
+        if seen.isdisjoint(own):
+            seen.update(own)
+            kept.append(at)
+    return [batches[at] for at in sorted(kept)]
 
-    The baseline of a setting is ``(policy, cache)`` with early stop at the same length, batch size and temperature in
-    the same environment.
+
+def _kind(batch: Line) -> Kind:
+    key = batch["key"]
+    return key["task"], key["split"], key["seed"]
+
+
+def _problems(batch: Line) -> list[Problem]:
+    key = batch["key"]
+    return [(_kind(batch), key["first"] + i) for i in range(key["n"])]
+
+
+def summarise(tallied: Sequence[Tally], baseline: Baseline | None = VANILLA) -> list[Figures]:
+    """Figures of every setting for each task, and then, where it has several, for all of them.
+
+    The baseline of a setting has the same length, batch size and temperature, in the same environment; None: nobody
+    has one. What covers some only of the tasks that others of its kind cover is not called ``all``.
     """
+    names = _names({kind for one in tallied for kind in one.kinds})
     found = []
     for one in tallied:
-        base = next((t for t in tallied if _is_base(t, one, baseline)), None)
-        tasks = list(dict.fromkeys(b["key"]["task"] for b in one.batches))
-        for task in [*tasks, ALL] if len(tasks) > 1 else tasks:
-            found.append(figures(one.only(task), base.only(task) if base else None, task))
+        peers = [t for t in tallied if t.peers == one.peers]
+        base = next((t for t in peers if (t.setting.policy, t.setting.cache, t.setting.eos_stop) == baseline), None)
+        for kind in one.kinds:
+            found.append(figures(one.only(kind), base.only(kind) if base else None, names[kind]))
+        if len(one.kinds) > 1:
+            whole = set(one.kinds) == {kind for t in peers for kind in t.kinds}
+            name = ALL if whole else " + ".join(names[kind] for kind in one.kinds)
+            found.append(figures(one, base, name))
     return found
 
 
-def _is_base(tally: Tally, of: Tally, baseline: tuple[str, str]) -> bool:
-    a, b = tally.setting, of.setting
-    same = (a.gen_length, a.batch_size, a.temperature) == (b.gen_length, b.batch_size, b.temperature)
-    return same and (a.policy, a.cache) == baseline and a.eos_stop and tally.environment["run"] == of.environment["run"]
+def _names(kinds: Collection[Kind]) -> dict[Kind, str]:
+    """The task, with split and seed where it has several."""
+
+    def name(kind: Kind) -> str:
+        task, split, seed = kind
+        same = [k for k in kinds if k[0] == task]
+        tell = f" {split}" if len({k[1] for k in same}) > 1 else ""
+        return f"{task}{tell}" + (f" seed {seed}" if len({k[2] for k in same}) > 1 else "")
+
+    return {kind: name(kind) for kind in kinds}
 
 
 def figures(one: Tally, base: Tally | None, task: str) -> Figures:
@@ -150,7 +195,7 @@ def figures(one: Tally, base: Tally | None, task: str) -> Figures:
         won=sum(right[p] > theirs[p] for p in shared), lost=sum(right[p] < theirs[p] for p in shared),
         shared=len(shared), nfe=nfe / n, tpf=tokens / nfe, positions=one.total("positions") / n,
         rate=tokens / seconds, cpu_rate=tokens / one.total("cpu_seconds"),
-        spread=(min(rates), max(rates)) if len(rates) < 2 else tuple(quantiles(rates, n=4)[::2]),  # type: ignore[arg-type]
+        spread=(min(rates), max(rates)) if len(rates) < 2 else tuple(quantiles(rates, n=4, method="inclusive")[::2]),  # type: ignore[arg-type]
         speedup=_rate(a for a, _ in pairs) / _rate(b for _, b in pairs) if pairs else None,
         speedup_median=median([_rate([a]) / _rate([b]) for a, b in pairs]) if pairs else None,
         first_token=median([s for b in one.batches for s in b["first_token"]]),
@@ -166,7 +211,7 @@ def _pairs(one: Tally, base: Tally) -> list[tuple[Line, Line]]:
 
 
 def _content(batch: Line) -> tuple[Any, ...]:
-    return tuple(batch["key"][name] for name in ("task", "split", "seed", "first", "n"))
+    return _kind(batch), batch["key"]["first"], batch["key"]["n"]
 
 
 def _rate(batches: Iterable[Line]) -> float:

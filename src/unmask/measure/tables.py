@@ -16,14 +16,15 @@ def _times(value: float | None) -> str:
 def _against(f: Figures) -> str:
     if f.difference is None or f.p_value is None:
         return ""
+    some = f"n {f.shared}" if f.shared < f.n else ""  # the baseline has not decoded all of them
     if not f.won and not f.lost:
-        return "same"
+        return f"same, {some}" if some else "same"
     middle, low, high = (100 * x for x in f.difference)
-    return f"{middle:+.1f} ({low:+.1f} to {high:+.1f}; +{f.won} -{f.lost}, p {f.p_value:.2g})"
+    return f"{middle:+.1f} ({low:+.1f} to {high:+.1f}; +{f.won} -{f.lost}, p {f.p_value:.2g}{some and f', {some}'})"
 
 
 COLUMNS: list[Column] = [
-    ("policy", lambda f: f"`{f.setting.policy}`" + ("" if f.setting.eos_stop else ", no early stop")),
+    ("policy", lambda f: f"`{f.setting.policy}`{f.setting.unusual}"),
     ("cache", lambda f: f"`{f.setting.cache}`"),
     ("L", lambda f: str(f.setting.gen_length)),
     ("batch", lambda f: str(f.setting.batch_size)),
@@ -44,9 +45,25 @@ COLUMNS: list[Column] = [
 ]
 
 
-def table(figures: Sequence[Figures], columns: Sequence[Column] | None = None) -> str:
+def columns(figures: Sequence[Figures]) -> list[Column]:
+    """``COLUMNS``, and where figures are of several environments one that tells these apart."""
+    keys = ("model", "fingerprint", "device", "dtype", "threads", "torch", "unmask")
+    differ = [key for key in keys if len({f.environment.get(key) for f in figures}) > 1]
+    on: Column = ("on", lambda f: ", ".join(f"{key} {f.environment.get(key)}" for key in differ))
+    return [*COLUMNS, *([on] if differ else [])]
+
+
+def namer(figures: Sequence[Figures], *without: str) -> Callable[[Figures], str]:
+    """What to put behind the label of each: the columns, but for those ``without``, that tell it from the others."""
+    words = {"L": ", gen_length ", "batch": ", batch size ", "task": ", ", "on": ", "}
+    cells = [(words[head], cell) for head, cell in columns(figures) if head in words and head not in without]
+    differ = [(word, cell) for word, cell in cells if len({cell(f) for f in figures}) > 1]
+    return lambda f: "".join(word + cell(f) for word, cell in differ)
+
+
+def table(figures: Sequence[Figures], chosen: Sequence[Column] | None = None) -> str:
     """One line per setting and task; columns whose values are all the same are said once, above."""
-    chosen = COLUMNS if columns is None else columns
+    chosen = columns(figures) if chosen is None else chosen
     cells = [[cell(f) for _, cell in chosen] for f in figures]
     same = {i for i, column in enumerate(zip(*cells, strict=True)) if len(set(column)) == 1 and len(cells) > 1}
     kept = [i for i in range(len(chosen)) if i not in same or i == 0]
@@ -57,10 +74,11 @@ def table(figures: Sequence[Figures], columns: Sequence[Column] | None = None) -
 
 def paper(figures: Sequence[Figures]) -> str:
     """The layout of the SlowFast paper's tables 1 and 2: per task and method the tokens per second, speed and score."""
+    more = namer(figures, "task")
     tasks = list(dict.fromkeys(f.task for f in figures))
     lines = ["| task | method | TPS | speed (TPS) | score |", "| --- | --- | --- | --- | --- |"]
     for task in tasks:
         for i, f in enumerate(f for f in figures if f.task == task):
             shown = f"{f.rate:.2f} | {_times(f.speedup)} | {100 * f.accuracy:.2f}"
-            lines.append(f"| {'' if i else task} | `{f.setting.label}` | {shown} |")
+            lines.append(f"| {'' if i else task} | `{f.setting.label}`{more(f)} | {shown} |")
     return "\n".join(lines)
