@@ -169,15 +169,17 @@ def measured(name: str, results: Path) -> str:
     own = [r for r in whole if r[side].partition("(")[0] == name and (side == "policy" or r["policy"] in SHOWN)]
     if not own:
         return "Not measured yet."
-    lines = ["| policy | cache | gen_length | n | accuracy, % | of vanilla's answers lost, gained | NFE | TPF | speed |"]
-    lines.append("|" + " --- |" * (lines[0].count("|") - 1))
+    head = "| policy | cache | gen_length | n | accuracy, % | vanilla's answers lost, gained | NFE | TPF | speed |"
+    lines = [head, "|" + " --- |" * (head.count("|") - 1)]
     for r in sorted(own, key=lambda r: (r["gen_length"], r["policy"], r["cache"] != "none", r["cache"])):
         low, high = (100 * edge for edge in wilson(r["right"], r["n"]))
         plain = base.get(r["gen_length"])
-        cells = [f"`{r['policy']}`", f"`{r['cache']}`", r["gen_length"], r["n"],
-                 f"{100 * r['right'] / r['n']:.1f} ({low:.1f} - {high:.1f})", f"{r['lost']}, {r['won']}" if r["shared"] else "",
-                 f"{r['nfe']:.1f}", f"{r['tpf']:.2f}", f"{r['cpu_rate'] / plain['cpu_rate']:.1f}x" if plain else ""]  # fmt: skip
-        lines.append(f"| {' | '.join(map(str, cells))} |")
+        accuracy = f"{100 * r['right'] / r['n']:.1f} ({low:.1f} - {high:.1f})"
+        changed = f"{r['lost']}, {r['won']}" if r["shared"] else ""
+        speed = f"{r['cpu_rate'] / plain['cpu_rate']:.1f}x" if plain else ""
+        cost = f"{r['nfe']:.1f} | {r['tpf']:.2f} | {speed}"
+        cells = f"`{r['policy']}` | `{r['cache']}` | {r['gen_length']} | {r['n']} | {accuracy} | {changed} | {cost}"
+        lines.append(f"| {cells} |")
     return "\n".join(lines)
 
 

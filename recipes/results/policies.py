@@ -66,10 +66,10 @@ def ranked(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def line(r: dict[str, Any], speed: float | None) -> str:
     """A line of :func:`table`; ``speed`` is vanilla's."""
     low, high = wilson(r["right"], r["n"])
-    cells = [f"`{r['policy']}`", f"`{r['cache']}`", str(r["n"]),
-             f"{100 * r['right'] / r['n']:.1f} ({100 * low:.1f} - {100 * high:.1f})", against(r), f"{r['nfe']:.1f}",
-             f"{r['tpf']:.2f}", str(r["positions"]), f"{r['cpu_rate']:.0f}", f"{r['cpu_rate'] / speed:.1f}x" if speed else ""]  # fmt: skip
-    return f"| {' | '.join(cells)} |"
+    accuracy = f"{100 * r['right'] / r['n']:.1f} ({100 * low:.1f} - {100 * high:.1f})"
+    cost = f"{r['nfe']:.1f} | {r['tpf']:.2f} | {r['positions']} | {r['cpu_rate']:.0f}"
+    times = f"{r['cpu_rate'] / speed:.1f}x" if speed else ""
+    return f"| `{r['policy']}` | `{r['cache']}` | {r['n']} | {accuracy} | {against(r)} | {cost} | {times} |"
 
 
 def against(r: dict[str, Any]) -> str:
