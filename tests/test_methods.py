@@ -82,11 +82,12 @@ def test_what_is_refused_is_said() -> None:
 
 def test_pages_are_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The script repairs what has gone stale and leaves the page's own words alone."""
-    shutil.copytree(PAGES, tmp_path / "methods")
+    for folder in (PAGES, ROOT / "docs" / "results"):
+        shutil.copytree(folder, tmp_path / folder.name)
     for name in ("threshold", "dual"):
         file = tmp_path / "methods" / f"{name}.md"
         text = page(name)
-        for mark in ("parameters", "picture" if name == "threshold" else "positions"):
+        for mark in ("parameters", "measured", "picture" if name == "threshold" else "positions"):
             text = text.replace(part(text, mark), "stale")
         file.write_text(text, encoding="utf-8")
     index = tmp_path / "methods" / "README.md"
