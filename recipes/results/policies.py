@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,9 @@ from unmask.measure.figures import pareto
 from unmask.measure.report import load, overall
 from unmask.measure.stats import paired_interval, wilson
 from unmask.measure.summary import ALL, Figures, summarise, tallies
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
+from method_pages import between
 
 DOCS = Path(__file__).parents[2] / "docs" / "results"
 BASE = ("vanilla", "none")
@@ -90,15 +93,6 @@ def families(rows: Sequence[dict[str, Any]]) -> str:
         cells = [f"{100 * r['right'] / r['n']:.1f} @ {r['nfe']:.1f}" for r in map(found.__getitem__, tasks)]
         lines.append(f"| `{own[0]}` | `{own[1]}` | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def between(page: str, name: str, text: str) -> str:
-    """The page with what stands between its two marks replaced."""
-    marks = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-    new, count = marks.subn(lambda found: f"{found[1]}{text}\n{found[2]}", page)
-    if count != 1:
-        raise SystemExit(f"no <!-- {name} --> ... <!-- /{name} --> in the page")
-    return new
 
 
 if __name__ == "__main__":

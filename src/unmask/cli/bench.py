@@ -81,13 +81,9 @@ def bench(
     name = model or "shipped"
     todo = run.missing(lm, name, batches, output)
     _decode(run.run(lm, name, todo, output) if todo else iter(()), todo, len(batches), output)
-    wanted = {_json.dumps(b.key, sort_keys=True) for b in batches}
+    wanted = {b.ident for b in batches}
     here = run.identity(run.environment(lm, name))
-    rows = [
-        r
-        for r in lines.read(output)
-        if r["run"] == here and ("key" not in r or _json.dumps(r["key"], sort_keys=True) in wanted)
-    ]
+    rows = [r for r in lines.read(output) if r["run"] == here and ("key" not in r or run.ident(r["key"]) in wanted)]
     found = sorted(tallies(rows), key=lambda t: settings.index(t.setting))
     _show(summarise(found, base), json)
 

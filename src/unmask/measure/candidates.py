@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from .. import registry
 from ..core.errors import RequestError
 from ..tasks import FAMILIES
-from . import betting, ledger, lines
+from . import betting, ledger
 from .problems import GYM, Source, source
-from .run import Batch, Setting, decode, header, line
+from .run import Batch, Setting, decode, header, held, line
 
 if TYPE_CHECKING:
     from ..api import Model
@@ -167,16 +167,13 @@ class Decoder:
             RequestError: it is not a ledger.
         """
         self.lm, self.path, self.header, self.begun = lm, path, header(lm, name), False
-        self.have: dict[str, Row] = {}
+        self.have: dict[str, Row] = held(path, self.header["run"])
         self.warm: set[Setting] = set()
-        for row in lines.read(path):
-            if row["kind"] == "batch" and row["run"] == self.header["run"]:
-                self.have[json.dumps(row["key"], sort_keys=True)] = row
 
     def __call__(self, setting: Setting, problems: Source, first: int, timed: bool = False) -> Row:
         """The results of the batch that begins at problem ``first``. ``timed``: not before something was decoded."""
         batch = Batch(setting, problems, first, min(setting.batch_size, len(problems.items) - first))
-        key = json.dumps(batch.key, sort_keys=True)
+        key = batch.ident
         if key not in self.have:
             if timed and setting not in self.warm:
                 decode(self.lm, Batch(setting, problems, first, 1))

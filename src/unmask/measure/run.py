@@ -75,6 +75,16 @@ class Batch:
             "task": one.name, "split": one.split, "seed": one.seed, "first": self.first, "n": self.n
         }  # fmt: skip
 
+    @property
+    def ident(self) -> str:
+        """The key as a text, to look it up by."""
+        return ident(self.key)
+
+
+def ident(key: dict[str, Any]) -> str:
+    """The key of a batch as a text."""
+    return json.dumps(key, sort_keys=True)
+
 
 def order(settings: Sequence[Setting], sources: Sequence[Source], seed: int = 0) -> list[Batch]:
     """All batches: a few problems of each source with every setting in a random order, then the next problems.
@@ -111,17 +121,24 @@ def check(lm: Model, settings: Sequence[Setting], sources: Sequence[Source]) -> 
                 raise RequestError(f"{one.name}: {error}") from None
 
 
+def held(path: Path, run: str) -> dict[str, dict[str, Any]]:
+    """The lines of the batches that a file holds of one environment, by :attr:`Batch.ident`.
+
+    Raises:
+        RequestError: the file holds something else.
+    """
+    rows = [row for row in lines.read(path) if row["kind"] == "batch" and row["run"] == run]
+    return {ident(row["key"]): row for row in rows}
+
+
 def missing(lm: Model, model: str, batches: Sequence[Batch], path: Path) -> list[Batch]:
     """The batches that the file does not hold for this environment.
 
     Raises:
         RequestError: the file holds something else.
     """
-    here, have = identity(environment(lm, model)), set()
-    for row in lines.read(path):
-        if row["kind"] == "batch" and row["run"] == here:
-            have.add(json.dumps(row["key"], sort_keys=True))
-    return [b for b in batches if json.dumps(b.key, sort_keys=True) not in have]
+    have = held(path, identity(environment(lm, model)))
+    return [b for b in batches if b.ident not in have]
 
 
 def run(lm: Model, model: str, batches: Sequence[Batch], path: Path) -> Iterator[dict[str, Any]]:
