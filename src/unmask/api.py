@@ -13,6 +13,7 @@ from . import registry
 from .checks import TEXTS, as_batch, banned_ids, check_names, check_sampling, fixed_ids, integer, per_row
 from .core.canvas import check_request
 from .core.errors import ModelError, RequestError
+from .core.heap import keep_freed
 from .core.precision import native
 from .core.protocols import Cache, Policy
 from .engine.batch import Request, check, run
@@ -66,6 +67,8 @@ def load(path_or_id: str | Path | None = None, device: str = "auto", dtype: str 
     checkpoint = Checkpoint.find(SHIPPED if path_or_id is None else path_or_id)
     where = pick_device(device)
     kind = pick_dtype(dtype, checkpoint, where)
+    if where.type == "cpu":
+        keep_freed()
     text = Text.find(checkpoint.folder)
     spec = checkpoint.spec(len(text) if text else None, text.eos if text else ())
     spec = replace(spec, tokenizer=str(checkpoint.folder) if text else None)
