@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _MARGIN = 1.5  # so much faster is worth giving up what shows no less risk
 _REACH = 5.0  # and so much faster, what merely takes more forwards
+_APART = 1.2  # of those that look equally safe: a test of one more is cheap, a gap in the ladder is speed lost
 _STEP = 1.05  # two candidates whose speeds differ by less are not both worth a test
 
 Tell = Callable[[str, int, int], None]
@@ -119,7 +120,7 @@ def _falls_back(one: Found, others: Sequence[Found], epsilon: float) -> bool:
 def front(found: Sequence[Found], goal: Goal) -> list[Found]:
     """Whom to test, safest first: each is faster than all with no more risk, and than vanilla.
 
-    Of those that show the same losses and differences only some are kept, well apart in speed: few problems cannot tell
+    Of those that show the same losses and differences only some are kept, some way apart in speed: few problems cannot tell
     the fastest of them from one that is as safe as it looks, and where it fails the slower ones are what remains.
     """
     whole = [f for f in found if f.n == goal.n_search]
@@ -129,7 +130,7 @@ def front(found: Sequence[Found], goal: Goal) -> list[Found]:
             kept.append(one)
     apart: list[Found] = []
     for one in reversed(kept):
-        if not apart or one.risk[:2] < apart[0].risk[:2] or one.speed * _MARGIN <= apart[0].speed:
+        if not apart or one.risk[:2] < apart[0].risk[:2] or one.speed * _APART <= apart[0].speed:
             apart.insert(0, one)
     while apart and betting.least(goal.epsilon, goal.level(len(apart))) > goal.n_calibration:
         apart.pop()  # a share of delta for so many would be too small to certify anything
