@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 SHIPPED = Path(__file__).parent / "assets" / "tiny"
+SHIPPED_NAME = "shipped"  # in results, traces and profiles
 Prompt = str | Sequence[int] | Sequence[dict[str, str]]
 Banned = str | int | Sequence[str | int] | Sequence[Sequence[str | int]] | None
 Fixed = Mapping[int, int] | Sequence[Mapping[int, int] | None] | None

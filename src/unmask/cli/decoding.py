@@ -68,16 +68,17 @@ def decode(
         raise RequestError("--animate needs --picture FILE.svg")
 
     from .. import load, registry
+    from ..api import SHIPPED_NAME
 
     chosen, kept = registry.policy(options.policy), registry.cache(options.cache)
-    with loading(options.model or "the shipped model"):
+    with loading(options.model):
         lm = load(options.model, options.device, options.dtype)
     if check:
         check(lm)
     requests = [_request(lm, record, i, make) for i, record in enumerate(records)]
     with _named(records):
         decoding = lm.run(requests, chosen, kept, options.batch_size)  # checks them all, decodes nothing yet
-    common = {"policy": str(chosen), "cache": str(kept), "model": options.model or "shipped"}
+    common = {"policy": str(chosen), "cache": str(kept), "model": options.model or SHIPPED_NAME}
     with ExitStack() as stack:
         batch = options.batch is not None
         file = stack.enter_context(opened(options.output))
@@ -124,7 +125,7 @@ def _display(lm: Model, requests: Sequence[Request], watch: bool, bar: bool) -> 
 
     if watch:
         return Watch(lm, requests)
-    return Bar(len(requests)) if bar and sys.stderr.isatty() else Display()
+    return Bar(len(requests)) if bar else Display()
 
 
 def _listen(

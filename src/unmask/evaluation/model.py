@@ -17,7 +17,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, warni
 from tqdm import tqdm
 
 from .. import __version__, registry
-from ..api import Model, load
+from ..api import SHIPPED_NAME, Model, load
 from ..checks import check_sampling, integer
 from ..core.errors import ModelError, RequestError
 from ..engine.batch import Request
@@ -29,7 +29,6 @@ from .memory import Memory, hash_of
 
 _LOG = logging.getLogger("lm_eval.unmask")
 _GENERATION = {"do_sample", "until", "max_gen_toks", "temperature", "top_p", "top_k"}
-_SHIPPED = "shipped"
 AUTO_BATCH = 32
 
 
@@ -107,7 +106,7 @@ class UnmaskLM(TemplateLM):  # type: ignore[misc]
         self.check_greedy, self.chat, self.add_bos = is_check_greedy, chat, add_bos_token
         self.eos_stop = eos_stop
         self.policy, self.cache = registry.policy(policy), registry.cache(cache)
-        self.name = pretrained or _SHIPPED
+        self.name = pretrained or SHIPPED_NAME
         self.lm: Model = load(pretrained, device, dtype)
         if self.lm.text is None:
             raise ModelError(f"{self.name} has no tokenizer.json; tasks are texts")
@@ -117,7 +116,7 @@ class UnmaskLM(TemplateLM):  # type: ignore[misc]
         if add_bos_token and self.text.bos is None:
             raise RequestError(f"the tokenizer of {self.name} has no begin-of-text token; leave out add_bos_token")
         self.templated = False
-        self.memory = Memory(None if ledger is None else Path(ledger), environment(self.lm, self.name))
+        self.memory = Memory(None if ledger is None else Path(ledger), environment(self.lm, pretrained))
 
     @classmethod
     def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> UnmaskLM:

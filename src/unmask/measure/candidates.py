@@ -100,11 +100,10 @@ class Goal:
 
 @dataclass(frozen=True)
 class Sets:
-    """Problems of a task, in two disjoint parts; ``ident`` names their content and order."""
+    """Problems of a task, in two disjoint parts; their ``split`` names the content and order of both."""
 
     search: Source
     calibration: Source
-    ident: str
 
 
 def sets(task: str, goal: Goal) -> Sets:
@@ -128,8 +127,7 @@ def sets(task: str, goal: Goal) -> Sets:
     content += (found.split or "").encode()
     ident = f"{goal.n_search}+{goal.n_calibration} {hashlib.sha256(content).hexdigest()[:12]}"
     parts = {"search": items[: goal.n_search], "calibration": items[goal.n_search :]}
-    search, calibration = (Source(task, own, f"{name} {ident}", goal.seed) for name, own in parts.items())
-    return Sets(search, calibration, ident)
+    return Sets(**{name: Source(task, own, f"{name} {ident}", goal.seed) for name, own in parts.items()})
 
 
 def settings(pairs: Sequence[tuple[str, str]], goal: Goal, lm: Model, parts: Sets) -> list[Setting]:
@@ -160,7 +158,7 @@ Row = dict[str, Any]
 class Decoder:
     """Decodes batches; what the ledger holds of them is not decoded again."""
 
-    def __init__(self, lm: Model, name: str, path: Path) -> None:
+    def __init__(self, lm: Model, name: str | None, path: Path) -> None:
         """Read the ledger.
 
         Raises:

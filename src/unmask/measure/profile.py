@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..api import Model
 
 VERSION = 1
-_KEYS: dict[str, type] = {"model": str, "fingerprint": str, "policy": str, "cache": str, "gen_length": int}
+_KEYS: dict[str, type] = {**dict.fromkeys(("model", "fingerprint", "dtype", "policy", "cache"), str), "gen_length": int}
 _SAMPLES = 64  # values of each weight that a fingerprint looks at
 
 
@@ -30,6 +30,7 @@ class Profile:
         path: where it was read.
         model: name of the model it was made with.
         fingerprint: of that model's weights.
+        dtype: that these had.
         policy, cache: specs.
         gen_length: response length in tokens that it was made for.
     """
@@ -37,6 +38,7 @@ class Profile:
     path: str
     model: str
     fingerprint: str
+    dtype: str
     policy: str
     cache: str
     gen_length: int
@@ -51,6 +53,13 @@ class Profile:
             raise RequestError(
                 f"{self.path} is a profile of another model ({self.model}); its guarantee does not hold for this one"
             )
+
+    def differences(self, lm: Model, name: str) -> str:
+        """What is not as the guarantee says, though the weights are the same, in words; "" when nothing is."""
+        now = {"model": name, "dtype": str(lm.denoiser.network.dtype).removeprefix("torch.")}
+        return ", ".join(
+            f"{key} {getattr(self, key)}, not {own}" for key, own in now.items() if own != getattr(self, key)
+        )
 
 
 def profile(path: str | Path, model: Model) -> dict[str, Any]:

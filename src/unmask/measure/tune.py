@@ -215,7 +215,7 @@ class Outcome:
 
 def tune(
     lm: Model,
-    name: str,
+    name: str | None,
     task: str,
     pairs: Sequence[tuple[str, str]],
     goal: Goal,
@@ -225,7 +225,7 @@ def tune(
     """Search, then certify.
 
     Args:
-        lm, name: the model.
+        lm, name: the model, and the folder or id it was loaded from; None: it ships.
         task: see :func:`.problems.source`.
         pairs: candidates, as (policy, cache) specs.
         goal: what is wanted.
@@ -246,7 +246,7 @@ def tune(
     return Outcome(sum(chain(*(r["correct"] for r in rows))), found, tested)
 
 
-def describe(lm: Model, name: str, task: str, goal: Goal, outcome: Outcome) -> dict[str, Any]:
+def describe(lm: Model, name: str | None, task: str, goal: Goal, outcome: Outcome) -> dict[str, Any]:
     """What a profile says; see ``docs/tune.md``."""
     one = outcome.chosen
     policy, cache = (one.found.setting.policy, one.found.setting.cache) if one else REFERENCE
