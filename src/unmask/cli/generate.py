@@ -43,7 +43,7 @@ def generate(context: typer.Context, prompt: _Text = None, *, profile: _Profile 
         if options.temperature != 0:
             raise RequestError(f"--profile is for temperature 0, got --temperature {options.temperature:g}")
         options = replace(options, policy=tuned.policy, cache=tuned.cache, gen_length=length)
-    common = {"gen_length": options.gen_length, **options.sampling}
+    common = {"gen_length": options.gen_length, "stop": options.stop, **options.sampling}
     decode(
         prompt,
         PROMPT,

@@ -35,6 +35,7 @@ Temperature = Annotated[float, typer.Option(help="Of sampling; 0 is greedy.")]
 TopP = Annotated[float, typer.Option(help="Nucleus filter in (0, 1]; 1: off.")]
 TopK = Annotated[int, typer.Option(help="Sample from the k likeliest; 0: off.")]
 Ban = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="A token never to be said; can be repeated.")]
+Stop = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="The response ends before it; can be repeated.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16, float64 or auto.")]
 Threads = Annotated[int, typer.Option(min=0, max=1024, help="CPU threads; 0: as many as torch takes.")]
@@ -92,6 +93,7 @@ class Decoding:
     top_p: TopP = 1.0
     top_k: TopK = 0
     ban: Ban = None
+    stop: Stop = None
     device: Device = "auto"
     dtype: Dtype = "auto"
     no_eos_stop: NoEosStop = False

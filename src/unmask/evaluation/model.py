@@ -22,7 +22,6 @@ from ..checks import check_sampling, integer
 from ..core.errors import ModelError, RequestError
 from ..engine.batch import Request
 from ..measure.run import environment
-from ..results import Result
 from ..text import Text
 from .bound import Pair, bounds, greedy
 from .memory import Memory, hash_of
@@ -40,7 +39,6 @@ class Job:
     task: str
     arguments: tuple[Any, ...]
     request: Request
-    until: tuple[str, ...]
     key: str
 
 
@@ -196,7 +194,7 @@ class UnmaskLM(TemplateLM):  # type: ignore[misc]
     # --- generation
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """Responses in the order of the requests, each cut at its first stop string."""
+        """Responses in the order of the requests, each up to its first stop string."""
         seen: Counter[str] = Counter()
         jobs = [self._job(i, request, seen) for i, request in enumerate(requests)]
         found: dict[int, str] = {}
@@ -239,11 +237,12 @@ class UnmaskLM(TemplateLM):  # type: ignore[misc]
                 top_k=top_k,
                 seed=seed,
                 eos_stop=self.eos_stop,
+                stop=[one for one in asked["until"] if one],
             )
         except RequestError as error:
             raise RequestError(f"{where}: {error.what}") from None
         key = hash_of(["generate_until", __version__, str(self.policy), str(self.cache), *what, seed * hot])
-        return Job(index, task, request.args, replace(made, row=index), tuple(asked["until"]), key)
+        return Job(index, task, request.args, replace(made, row=index), key)
 
     def _context(self, text: str) -> list[int]:
         if self.chat:
@@ -269,21 +268,10 @@ class UnmaskLM(TemplateLM):  # type: ignore[misc]
         for state, step in self.lm.run([job.request for job in order], self.policy, self.cache, self.batch_size):
             for row, result in (self.lm.results(state) if step.finished else {}).items():
                 job, stats = by_row[row], result.stats
-                text = self._cut(result, job.until)
                 cost = {"nfe": stats.nfe, "tokens": stats.tokens, "positions": round(stats.positions, 1)}
-                self.memory.keep(job.task, job.key, text, cost)
-                self.cache_hook.add_partial("generate_until", job.arguments, text)
-                yield row, text
-
-    def _cut(self, result: Result, until: Sequence[str]) -> str:
-        """The text before the first stop string; one that names a control token stops at that token."""
-        end = result.stats.tokens
-        for stop in until:
-            ids = self.text.parse(stop) if stop else []
-            if len(ids) == 1 and not self.text.decode(ids) and ids[0] in result.tokens[:end]:
-                end = result.tokens.index(ids[0])
-        text = result.text if end == result.stats.tokens else self.text.decode(result.tokens[:end])
-        return text[: min([text.index(stop) for stop in until if stop and stop in text], default=None)]
+                self.memory.keep(job.task, job.key, result.text, cost)
+                self.cache_hook.add_partial("generate_until", job.arguments, result.text)
+                yield row, result.text
 
     # --- likelihoods
 
