@@ -94,6 +94,15 @@ def test_half_a_character_stops_nothing(lm):
     assert find(lm.text, ["\ufffd"], frozenset(), half, True) is not None
 
 
+def test_a_control_token_that_is_said(lm):
+    name = lm.text.pieces([lm.text.bos])[0]
+    assert named(lm.text, [name, "a", "<a>"]) == {lm.text.bos}
+    ids = lm.text.encode("12 jars", chat=False)
+    said = [*ids, lm.text.bos, *ids]
+    assert find(lm.text, [name], named(lm.text, [name]), said, False) == Ending(len(ids), 0)
+    assert find(lm.text, [name], frozenset(), said, True) is None
+
+
 # --- decoding
 
 

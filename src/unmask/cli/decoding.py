@@ -14,7 +14,7 @@ import typer
 from ..core.errors import RequestError
 from .inputs import Form, Record, from_argument, from_file
 from .options import Decoding
-from .outputs import Results, Trace, check_writable, opened
+from .outputs import Results, Trace, check_distinct, check_writable, opened
 from .progress import loading
 
 if TYPE_CHECKING:
@@ -30,13 +30,10 @@ def check_files(options: Decoding) -> None:
         if getattr(options, name) == "":
             other = f" or - (standard {standard})" if standard else ""
             raise RequestError(f"--{name} is empty; expected the name of a file{other}")
-    seen: dict[Path, str] = {Path(options.batch).resolve(): "batch"} if options.batch not in (None, "-") else {}
-    for name in ("output", "trace", "picture"):
-        path = getattr(options, name)
-        if path is not None and (other := seen.setdefault(Path(path).resolve(), name)) != name:
-            raise RequestError(f"--{name} and --{other} are the same file {path}")
-        if path is not None:
-            check_writable(path)
+    made = {f"--{name}": getattr(options, name) for name in ("output", "trace", "picture")}
+    check_distinct({"--batch": None if options.batch == "-" else options.batch, **made})
+    for path in filter(None, made.values()):
+        check_writable(path)
     if options.picture is not None and Path(options.picture).suffix.lower() != ".svg":
         raise RequestError(f"--picture writes SVG; expected a name that ends in .svg, got {options.picture}")
 

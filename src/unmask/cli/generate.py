@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,6 +12,7 @@ from ..core.errors import RequestError
 from .decoding import decode
 from .inputs import PROMPT
 from .options import Decoding, takes
+from .outputs import check_distinct
 
 if TYPE_CHECKING:
     from ..api import Model
@@ -35,10 +35,9 @@ _Profile = Annotated[
 def generate(context: typer.Context, prompt: _Text = None, *, profile: _Profile = None, options: Decoding) -> None:
     """Generate a response to PROMPT, or to every prompt of a file."""
     tuned = _tuned(profile, context)
-    for name in ("output", "trace", "picture"):
-        if profile and (path := getattr(options, name)) and Path(path).resolve() == Path(profile).resolve():
-            raise RequestError(f"--{name} and --profile are the same file {path}")
     if tuned:
+        for name in ("output", "trace", "picture"):
+            check_distinct({"--profile": tuned.path, f"--{name}": getattr(options, name)})
         length = options.gen_length if _given(context, "gen_length") else tuned.gen_length
         if options.temperature != 0:
             raise RequestError(f"--profile is for temperature 0, got --temperature {options.temperature:g}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json as _json
 import sys
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +13,7 @@ import typer
 from ..core.errors import RequestError
 from . import options as o
 from .inputs import pair
-from .outputs import check_writable
+from .outputs import check_distinct, check_writable
 from .progress import Meter
 
 if TYPE_CHECKING:
@@ -97,10 +96,7 @@ def tune(
 
 def _check_files(output: str, ledger: Path, task: str) -> None:
     """Two files, neither the one of problems, and both can be written."""
-    named = {"--output": Path(output), "--ledger": ledger} | ({"--task": Path(task)} if task.endswith(".jsonl") else {})
-    for (one, path), (other, same) in combinations(named.items(), 2):
-        if path.resolve() == same.resolve():
-            raise RequestError(f"{one} and {other} are the same file {path}")
+    check_distinct({"--task": task if task.endswith(".jsonl") else None, "--ledger": ledger, "--output": output})
     check_writable(output, regular=True)
     check_writable(str(ledger), make=True, regular=True)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,7 +13,7 @@ from ..core.canvas import Canvas, ModelSpec, check_request
 from ..core.errors import RequestError
 from ..core.protocols import Cache, Policy, Sampling
 from ..models.denoiser import Denoiser
-from .loop import State, Step, decode, start
+from .loop import Look, State, Step, decode, start
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def run(
     policy: Policy,
     requests: Iterable[Request],
     batch_size: int,
-    look: Callable[[State, Step], tuple[State, Step]] = lambda state, event: (state, event),
+    look: Look = lambda state, event: (state, event),
 ) -> Iterator[tuple[State, Step]]:
     """Decode requests, at most ``batch_size`` at a time; as rows leave, the next requests enter.
 

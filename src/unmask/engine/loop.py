@@ -135,6 +135,9 @@ class Step:
         return list(zip(self.row[at].tolist(), position.tolist(), strict=True))
 
 
+Look = Callable[[State, Step], tuple[State, Step]]
+
+
 def start(
     model: Denoiser,
     cache: Cache,
@@ -197,7 +200,7 @@ def decode(
     policy: Policy,
     state: State | None,
     admit: Callable[[int], State | None] = lambda rows: None,
-    look: Callable[[State, Step], tuple[State, Step]] = lambda state, event: (state, event),
+    look: Look = lambda state, event: (state, event),
 ) -> Iterator[tuple[State, Step]]:
     """Decode rows until none is left; a row leaves the batch with the step that finishes it.
 

@@ -93,6 +93,11 @@ class Goal:
                 f"and about {2 * needed} for settings that lose a few"
             )
 
+    @property
+    def vanilla(self) -> Setting:
+        """What candidates are compared with."""
+        return Setting(*REFERENCE, self.gen_length, self.batch_size)
+
     def level(self, tests: int) -> float:
         """Of each test."""
         return self.delta / tests if self.correction == "holm" else self.delta
@@ -145,7 +150,7 @@ def settings(pairs: Sequence[tuple[str, str]], goal: Goal, lm: Model, parts: Set
     for policy, cache in pairs:
         lm.run(requests, policy, cache)
         one = Setting(str(registry.policy(policy)), str(registry.cache(cache)), goal.gen_length, goal.batch_size)
-        if (one.policy, one.cache) != REFERENCE:
+        if one != goal.vanilla:
             made[one] = None
     if not made:
         raise RequestError("vanilla without a cache is what candidates are compared with; give another candidate")

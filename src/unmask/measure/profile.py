@@ -99,11 +99,9 @@ def read(path: str | Path) -> Profile:
     if data["profile"] != VERSION:
         raise RequestError(f"{path}: profile version {data['profile']!r:.20}; this unmask reads version {VERSION}")
     for key, kind in _KEYS.items():
-        if type(data.get(key)) is not kind or data[key] in ("", 0):
+        if type(data.get(key)) is not kind or (not data[key] if kind is str else data[key] < 1):
             wanted = "a text" if kind is str else "an integer of at least 1"
             raise RequestError(f"{path}: {key} must be {wanted}, got {data.get(key)!r:.40}")
-    if data["gen_length"] < 1:
-        raise RequestError(f"{path}: gen_length must be an integer of at least 1, got {data['gen_length']}")
     try:
         registry.policy(data["policy"]), registry.cache(data["cache"])
     except SpecError as error:
