@@ -223,3 +223,22 @@ def test_other_models_and_shifted_ones(tmp_path, lm):
     middle = plain.text[len(plain.text) // 2 :][:2]
     (stopped,) = other.generate("Hello", 40, "vanilla", stop=middle, chat=False)
     assert stopped.text == cut(plain.text, [middle])
+
+
+def test_watching_shows_what_is_kept(lm):
+    result = cli(
+        "generate",
+        "--dtype",
+        "float32",
+        "-n",
+        32,
+        "-p",
+        "slowfast",
+        QUESTION,
+        "--stop",
+        "=",
+        "--watch",
+    )
+    assert result.exit_code == 0
+    last = result.stderr.splitlines()[-1]
+    assert last.endswith("∎") and "=" not in last and "·" not in last

@@ -57,7 +57,8 @@ class Result:
         tokens: ``gen_length`` ids; positions never filled because of an early end of text, and those behind a stop
             string, hold the end-of-text id. Of a text with gaps, everything from the first gap on.
         prompt_tokens: the prompt's ids; of a text with gaps, what precedes the first gap too.
-        steps: for each of ``tokens``, the forward (from 0) that committed it; -1 where none did.
+        steps: for each of ``tokens``, the forward (from 0) that committed it; -1 where none did or it was
+            dropped.
         stats: what it cost.
         spans: the parts of ``tokens`` that were decoded: all of it, or the gaps.
     """

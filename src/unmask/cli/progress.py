@@ -158,7 +158,9 @@ class Watch(Display):
             self.tokens[row][at], self.steps[row][at] = self.lm.denoiser.spec.mask, -1
         if self.console.is_terminal:
             self._show(rows)
-        for row in done:
+        for row, result in done.items():
+            if self.requests[row].stop:  # nothing that was said behind it stays
+                self.tokens[row], self.steps[row] = result.tokens, result.steps
             self._keep(row)
 
     def _show(self, rows: Sequence[int]) -> None:
