@@ -186,6 +186,7 @@ def decode(
     for state, event in run(model, registry.cache(cache), made(policy), requests, batch_size):
         check_step(state, event, before)
         written, undone = event.committed(), event.remasked()
+        assert not undone or made(policy).remasks, "it says that it never does"
         for i, row in enumerate(event.row.tolist()):
             mine = [c for c in written if c.row == row]
             rows[row].commits.append(frozenset((c.position, c.token) for c in mine))
@@ -334,6 +335,7 @@ class Chaos(PolicyBase):
     paper = "-"
     needs = frozenset({"entropy"})
     probes = 5
+    remasks = True
 
     scale: float = param(0.0, "guidance", ge=0)
 

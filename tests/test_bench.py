@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import unmask
+from unmask.api import SHIPPED
 from unmask.cli import app
 from unmask.core.errors import RequestError
 from unmask.measure import ledger, report, run
@@ -268,28 +269,40 @@ def test_the_first_token_counts_when_it_holds(lm, monkeypatch):
 def test_what_is_done_is_not_done_again(lm, tmp_path, monkeypatch):
     path, problems = tmp_path / "r.jsonl", source("record", 5, "valid")
     batches = run.order([Setting("threshold", "none", 64, 2), Setting("threshold", "dual", 64, 2)], [problems])
-    rows = run.run(lm, "shipped", batches, path)
+    rows = run.run(lm, None, batches, path)
     done = [next(rows)["key"] for _ in range(3)]
-    rest = run.missing(lm, "shipped", batches, path)
+    rest = run.missing(lm, None, batches, path)
     assert [b.key for b in rest] == [b.key for b in batches if b.key not in done]
-    assert len(list(run.run(lm, "shipped", rest, path))) == 3
-    assert run.missing(lm, "shipped", batches, path) == []
+    assert len(list(run.run(lm, None, rest, path))) == 3
+    assert run.missing(lm, None, batches, path) == []
     assert run.missing(lm, "another", batches, path) == batches
     path.write_text('{"x": 1}\n')
     with pytest.raises(RequestError, match="is not a file of `unmask bench`"):
-        run.missing(lm, "shipped", batches, path)
+        run.missing(lm, None, batches, path)
 
 
 def test_other_weights_under_the_same_name_are_another_model(lm):
     """Results of a folder do not count once it holds something else; the shipped model goes with the version."""
-    before = run.identity(run.environment(lm, "folder")), run.identity(run.environment(lm, "shipped"))
+    before = run.identity(run.environment(lm, "folder")), run.identity(run.environment(lm, None))
     weight = next(lm.denoiser.network.parameters())
     with torch.no_grad():
         weight += 1
-    after = run.identity(run.environment(lm, "folder")), run.identity(run.environment(lm, "shipped"))
+    after = run.identity(run.environment(lm, "folder")), run.identity(run.environment(lm, None))
     with torch.no_grad():
         weight -= 1
     assert (before[0] != after[0], before[1] == after[1]) == (True, True)
+
+
+def test_a_folder_called_as_the_shipped_model_is_a_folder(tmp_path, monkeypatch):
+    """Its weights count; those of the model that ships go with the version."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shipped").symlink_to(SHIPPED)
+    args = ("bench", "-p", "threshold", "--baseline", "-", "-t", "sudoku", "-n", 1, "--gen-length", 8, "-o", "r.jsonl")
+    for more in ((), ("--model", "shipped")):
+        fine(cli(*args, *more))
+    heads = [row for row in map(json.loads, Path("r.jsonl").read_text().splitlines()) if row["kind"] == "run"]
+    assert [(head["model"], "fingerprint" in head) for head in heads] == [("shipped", False), ("shipped", True)]
+    assert heads[0]["run"] != heads[1]["run"]
 
 
 # --- figures
@@ -429,6 +442,19 @@ def test_tables():
         found
     )
     assert len(table(found[:1], COLUMNS[:3]).splitlines()) == 3
+
+
+def test_curves_are_of_wrappers_around_one_policy():
+    """A wrapper around another policy, and a cache at another interval, is another decoder."""
+    specs = [("adaptive(threshold(tau=0.8))", "none"), ("adaptive(threshold)", "none"), ("adaptive", "none"),
+             ("adaptive(klass)", "none"), ("prophet(adaptive(klass))", "none"), ("threshold", "every(dual,4)"),
+             ("threshold(tau=0.5)", "every(dual,4)"), ("threshold", "every(dllm,4)"), ("plugged(a=1)", "none"),
+             ("plugged(a=2)", "none")]  # fmt: skip
+    rows = [line(p, c, 0, [1], [8], [n + 1], 1.0) for n, (p, c) in enumerate(specs)]
+    found = {name: n for name, n, _ in report.parallelism(summarise(tallies([RUN, *rows])))}
+    end = ", gen_length 64, t"
+    assert found == {f"adaptive(threshold){end}": 3, f"threshold + every(dual,4){end}": 2, f"plugged{end}": 2}
+    assert run.Setting("prophet(adaptive(klass))", "none", 8).family == "prophet(adaptive(klass))"
 
 
 def test_parallelism_needs_a_curve():

@@ -333,7 +333,7 @@ def test_commands_that_decode_share_their_options():
         {p.opts[0]: (p.opts, p.default) for p in commands[name].params if p.opts[0][0] == "-"}
         for name in ("generate", "infill")
     )
-    own = {"--gen-length", "--profile"}
+    own = {"--gen-length", "--profile", "--stop"}
     assert set(generate) - set(infill) == own
     assert list(infill.items())[1:] == [item for item in generate.items() if item[0] not in own]
     assert next(iter(infill)) == "--prompt"

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -289,16 +288,13 @@ def test_order_lengths_and_stop_strings():
     assert made.memory.speed()["t"]["requests"] == 4
 
 
-def test_control_tokens_as_stop_strings():
-    """Texts are without control tokens; a stop string that names one still stops there."""
-    made = lm()
-    result = made.lm.generate(problems("word_problem", "test", 1)[0].prompt, 32)[0]
-    name = made.text.pieces([made.prefix_token_id])[0]
-    assert made.text.decode(made.text.parse(name)) == ""
-    tokens = [*result.tokens[:3], made.prefix_token_id, *result.tokens[3:-1]]
-    stats = replace(result.stats, tokens=result.stats.tokens + 1)
-    assert made._cut(replace(result, tokens=tokens, stats=stats), [name]) == made.text.decode(tokens[:3])
-    assert made._cut(result, [name, ""]) == result.text
+def test_a_row_leaves_at_its_stop_string():
+    """What it costs is told of the tokens in front of it."""
+    made, prompt = lm(chat=True, policy="threshold(block_length=8)"), problems("word_problem", "test", 1)[0].prompt
+    texts = made.generate_until(asks("t", (prompt, {"until": ["<never>"]}), (prompt, {"until": ["", "Answer"]})), True)
+    assert texts[1] == texts[0][: texts[0].index("Answer")]
+    costs = sorted(made.memory.costs["t"], key=lambda cost: cost["tokens"])
+    assert costs[0]["nfe"] < costs[1]["nfe"] and costs[0]["tokens"] < costs[1]["tokens"]
 
 
 def test_sampling_as_the_task_says_and_as_the_command_says():

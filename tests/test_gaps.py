@@ -254,7 +254,7 @@ def test_unknown_names(model):
     for option in ({"gen_length": 3}, {"fixed": {0: 1}}, {"temprature": 1.0}):
         with pytest.raises(RequestError, match=f"infill has no option '{next(iter(option))}'; accepted are {accepted}"):
             model.infill("a[MASK]", **option)
-    with pytest.raises(RequestError, match=r"stream has no option 'prompt'; accepted are .*, banned, fixed$"):
+    with pytest.raises(RequestError, match=r"stream has no option 'prompt'; accepted are .*, banned, fixed, stop$"):
         model.stream("a", 4, prompt="b")
 
 

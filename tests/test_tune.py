@@ -12,7 +12,9 @@ import pytest
 from typer.testing import CliRunner
 
 import unmask
+from helpers import refused
 from llada_folder import write
+from unmask.api import SHIPPED
 from unmask.cli import app
 from unmask.core.errors import RequestError
 from unmask.measure import betting, candidates, profile, tune
@@ -233,10 +235,10 @@ def test_sets_are_disjoint_and_reproducible(tmp_path):
         assert (len(one), len(other)) == (10, 50) and not one & other
         again = candidates.sets(task, goal)
         assert [i.prompt for i in again.calibration.items] == [i.prompt for i in parts.calibration.items]
-        assert candidates.sets(task, candidates.Goal(0.05, 0.1, 10, 50, 32, seed=1)).ident != parts.ident
-    before = parts.ident
+        assert candidates.sets(task, candidates.Goal(0.05, 0.1, 10, 50, 32, seed=1)).search.split != parts.search.split
+    before = parts.search.split
     numbers(tmp_path / "p.jsonl", 80, answer="-")
-    assert candidates.sets(task, goal).ident != before  # other answers are another task
+    assert candidates.sets(task, goal).search.split != before  # other answers are another task
     assert parts.search.items[0].prompt != "0+1" or parts.search.items[1].prompt != "1+1"  # shuffled
 
 
@@ -410,6 +412,40 @@ def test_profile_of_another_model(tuned, tmp_path):
         unmask.profile(folder / "profile.json", unmask.load(other))
 
 
+def test_profile_and_what_it_was_not_made_for(tuned, tmp_path):
+    """Another dtype or name of the same weights: one line says so; another temperature is refused."""
+    file, own = tuned[0] / "profile.json", tuned[1]["dtype"]
+    other = "float64" if own == "float32" else "float32"
+    args = ("generate", "Hi", "--profile", file, "-n", 4)
+    assert run(*args).stderr == ""
+    (tmp_path / "moved").symlink_to(SHIPPED)
+    for more, said in ((["--dtype", other], f"dtype {own}, not {other}"),
+                       (["--model", tmp_path / "moved"], f"model shipped, not {tmp_path / 'moved'}")):  # fmt: skip
+        result = run(*args, *more)
+        assert result.exit_code == 0
+        assert result.stderr == f"warning: {file} was made with {said}; its guarantee is for that\n"
+    refused(run(*args, "--temperature", 0.5), "--profile is for temperature 0, got --temperature 0.5")
+
+
+def test_a_generator_of_reasoning_gym(tmp_path):
+    """Its problems are drawn, split and certified like those of a family; a profile says which version made them."""
+    file = tmp_path / "p.json"
+    small = ("--task", "gym:chain_sum", "--agreement", "--epsilon", 50, "--delta", 0.3, "--n-search", 2)
+    more = ("--n-calibration", 4, "-n", 8, "--batch-size", 4, "--objective", "nfe", "--candidate", "threshold|none")
+    result = run("tune", *small, *more, "-o", file, "--json")
+    assert (result.exit_code, result.stderr) == (0, "")
+    made = json.loads(result.stdout)
+    assert (made["task"], made["split"], made["vanilla_right"]) == ("gym:chain_sum", None, None)
+    assert made["candidates"][0]["search"]["n"] == 2
+    keys = [json.loads(line)["key"] for line in Path(f"{file}.ledger.jsonl").read_text().splitlines()[1:]]
+    assert {key["split"].split()[0] for key in keys} == {"search", "calibration"}
+    parts = candidates.sets("gym:chain_sum", candidates.Goal(0.5, 0.3, 2, 4, 8))
+    prompts = [item.prompt for part in (parts.search, parts.calibration) for item in part.items]
+    assert len(set(prompts)) == 6
+    assert all(item.check("") is False for item in parts.search.items)
+    refused(run("tune", "--task", "gym:absent", "-o", file), "gym:absent")
+
+
 @pytest.mark.parametrize("option", [("-p", "vanilla"), ("--cache", "none"), ("--policy", "slowfast")])
 def test_profile_and_its_parts_exclude_each_other(tuned, option):
     result = run("generate", "Hi", "--profile", tuned[0] / "profile.json", *option)
@@ -417,7 +453,15 @@ def test_profile_and_its_parts_exclude_each_other(tuned, option):
     assert result.stderr.startswith("error: --profile gives the ")
 
 
-GOOD = {"profile": 1, "model": "m", "fingerprint": "f", "policy": "vanilla", "cache": "none", "gen_length": 8}
+GOOD = {
+    "profile": 1,
+    "model": "m",
+    "fingerprint": "f",
+    "dtype": "float32",
+    "policy": "vanilla",
+    "cache": "none",
+    "gen_length": 8,
+}
 
 
 @pytest.mark.parametrize(
@@ -469,7 +513,7 @@ def test_a_profile_replaces_files_alone(tmp_path):
 @pytest.mark.parametrize("option", ["--output", "--trace"])
 def test_a_profile_is_not_written_over(option, tmp_path):
     file = tmp_path / "p.json"
-    profile.write(file, {"model": "m", "fingerprint": "f", "policy": "vanilla", "cache": "none", "gen_length": 8})
+    profile.write(file, GOOD)
     before = file.read_bytes()
     result = run("generate", "Hi", "--profile", file, option, file)
     assert (result.exit_code, result.stderr) == (2, f"error: {option} and --profile are the same file {file}\n")

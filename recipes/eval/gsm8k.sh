@@ -1,11 +1,6 @@
 #!/bin/sh
 # GSM8K. llada: 4 examples, dream: 8 in chain-of-thought form (scripts of 2506.10848, tables 1 and 2).
-set -eu
+llada="--tasks gsm8k --num-fewshot 4 --cache dllm(kp=15,kr=1,rho=0)"
+dream="--tasks gsm8k_cot --num-fewshot 8"
+instruct="--tasks gsm8k --policy vanilla(block_length=8) --gen-length 256"
 . "$(dirname "$0")/settings.sh"
-
-case $setting in
-llada) llada --tasks gsm8k --num-fewshot 4 --cache "dllm(kp=15,kr=1,rho=0)" "$@" ;;
-dream) dream --tasks gsm8k_cot --num-fewshot 8 "$@" ;;
-instruct) instruct --tasks gsm8k --policy "vanilla(block_length=8)" --gen-length 256 "$@" ;;
-*) usage "llada|dream|instruct" ;;
-esac

@@ -1,11 +1,6 @@
 #!/bin/sh
 # MATH. 4 examples (scripts of 2506.10848, tables 1 and 2).
-set -eu
+llada="--tasks minerva_math --num-fewshot 4 --cache dllm(kp=15,kr=1,rho=0)"
+dream="--tasks minerva_math --num-fewshot 4"
+instruct="--tasks minerva_math --policy vanilla(block_length=64) --gen-length 512"
 . "$(dirname "$0")/settings.sh"
-
-case $setting in
-llada) llada --tasks minerva_math --num-fewshot 4 --cache "dllm(kp=15,kr=1,rho=0)" "$@" ;;
-dream) dream --tasks minerva_math --num-fewshot 4 "$@" ;;
-instruct) instruct --tasks minerva_math --policy "vanilla(block_length=64)" --gen-length 512 "$@" ;;
-*) usage "llada|dream|instruct" ;;
-esac

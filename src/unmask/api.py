@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypedDict
 import torch
 
 from . import registry
-from .checks import TEXTS, as_batch, banned_ids, check_names, check_sampling, fixed_ids, integer, per_row
+from .checks import TEXTS, as_batch, banned_ids, check_names, check_sampling, fixed_ids, integer, per_row, stop_texts
 from .core.canvas import check_request
 from .core.errors import ModelError, RequestError
 from .core.heap import keep_freed
@@ -22,14 +22,17 @@ from .infill import lay_out
 from .models.denoiser import Denoiser
 from .models.weights import DTYPES, Checkpoint, load_denoiser
 from .results import Result, result_of
+from .stop import Stops
 from .text import Text
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 SHIPPED = Path(__file__).parent / "assets" / "tiny"
+SHIPPED_NAME = "shipped"  # in results, traces and profiles
 Prompt = str | Sequence[int] | Sequence[dict[str, str]]
 Banned = str | int | Sequence[str | int] | Sequence[Sequence[str | int]] | None
+Stop = str | Sequence[str] | None
 Fixed = Mapping[int, int] | Sequence[Mapping[int, int] | None] | None
 
 
@@ -49,6 +52,7 @@ class StreamOptions(Options, total=False):
     """What :meth:`Model.stream` takes besides."""
 
     fixed: Fixed
+    stop: Stop
 
 
 def load(path_or_id: str | Path | None = None, device: str = "auto", dtype: str = "auto") -> Model:
@@ -99,6 +103,7 @@ class Model:
         chat: bool | None = None,
         banned: Banned = None,
         fixed: Fixed = None,
+        stop: Stop = None,
     ) -> list[Result]:
         """Generate one response per prompt.
 
@@ -117,6 +122,9 @@ class Model:
             banned: tokens that are never said: ids, or texts of one token; a list for every prompt, or a list of lists.
             fixed: tokens of the response that are given, {position in the response: id}; one mapping for every prompt,
                 or a list of them. No end of text is said in front of them.
+            stop: texts that the responses end before, one or a list; the name of a control token stops at that token.
+                A row leaves as soon as one is complete with no mask before it; policies that take tokens back
+                (``wino``, ``saber``) and ``eos_stop=False`` decode on, and the text is cut.
 
         Returns:
             Results in the order of the prompts.
@@ -136,6 +144,7 @@ class Model:
             chat=chat,
             banned=banned,
             fixed=fixed,
+            stop=stop,
         )
         return self._all(requests, policy, cache, batch_size)
 
@@ -204,7 +213,10 @@ class Model:
             raise RequestError(f"batch_size must be at least 1, got {size}")
         how, keep = self._policy(policy), registry.cache(cache)
         check(how, requests, self.denoiser.spec)
-        return run(self.denoiser, keep, how, requests, size)
+        if self.text is None or not any(r.stop for r in requests):
+            return run(self.denoiser, keep, how, requests, size)
+        stops = Stops(self.text, requests, early=not getattr(how, "remasks", True))  # a policy needs no base class
+        return run(self.denoiser, keep, how, requests, size, stops)
 
     def requests(
         self,
@@ -219,6 +231,7 @@ class Model:
         chat: bool | None = None,
         banned: Banned = None,
         fixed: Fixed = None,
+        stop: Stop = None,
     ) -> list[Request]:
         """Check and encode prompts; see :meth:`generate`."""
         many = as_batch(prompts)
@@ -232,12 +245,15 @@ class Model:
         if wild:
             raise RequestError(f"seed must fit in 64 bits, got {wild[0]}")
         ids = [self._ids(i, p, chat) for i, p in enumerate(many)]
+        ends = stop_texts(stop)
+        if ends and self.text is None:
+            raise RequestError("stop: the model has no tokenizer.json, so that its responses have no text")
         never, given = banned_ids(banned, len(many), self._token), fixed_ids(fixed, len(many))
         for i, prompt in enumerate(ids):
             check_request(i, prompt, lengths[i], spec, given[i])
         same = float(temperature), float(top_p), min(top_k, spec.vocab)
         return [
-            Request(i, prompt, lengths[i], *same, seeds[i], eos_stop, never[i], given[i])
+            Request(i, prompt, lengths[i], *same, seeds[i], eos_stop, never[i], given[i], None, ends)
             for i, prompt in enumerate(ids)
         ]
 

@@ -103,6 +103,14 @@ def fixed_ids(fixed: Any, rows: int) -> list[dict[int, int]]:
     ]
 
 
+def stop_texts(stop: Any) -> tuple[str, ...]:
+    """Stop strings, from one or a list of them; None: there are none."""
+    given = [] if stop is None else [stop] if isinstance(stop, str) else stop
+    if not _is_list(given) or not all(isinstance(one, str) and one for one in given):
+        raise RequestError(f"stop must be a text that is not empty, or a list of them; got {stop!r:.80}")
+    return tuple(dict.fromkeys(given))
+
+
 def _is_list(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray))
 

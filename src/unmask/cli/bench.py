@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as _json
 import sys
 from collections import Counter, defaultdict
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,15 +16,35 @@ from ..core.errors import RequestError
 from . import options as o
 from .inputs import pair as one_pair
 from .outputs import check_writable
-from .progress import loading
+from .progress import Meter
 
 if TYPE_CHECKING:
+    from ..measure.problems import Source
     from ..measure.run import Batch, Setting
 
 _PAIR = "POLICY|CACHE"
 
 
+@dataclass(frozen=True)
+class Problems:
+    """What is decoded; see :func:`.options.takes`."""
+
+    task: Annotated[list[str] | None, typer.Option("--task", "-t", help=f"{o.TASKS}; repeatable.")] = None
+    n: Annotated[int, typer.Option("-n", min=1, help="Problems of each task.")] = 30
+    split: Annotated[str, typer.Option(help="Of the families that ship: valid to choose by, test to report.")] = "test"
+    seed: Annotated[int, typer.Option(min=0, help="Of the problems.")] = 0
+
+    def sources(self) -> list[Source]:
+        """The problems of each task."""
+        from ..measure.problems import source
+        from ..tasks import FAMILIES
+
+        return [source(name, self.n, self.split, self.seed) for name in dict.fromkeys(self.task or FAMILIES)]
+
+
+@o.takes()
 def bench(
+    *,
     policy: Annotated[
         list[str] | None, typer.Option("--policy", "-p", help="Repeatable; each with each cache.")
     ] = None,
@@ -34,20 +55,11 @@ def bench(
     baseline: Annotated[
         str, typer.Option(metavar=_PAIR, help="What the others are compared with; - for nothing.")
     ] = "vanilla|none",
-    task: Annotated[
-        list[str] | None,
-        typer.Option("--task", "-t", help="Family that ships, gym:NAME of reasoning-gym, or FILE.jsonl; repeatable."),
-    ] = None,
-    n: Annotated[int, typer.Option("-n", min=1, help="Problems of each task.")] = 30,
+    problems: Problems,
     gen_length: Annotated[list[int] | None, typer.Option(min=1, help="Repeatable; default 256.")] = None,
     batch_size: Annotated[list[int] | None, typer.Option(min=1, help="Repeatable; default 1.")] = None,
-    split: Annotated[str, typer.Option(help="Of the families that ship: valid to choose by, test to report.")] = "test",
-    seed: Annotated[int, typer.Option(min=0, help="Of the problems.")] = 0,
     temperature: o.Temperature = 0.0,
-    model: o.Model = None,
-    device: o.Device = "auto",
-    dtype: o.Dtype = "auto",
-    threads: Annotated[int, typer.Option(min=0, max=1024, help="CPU threads; 0: as many as torch takes.")] = 0,
+    where: o.Loading,
     output: Annotated[Path, typer.Option("--output", "-o", help="JSON lines; what it holds is not run again.")] = Path(
         "runs/bench.jsonl"
     ),
@@ -57,11 +69,8 @@ def bench(
 
     Every batch is on the disk before the next begins: after Ctrl-C, a crash or a kill the same command goes on.
     """
-    from .. import load
     from ..measure import lines, run
-    from ..measure.problems import source
     from ..measure.summary import summarise, tallies
-    from ..tasks import FAMILIES
 
     base = None if baseline == "-" else one_pair("--baseline", baseline)
     pairs = _pairs(policy, cache, pair, base)
@@ -69,20 +78,14 @@ def bench(
     settings = [run.Setting(p, c, length, size, stop, temperature) for length, size in shapes for p, c, stop in pairs]
     settings = list(dict.fromkeys(settings))
     check_writable(str(output), make=True, regular=True)
-    sources = [source(name, n, split, seed) for name in dict.fromkeys(task or FAMILIES)]
-    if threads:
-        import torch
-
-        torch.set_num_threads(threads)
-    with loading(model or "the shipped model"):
-        lm = load(model, device, dtype)
+    sources = problems.sources()
+    lm = where.load()
     run.check(lm, settings, sources)
     batches = run.order(settings, sources)
-    name = model or "shipped"
-    todo = run.missing(lm, name, batches, output)
-    _decode(run.run(lm, name, todo, output) if todo else iter(()), todo, len(batches), output)
+    todo = run.missing(lm, where.model, batches, output)
+    _decode(run.run(lm, where.model, todo, output) if todo else iter(()), todo, len(batches), output)
     wanted = {b.ident for b in batches}
-    here = run.identity(run.environment(lm, name))
+    here = run.identity(run.environment(lm, where.model))
     rows = [r for r in lines.read(output) if r["run"] == here and ("key" not in r or run.ident(r["key"]) in wanted)]
     found = sorted(tallies(rows), key=lambda t: settings.index(t.setting))
     _show(summarise(found, base), json)
@@ -131,42 +134,27 @@ def _show(figures: list[Any], as_json: bool) -> None:
 
 
 class Left:
-    """A bar over batches on a terminal, with the time left by what batches of the same setting and task have taken."""
+    """A bar over batches, with the time left by what batches of the same setting and task have taken."""
 
     def __init__(self, todo: list[Batch], total: int) -> None:
         self.waiting = Counter(map(_kind, todo))
         self.taken: dict[Any, list[float]] = defaultdict(list)
-        self.progress: Any = None
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-            parts = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[left]}"),
-            )
-            self.progress = Progress(*parts, console=Console(stderr=True), transient=True)
-            self.task = self.progress.add_task("batches", total=total, completed=total - len(todo), left="")
+        self.meter = Meter("left", description="batches", total=total, completed=total - len(todo))
 
     def __enter__(self) -> Left:
-        if self.progress:
-            self.progress.start()
+        self.meter.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self.progress:
-            self.progress.stop()
+        self.meter.stop()
 
     def add(self, batch: Batch, seconds: float) -> None:
         """One more is done."""
         kind = _kind(batch)
         self.waiting[kind] -= 1
         self.taken[kind].append(seconds)
-        if self.progress:
-            label = f"{batch.setting.label}, {batch.source.name}"
-            self.progress.update(self.task, advance=1, description=label[:60], left=f"{_clock(self.left())} left")
+        label = f"{batch.setting.label}, {batch.source.name}"
+        self.meter.update(advance=1, description=label[:60], left=f"{_clock(self.left())} left")
 
     def left(self) -> float:
         """Seconds, if kinds not seen yet take as long as the others do."""

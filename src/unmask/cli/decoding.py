@@ -14,7 +14,7 @@ import typer
 from ..core.errors import RequestError
 from .inputs import Form, Record, from_argument, from_file
 from .options import Decoding
-from .outputs import Results, Trace, check_writable, opened
+from .outputs import Results, Trace, check_distinct, check_writable, opened
 from .progress import loading
 
 if TYPE_CHECKING:
@@ -30,13 +30,10 @@ def check_files(options: Decoding) -> None:
         if getattr(options, name) == "":
             other = f" or - (standard {standard})" if standard else ""
             raise RequestError(f"--{name} is empty; expected the name of a file{other}")
-    seen: dict[Path, str] = {Path(options.batch).resolve(): "batch"} if options.batch not in (None, "-") else {}
-    for name in ("output", "trace", "picture"):
-        path = getattr(options, name)
-        if path is not None and (other := seen.setdefault(Path(path).resolve(), name)) != name:
-            raise RequestError(f"--{name} and --{other} are the same file {path}")
-        if path is not None:
-            check_writable(path)
+    made = {f"--{name}": getattr(options, name) for name in ("output", "trace", "picture")}
+    check_distinct({"--batch": None if options.batch == "-" else options.batch, **made})
+    for path in filter(None, made.values()):
+        check_writable(path)
     if options.picture is not None and Path(options.picture).suffix.lower() != ".svg":
         raise RequestError(f"--picture writes SVG; expected a name that ends in .svg, got {options.picture}")
 
@@ -68,16 +65,17 @@ def decode(
         raise RequestError("--animate needs --picture FILE.svg")
 
     from .. import load, registry
+    from ..api import SHIPPED_NAME
 
     chosen, kept = registry.policy(options.policy), registry.cache(options.cache)
-    with loading(options.model or "the shipped model"):
+    with loading(options.model):
         lm = load(options.model, options.device, options.dtype)
     if check:
         check(lm)
     requests = [_request(lm, record, i, make) for i, record in enumerate(records)]
     with _named(records):
         decoding = lm.run(requests, chosen, kept, options.batch_size)  # checks them all, decodes nothing yet
-    common = {"policy": str(chosen), "cache": str(kept), "model": options.model or "shipped"}
+    common = {"policy": str(chosen), "cache": str(kept), "model": options.model or SHIPPED_NAME}
     with ExitStack() as stack:
         batch = options.batch is not None
         file = stack.enter_context(opened(options.output))
@@ -124,7 +122,7 @@ def _display(lm: Model, requests: Sequence[Request], watch: bool, bar: bool) -> 
 
     if watch:
         return Watch(lm, requests)
-    return Bar(len(requests)) if bar and sys.stderr.isatty() else Display()
+    return Bar(len(requests)) if bar else Display()
 
 
 def _listen(

@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ..core.errors import RequestError
 from . import options as o
 from .outputs import check_writable
-from .progress import loading
 
 _Names = Annotated[str, typer.Option("--tasks", "-t", help="Names of tasks, groups or tags, with commas.")]
 _Include = Annotated[list[str] | None, typer.Option(metavar="DIR", help="Folder of own tasks; can be repeated.")]
@@ -28,24 +28,44 @@ _Chat = Annotated[bool, typer.Option("--chat", help="Apply the chat template.")]
 _System = Annotated[str | None, typer.Option(metavar="TEXT", help="System message.")]
 _Hot = Annotated[float | None, typer.Option(help="Of sampling; none: as the task says, else greedy.")]
 _TopP = Annotated[float | None, typer.Option(help="Nucleus filter in (0, 1]; none: as the task says.")]
-_Masks = Annotated[int, typer.Option("--mc-num", min=1, help="Most masks per continuation for likelihoods.")]
-_MaskRows = Annotated[int, typer.Option("--mc-batch-size", min=1, help="Most rows in a forward for likelihoods.")]
-_MaskSeed = Annotated[int, typer.Option("--mc-seed", min=0, max=o.SEEDS - 1, help="Of the masks.")]
-_Guidance = Annotated[float, typer.Option("--cfg", help="Classifier-free guidance of likelihoods; 0: off.")]
 
 
+@dataclass(frozen=True)
+class Likelihoods:
+    """How likelihoods are estimated; see :func:`.options.takes`."""
+
+    mc_num: Annotated[int, typer.Option(min=1, help="Most masks per continuation for likelihoods.")] = 128
+    mc_batch_size: Annotated[int, typer.Option(min=1, help="Most rows in a forward for likelihoods.")] = 32
+    mc_seed: Annotated[int, typer.Option(min=0, max=o.SEEDS - 1, help="Of the masks.")] = 0
+    cfg: Annotated[float, typer.Option(help="Classifier-free guidance of likelihoods; 0: off.")] = 0.0
+    no_greedy_check: Annotated[bool, typer.Option("--no-greedy-check", help="See docs/eval.md.")] = False
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """As :class:`unmask.evaluation.model.UnmaskLM` takes them."""
+        own = dict(vars(self))
+        return {"is_check_greedy": not own.pop("no_greedy_check"), **own}
+
+
+@dataclass(frozen=True)
+class Prompting:
+    """What is asked; see :func:`.options.takes`."""
+
+    limit: _Limit = None
+    num_fewshot: _Shots = None
+    gen_length: _Length = None
+    chat: _Chat = False
+    system: _System = None
+
+
+@o.takes()
 def evaluate(
     tasks: _Names,
     *,
     include_path: _Include = None,
-    model: o.Model = None,
     policy: o.Policy = "slowfast",
     cache: o.Cache = "none",
-    gen_length: _Length = None,
-    limit: _Limit = None,
-    num_fewshot: _Shots = None,
-    chat: _Chat = False,
-    system: _System = None,
+    prompting: Prompting,
     batch_size: o.BatchSize = 32,
     output: _Folder = None,
     resume: _Resume = False,
@@ -53,16 +73,11 @@ def evaluate(
     temperature: _Hot = None,
     top_p: _TopP = None,
     seed: o.Seed = 0,
-    mc_num: _Masks = 128,
-    mc_batch_size: _MaskRows = 32,
-    mc_seed: _MaskSeed = 0,
-    cfg: _Guidance = 0.0,
-    no_greedy_check: Annotated[bool, typer.Option("--no-greedy-check", help="See docs/eval.md.")] = False,
+    likelihoods: Likelihoods,
     add_bos_token: Annotated[bool, typer.Option("--add-bos-token", help="Begin every prompt with it.")] = False,
     no_eos_stop: Annotated[bool, typer.Option("--no-eos-stop", help="Fill all of a response.")] = False,
     run_unsafe_code: Annotated[bool, typer.Option("--run-unsafe-code", help="Run code the model has written.")] = False,
-    device: o.Device = "auto",
-    dtype: o.Dtype = "auto",
+    where: o.Loading,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only look up tasks, policy and cache.")] = False,
 ) -> None:
     """Score a model on tasks of lm-evaluation-harness, its own or those of a folder."""
@@ -84,39 +99,26 @@ def evaluate(
     ledger = run.prepare(folder, resume)
     from ..evaluation.model import UnmaskLM
 
-    with loading(model or "the shipped model"):
+    with where.begun():
         lm = UnmaskLM(
-            model,
+            where.model,
             policy,
             cache,
-            gen_length=gen_length or 256,
+            gen_length=prompting.gen_length or 256,
             batch_size=batch_size,
             temperature=temperature,
             top_p=top_p,
             seed=seed,
-            mc_num=mc_num,
-            mc_batch_size=mc_batch_size,
-            mc_seed=mc_seed,
-            cfg=cfg,
-            is_check_greedy=not no_greedy_check,
             add_bos_token=add_bos_token,
             eos_stop=not no_eos_stop,
-            device=device,
-            dtype=dtype,
+            device=where.device,
+            dtype=where.dtype,
             ledger=ledger,
+            **likelihoods.arguments,
         )
-    if chat and not lm.text.chat:
+    if prompting.chat and not lm.text.chat:
         raise RequestError(f"{lm.name} has no chat template; leave out --chat")
-    results = run.evaluate(
-        lm,
-        found,
-        num_fewshot=num_fewshot,
-        limit=limit,
-        gen_length=gen_length,
-        chat=chat,
-        system=system,
-        unsafe_code=run_unsafe_code,
-    )
+    results = run.evaluate(lm, found, **vars(prompting), unsafe_code=run_unsafe_code)
     if folder is not None:
         run.write(folder, results)
     print(run.dumps({k: v for k, v in results.items() if k != "samples"}) if json else run.tables(results))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,8 +12,10 @@ from ..core.errors import RequestError
 from .decoding import decode
 from .inputs import PROMPT
 from .options import Decoding, takes
+from .outputs import check_distinct
 
 if TYPE_CHECKING:
+    from ..api import Model
     from ..measure.profile import Profile
 
 _Text = Annotated[str | None, typer.Argument(metavar="[PROMPT|-]", help="The prompt; - reads it from standard input.")]
@@ -33,19 +35,20 @@ _Profile = Annotated[
 def generate(context: typer.Context, prompt: _Text = None, *, profile: _Profile = None, options: Decoding) -> None:
     """Generate a response to PROMPT, or to every prompt of a file."""
     tuned = _tuned(profile, context)
-    for name in ("output", "trace", "picture"):
-        if profile and (path := getattr(options, name)) and Path(path).resolve() == Path(profile).resolve():
-            raise RequestError(f"--{name} and --profile are the same file {path}")
     if tuned:
+        for name in ("output", "trace", "picture"):
+            check_distinct({"--profile": tuned.path, f"--{name}": getattr(options, name)})
         length = options.gen_length if _given(context, "gen_length") else tuned.gen_length
+        if options.temperature != 0:
+            raise RequestError(f"--profile is for temperature 0, got --temperature {options.temperature:g}")
         options = replace(options, policy=tuned.policy, cache=tuned.cache, gen_length=length)
-    common = {"gen_length": options.gen_length, **options.sampling}
+    common = {"gen_length": options.gen_length, "stop": options.stop, **options.sampling}
     decode(
         prompt,
         PROMPT,
         options,
         lambda lm, record: lm.requests([record.value], **{**common, **record.own}),
-        tuned.check if tuned else None,
+        (lambda lm: _check(tuned, lm, options.model)) if tuned else None,
     )
 
 
@@ -63,6 +66,15 @@ def _tuned(path: str | None, context: typer.Context) -> Profile | None:
     from ..measure.profile import read
 
     return read(path)
+
+
+def _check(tuned: Profile, lm: Model, name: str | None) -> None:
+    """Refuse other weights; warn of what else is not as it was tuned."""
+    from ..api import SHIPPED_NAME
+
+    tuned.check(lm)
+    if other := tuned.differences(lm, name or SHIPPED_NAME):
+        print(f"warning: {tuned.path} was made with {other}; its guarantee is for that", file=sys.stderr)
 
 
 def _given(context: typer.Context, name: str) -> bool:

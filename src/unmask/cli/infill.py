@@ -20,7 +20,7 @@ _Prompt = Annotated[str | None, typer.Option("--prompt", help="A user's message 
 
 
 @takes(
-    without=("gen_length",),
+    without=("gen_length", "stop"),
     batch="JSONL file of texts; - reads standard input.",
     no_eos_stop="Fill all of a gap at the end.",
     no_chat="Give --prompt without chat template.",

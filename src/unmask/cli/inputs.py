@@ -36,8 +36,9 @@ _KEYS = {
     "gen_length": "number",
     "seed": "number",
     "banned": "[texts and ids]",
+    "stop": "[texts]",
 }
-PROMPT = Form("prompt", ("gen_length", "seed", "banned"), spans=False)
+PROMPT = Form("prompt", ("gen_length", "seed", "banned", "stop"), spans=False)
 TEXT = Form("text", ("prompt", "seed", "banned"), spans=True)
 
 
@@ -148,6 +149,7 @@ _CHECKS = {
     "gen_length": _is_number(1, 1 << 31),
     "seed": _is_number(0, SEEDS),
     "banned": lambda value: value == [] or _all(value, lambda i: isinstance(i, str) or _is_int(i)),
+    "stop": lambda value: value == [] or _all(value, lambda i: isinstance(i, str) and i != ""),
 }
 _ACCEPTED = {
     "prompt": "text, a list of ids or a list of messages with the texts role and content",
@@ -155,4 +157,5 @@ _ACCEPTED = {
     "gen_length": "an integer of at least 1",
     "seed": "an integer of at least 0",
     "banned": "a list of texts and ids",
+    "stop": "a list of texts that are not empty",
 }

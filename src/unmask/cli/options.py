@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
 from .inputs import SEEDS
+from .progress import loading
+
+if TYPE_CHECKING:
+    from ..api import Model as Loaded
+
+TASKS = "Family that ships, gym:NAME of reasoning-gym, or FILE.jsonl with prompt and answer"
 
 Model = Annotated[str | None, typer.Option("--model", "-m", help="Folder or hub id; none: the shipped one.")]
 Policy = Annotated[str, typer.Option("--policy", "-p", help="See `unmask policies`.")]
@@ -28,12 +35,41 @@ Temperature = Annotated[float, typer.Option(help="Of sampling; 0 is greedy.")]
 TopP = Annotated[float, typer.Option(help="Nucleus filter in (0, 1]; 1: off.")]
 TopK = Annotated[int, typer.Option(help="Sample from the k likeliest; 0: off.")]
 Ban = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="A token never to be said; can be repeated.")]
+Stop = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="The response ends before it; can be repeated.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16, float64 or auto.")]
+Threads = Annotated[int, typer.Option(min=0, max=1024, help="CPU threads; 0: as many as torch takes.")]
 GenLength = Annotated[int, typer.Option("--gen-length", "-n", min=1, help="Tokens of the response.")]
 Batch = Annotated[str | None, typer.Option(help="JSONL file; - reads standard input.")]
 NoEosStop = Annotated[bool, typer.Option("--no-eos-stop", help="Fill everything.")]
 NoChat = Annotated[bool, typer.Option("--no-chat", help="No chat template.")]
+
+
+@dataclass(frozen=True)
+class Loading:
+    """Which model, where, and how; see :func:`takes`."""
+
+    model: Model = None
+    device: Device = "auto"
+    dtype: Dtype = "auto"
+    threads: Threads = 0
+
+    @contextmanager
+    def begun(self) -> Iterator[None]:
+        """Set the threads, and tell a terminal what is being read."""
+        if self.threads:
+            import torch
+
+            torch.set_num_threads(self.threads)
+        with loading(self.model):
+            yield
+
+    def load(self) -> Loaded:
+        """The model."""
+        from .. import load
+
+        with self.begun():
+            return load(self.model, self.device, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -57,6 +93,7 @@ class Decoding:
     top_p: TopP = 1.0
     top_k: TopK = 0
     ban: Ban = None
+    stop: Stop = None
     device: Device = "auto"
     dtype: Dtype = "auto"
     no_eos_stop: NoEosStop = False
@@ -77,37 +114,44 @@ class Decoding:
 
 
 def takes(*, without: tuple[str, ...] = (), **helps: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Decorate a command that has a parameter ``options: Decoding``: on the command line it has the fields instead.
+    """Decorate a command: a parameter that is a dataclass of options has its fields on the command line instead.
 
     Args:
         without: fields that it does not take.
         helps: what the help says of a field, where commands differ in that.
     """
-    annotations = get_type_hints(Decoding, include_extras=True)
-    taken = [f for f in fields(Decoding) if f.name not in without]
-    shared = [
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(command, eval_str=True)
+        kinds = {p.name: p.annotation for p in signature.parameters.values()}
+        groups: dict[str, Any] = {name: kind for name, kind in kinds.items() if is_dataclass(kind)}
+        shared = {name: _parameters(group, without, helps) for name, group in groups.items()}
+
+        @wraps(command)
+        def run(*args: Any, **given: Any) -> None:
+            made = {n: group(**{p.name: given.pop(p.name) for p in shared[n]}) for n, group in groups.items()}
+            command(*args, **given, **made)
+
+        flat = [own for p in signature.parameters.values() for own in shared.get(p.name, [p])]
+        vars(run)["__signature__"] = signature.replace(parameters=flat)
+        return run
+
+    return decorate
+
+
+def _parameters(group: Any, without: tuple[str, ...], helps: dict[str, str]) -> list[inspect.Parameter]:
+    """The fields of a dataclass as parameters by name."""
+    kinds = get_type_hints(group, include_extras=True)
+    return [
         inspect.Parameter(
             f.name,
             inspect.Parameter.KEYWORD_ONLY,
             default=f.default,
-            annotation=_helped(annotations[f.name], helps.get(f.name)),
+            annotation=_helped(kinds[f.name], helps.get(f.name)),
         )
-        for f in taken
+        for f in fields(group)
+        if f.name not in without
     ]
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        signature = inspect.signature(command, eval_str=True)
-        own = [p for p in signature.parameters.values() if p.name != "options"]
-
-        @wraps(command)
-        def run(*args: Any, **given: Any) -> None:
-            options = Decoding(**{f.name: given.pop(f.name) for f in taken})
-            command(*args, **given, options=options)
-
-        vars(run)["__signature__"] = signature.replace(parameters=[*own, *shared])
-        return run
-
-    return decorate
 
 
 def _helped(annotation: Any, text: str | None) -> Any:

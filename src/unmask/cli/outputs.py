@@ -53,6 +53,18 @@ def check_writable(path: str, make: bool = False, regular: bool = False) -> None
         raise RequestError(f"cannot write {path}: not a regular file")
 
 
+def check_distinct(files: Mapping[str, str | Path | None]) -> None:
+    """Refuse one file for two purposes; ``files`` by what messages call them, None: there is none.
+
+    Raises:
+        RequestError: names the two.
+    """
+    seen: dict[Path, str] = {}
+    for name, path in files.items():
+        if path is not None and (other := seen.setdefault(Path(path).resolve(), name)) != name:
+            raise RequestError(f"{name} and {other} are the same file {path}")
+
+
 @contextmanager
 def opened(path: str | None) -> Iterator[TextIO | None]:
     """A fresh text file, or None for no path.

@@ -19,15 +19,62 @@ _FRAME_SECONDS = 0.04  # the least time a step stays on the screen
 
 
 @contextmanager
-def loading(name: str) -> Iterator[None]:
-    """Tell a terminal that something large is being read."""
+def loading(model: str | None) -> Iterator[None]:
+    """Tell a terminal that a model is being read; None: the one that ships."""
     if not sys.stderr.isatty():
         yield
         return
     from rich.console import Console
 
-    with Console(stderr=True).status(f"loading {name}"):
+    with Console(stderr=True).status(f"loading {model or 'the shipped model'}"):
         yield
+
+
+class Meter:
+    """A progress bar on a terminal; elsewhere nothing.
+
+    Args:
+        columns: what stands behind the bar and its counts: "elapsed", "remaining", or the name of a field of text.
+        start: ``description``, ``total`` and ``completed`` to begin with.
+    """
+
+    def __init__(self, *columns: str, **start: Any) -> None:
+        self.progress: Any = None
+        if not sys.stderr.isatty():
+            return
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        times = {"elapsed": TimeElapsedColumn, "remaining": TimeRemainingColumn}
+        more = [times[name]() if name in times else TextColumn(f"{{task.fields[{name}]}}") for name in columns]
+        parts = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *more
+        self.progress = Progress(*parts, console=Console(stderr=True), redirect_stdout=False, transient=True)
+        self.task = self.progress.add_task(**{"description": "", **dict.fromkeys(columns, ""), **start})
+
+    def __enter__(self) -> Meter:
+        if self.progress:
+            self.progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+    def update(self, **changes: Any) -> None:
+        """Change ``description``, ``total``, ``completed`` (or ``advance`` by so many) and fields."""
+        if self.progress:
+            self.progress.update(self.task, **changes)
+
+    def stop(self) -> None:
+        """Take the bar away; may be called twice."""
+        if self.progress:
+            self.progress.stop()
 
 
 class Display:
@@ -59,24 +106,11 @@ class Bar(Display):
     """A progress bar over the prompts of a batch."""
 
     def __init__(self, total: int) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self.progress = Progress(
-            TextColumn("decoding"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[rate]}"),
-            console=Console(stderr=True),
-            redirect_stdout=False,
-            transient=True,
-        )
-        self.task = self.progress.add_task("", total=total, rate="")
+        self.meter = Meter("remaining", "rate", description="decoding", total=total)
         self.tokens, self.began = 0, time.perf_counter()
 
     def __enter__(self) -> Bar:
-        self.progress.start()
+        self.meter.__enter__()
         return self
 
     def add(self, step: Step, done: Mapping[int, Result]) -> None:
@@ -84,11 +118,11 @@ class Bar(Display):
         if done:
             self.tokens += sum(r.stats.tokens for r in done.values())
             rate = f"{self.tokens / (time.perf_counter() - self.began):.0f} tokens/s"
-            self.progress.update(self.task, advance=len(done), rate=rate)
+            self.meter.update(advance=len(done), rate=rate)
 
     def stop(self) -> None:
         """Take the bar away."""
-        self.progress.stop()
+        self.meter.stop()
 
 
 class Watch(Display):
@@ -124,7 +158,9 @@ class Watch(Display):
             self.tokens[row][at], self.steps[row][at] = self.lm.denoiser.spec.mask, -1
         if self.console.is_terminal:
             self._show(rows)
-        for row in done:
+        for row, result in done.items():
+            if self.requests[row].stop:  # nothing that was said behind it stays
+                self.tokens[row], self.steps[row] = result.tokens, result.steps
             self._keep(row)
 
     def _show(self, rows: Sequence[int]) -> None:

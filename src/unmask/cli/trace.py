@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..core.errors import RequestError
-from .outputs import check_writable, opened
+from .outputs import check_distinct, check_writable, opened
 
 trace = typer.Typer(
     help="Look at traces, the files that `unmask generate --trace` writes.",
@@ -42,8 +40,8 @@ def view(
 
     files = [file] if other is None else [file, other]
     if output != "-":
-        if Path(output).resolve() in [Path(name).resolve() for name in files]:
-            raise RequestError(f"--output and the trace are the same file {output}")
+        for name in files:
+            check_distinct({"the trace": name, "--output": output})
         check_writable(output)
     text = page([read(name, row) for name in files])
     if output == "-":

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json as _json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from itertools import combinations
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,93 +13,90 @@ import typer
 from ..core.errors import RequestError
 from . import options as o
 from .inputs import pair
-from .outputs import check_writable
-from .progress import loading
+from .outputs import check_distinct, check_writable
+from .progress import Meter
 
 if TYPE_CHECKING:
     from ..measure.candidates import Goal
-    from ..measure.tune import Outcome, Tell
+    from ..measure.tune import Outcome
 
-_Task = Annotated[
-    str, typer.Option(help="A family that ships, gym:NAME of reasoning-gym, or FILE.jsonl with prompt and answer.")
-]
 _Candidate = Annotated[
     list[str] | None,
     typer.Option(metavar="POLICY|CACHE", help="Search among these instead; can be repeated."),
 ]
-_Objective = Annotated[str, typer.Option(help="What speed is: tokens_per_second, nfe or positions.")]
-_Correction = Annotated[str, typer.Option(help="For many tests: fixed-sequence, or holm.")]
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What is wanted; see :func:`.options.takes`."""
+
+    agreement: Annotated[bool, typer.Option("--agreement", help="Loss is a text that differs; no answers.")] = False
+    epsilon: Annotated[float, typer.Option(help="Points below vanilla that are not to be reached.")] = 1.0
+    delta: Annotated[float, typer.Option(help="Tolerated chance that the result loses more.")] = 0.1
+    n_search: Annotated[int, typer.Option(min=1, help="Problems to search with.")] = 60
+    n_calibration: Annotated[int, typer.Option(min=1, help="Problems to certify with, at most.")] = 600
+    gen_length: Annotated[int, typer.Option("--gen-length", "-n", min=1, help="Tokens of a response.")] = 128
+    batch_size: Annotated[int, typer.Option(min=1, help="Problems decoded together.")] = 16
+    objective: Annotated[str, typer.Option(help="What speed is: tokens_per_second, nfe or positions.")] = (
+        "tokens_per_second"
+    )
+    correction: Annotated[str, typer.Option(help="For many tests: fixed-sequence, or holm.")] = "fixed-sequence"
+    seed: Annotated[int, typer.Option(min=0, max=o.SEEDS - 1, help="Of the problems and their split.")] = 0
+
+    def goal(self) -> Goal:
+        """As tuning takes it, checked."""
+        from ..measure.candidates import Goal
+
+        own = {**vars(self), "epsilon": self.epsilon / 100}
+        goal = Goal(target="agreement" if own.pop("agreement") else "accuracy", **own)
+        goal.check()
+        return goal
+
+
+@o.takes()
 def tune(
     *,
-    task: _Task,
-    agreement: Annotated[bool, typer.Option("--agreement", help="Loss is a text that differs; no answers.")] = False,
-    epsilon: Annotated[float, typer.Option(help="Points below vanilla that are not to be reached.")] = 1.0,
-    delta: Annotated[float, typer.Option(help="Tolerated chance that the result loses more.")] = 0.1,
-    n_search: Annotated[int, typer.Option(min=1, help="Problems to search with.")] = 60,
-    n_calibration: Annotated[int, typer.Option(min=1, help="Problems to certify with, at most.")] = 600,
-    gen_length: Annotated[int, typer.Option("--gen-length", "-n", min=1, help="Tokens of a response.")] = 128,
-    batch_size: Annotated[int, typer.Option(min=1, help="Problems decoded together.")] = 16,
+    task: Annotated[str, typer.Option(help=f"{o.TASKS}.")],
+    wanted: Wanted,
     candidate: _Candidate = None,
-    objective: _Objective = "tokens_per_second",
-    correction: _Correction = "fixed-sequence",
-    seed: Annotated[int, typer.Option(min=0, max=o.SEEDS - 1, help="Of the problems and their split.")] = 0,
     output: Annotated[str, typer.Option("--output", "-o", help="JSON file for the profile.")] = "profile.json",
     ledger: Annotated[str | None, typer.Option(help="Results, to resume from; default: OUTPUT.ledger.jsonl.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the profile and all candidates as JSON.")] = False,
-    model: o.Model = None,
-    device: o.Device = "auto",
-    dtype: o.Dtype = "auto",
+    where: o.Loading,
 ) -> None:
     """Find the fastest policy and cache that certainly lose less than EPSILON points against vanilla."""
-    from .. import load
     from ..measure import profile
-    from ..measure.candidates import GRID, Goal
+    from ..measure.candidates import GRID
     from ..measure.tune import describe
     from ..measure.tune import tune as run
 
-    goal = Goal(
-        epsilon / 100,
-        delta,
-        n_search,
-        n_calibration,
-        gen_length,
-        batch_size,
-        "agreement" if agreement else "accuracy",
-        objective,
-        correction,
-        seed,
-    )
-    goal.check()
+    goal = wanted.goal()
     path = Path(ledger or f"{output}.ledger.jsonl")
     _check_files(output, path, task)
     pairs = [_pair(text) for text in candidate] if candidate else GRID
-    with loading(model or "the shipped model"):
-        lm = load(model, device, dtype)
-    name = model or "shipped"
+    lm = where.load()
     try:
-        with _progress() as tell:
-            outcome = run(lm, name, task, pairs, goal, path, tell)
+        with Meter("elapsed") as meter:
+            outcome = run(
+                lm, where.model, task, pairs, goal, path,
+                lambda stage, done, of: meter.update(description=stage, completed=done, total=of),
+            )  # fmt: skip
     except KeyboardInterrupt:
         print(f"interrupted: the same command goes on from {path}", file=sys.stderr)
         raise typer.Exit(130) from None
-    made = describe(lm, name, task, goal, outcome)
+    made = describe(lm, where.model, task, goal, outcome)
     profile.write(output, made)
     if json:
         print(_json.dumps({**made, "candidates": _candidates(outcome)}, ensure_ascii=False, indent=2))
-    else:
-        _table(outcome, goal)
-        print(f"\n{made['policy']} with cache {made['cache']}: {made['speed']['against_vanilla']:.2f}x vanilla", end="")
-        print(f" ({objective}), in {output}\n{made['guarantee']}")
+        return
+    _table(outcome, goal)
+    print(f"\n{made['policy']} with cache {made['cache']}: {made['speed']['against_vanilla']:.2f}x vanilla", end="")
+    print(f" ({goal.objective}), in {output}\n{made['guarantee']}")
 
 
 def _check_files(output: str, ledger: Path, task: str) -> None:
     """Two files, neither the one of problems, and both can be written."""
-    named = {"--output": Path(output), "--ledger": ledger} | ({"--task": Path(task)} if task.endswith(".jsonl") else {})
-    for (one, path), (other, same) in combinations(named.items(), 2):
-        if path.resolve() == same.resolve():
-            raise RequestError(f"{one} and {other} are the same file {path}")
+    check_distinct({"--task": task if task.endswith(".jsonl") else None, "--ledger": ledger, "--output": output})
     check_writable(output, regular=True)
     check_writable(str(ledger), make=True, regular=True)
 
@@ -111,21 +106,6 @@ def _pair(text: str) -> tuple[str, str]:
     if not eos_stop:
         raise RequestError(f"--candidate: tuning is for responses that end early; leave out |full in {text!r}")
     return policy, cache
-
-
-@contextmanager
-def _progress() -> Iterator[Tell]:
-    """A bar on a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda stage, done, of: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=Console(stderr=True), redirect_stdout=False, transient=True) as progress:
-        bar = progress.add_task("")
-        yield lambda stage, done, of: progress.update(bar, description=stage, completed=done, total=of)
 
 
 def _candidates(outcome: Outcome) -> list[dict[str, Any]]:

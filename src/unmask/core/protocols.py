@@ -138,6 +138,11 @@ class PolicyBase(Configured):
         """Any order."""
         return False
 
+    @property
+    def remasks(self) -> bool:
+        """What is written stays."""
+        return False
+
     def check(self, prompt: Sequence[int], gen_length: int, spec: ModelSpec) -> None:
         """Any request will do."""
 
@@ -171,6 +176,10 @@ class Policy(Protocol):
         """Whether it only goes forward: then no text can be given behind a mask, and requests with fixed tokens are
         refused.
         """
+
+    @property
+    def remasks(self) -> bool:
+        """Whether it may turn what it has written into masks again. A policy need not have it: it may."""
 
     def check(self, prompt: Sequence[int], gen_length: int, spec: ModelSpec) -> None:
         """Refuse a request, given its prompt's ids and the length of its response; called for each before anything is
@@ -225,6 +234,11 @@ class Wrapper(PolicyBase):
     def left_to_right(self) -> bool:
         """The policy's."""
         return getattr(self.policy, "left_to_right", False)
+
+    @property
+    def remasks(self) -> bool:
+        """The policy's."""
+        return getattr(self.policy, "remasks", True)
 
     def check(self, prompt: Sequence[int], gen_length: int, spec: ModelSpec) -> None:
         """What the policy refuses."""

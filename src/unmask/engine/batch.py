@@ -13,7 +13,7 @@ from ..core.canvas import Canvas, ModelSpec, check_request
 from ..core.errors import RequestError
 from ..core.protocols import Cache, Policy, Sampling
 from ..models.denoiser import Denoiser
-from .loop import State, Step, decode, start
+from .loop import Look, State, Step, decode, start
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Request:
 
     ``banned`` ids are never said. ``fixed`` holds tokens of the response that are given, {position in the response:
     id}; an end of text is never said in front of the last of them. ``begin``: where on the canvas the row's text begins
-    (None: behind the prompt).
+    (None: behind the prompt). ``stop``: texts that the response ends before; see :mod:`unmask.stop`.
     """
 
     row: int
@@ -36,6 +36,7 @@ class Request:
     banned: Sequence[int] = ()
     fixed: Mapping[int, int] = field(default_factory=dict)
     begin: int | None = None
+    stop: tuple[str, ...] = ()
 
 
 def admit(model: Denoiser, cache: Cache, policy: Policy, requests: Sequence[Request]) -> State:
@@ -108,9 +109,16 @@ def _ids(values: Sequence[Sequence[int]], device: torch.device) -> Tensor:
 
 
 def run(
-    model: Denoiser, cache: Cache, policy: Policy, requests: Iterable[Request], batch_size: int
+    model: Denoiser,
+    cache: Cache,
+    policy: Policy,
+    requests: Iterable[Request],
+    batch_size: int,
+    look: Look = lambda state, event: (state, event),
 ) -> Iterator[tuple[State, Step]]:
     """Decode requests, at most ``batch_size`` at a time; as rows leave, the next requests enter.
+
+    ``look``: see :func:`unmask.engine.loop.decode`.
 
     Yields:
         As :func:`unmask.engine.loop.decode`.
@@ -121,4 +129,4 @@ def run(
         fresh = [waiting.popleft() for _ in range(min(batch_size - rows, len(waiting)))]
         return admit(model, cache, policy, fresh) if fresh else None
 
-    return decode(model, cache, policy, None, enter)
+    return decode(model, cache, policy, None, enter, look)

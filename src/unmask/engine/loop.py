@@ -31,6 +31,7 @@ class Record:
         committed_at: ``[B, T]`` the row's forward (from 0) that committed each position; -1 elsewhere.
         confidence: ``[B, T]`` with which it was committed; 0 elsewhere.
         born: ``[B]`` seconds, clock reading when the row was admitted.
+        over: ``[B]`` characters of the last token that belong to a stop string, not to the text.
     """
 
     row: Tensor
@@ -40,6 +41,7 @@ class Record:
     committed_at: Tensor
     confidence: Tensor
     born: Tensor
+    over: Tensor
 
     @staticmethod
     def start(canvas: Canvas, row: Tensor, begin: Tensor) -> Record:
@@ -53,6 +55,7 @@ class Record:
             torch.full_like(canvas.tokens, -1),
             torch.zeros(canvas.tokens.shape, device=zero.device),
             torch.full(zero.shape, time.perf_counter(), dtype=torch.float64, device=zero.device),
+            zero,
         )
 
     def after(self, update: Update, confidence: Tensor, work: Tensor) -> Record:
@@ -132,6 +135,9 @@ class Step:
         return list(zip(self.row[at].tolist(), position.tolist(), strict=True))
 
 
+Look = Callable[[State, Step], tuple[State, Step]]
+
+
 def start(
     model: Denoiser,
     cache: Cache,
@@ -194,6 +200,7 @@ def decode(
     policy: Policy,
     state: State | None,
     admit: Callable[[int], State | None] = lambda rows: None,
+    look: Look = lambda state, event: (state, event),
 ) -> Iterator[tuple[State, Step]]:
     """Decode rows until none is left; a row leaves the batch with the step that finishes it.
 
@@ -201,6 +208,7 @@ def decode(
         model, cache, policy: any of each.
         state: the rows to begin with, from :func:`start`; None: wait for ``admit``.
         admit: called before each forward with the number of rows in the batch; the state of rows that enter, or None.
+        look: called after each step with what it has led to; may finish rows, and returns both as they are then.
 
     Yields:
         The state after each step, finished rows included, and the step. ``Step.finished`` names them.
@@ -214,7 +222,7 @@ def decode(
             state = fresh if state is None else append(state, fresh)
         if state is None:
             return
-        state, event = step(model, cache, policy, state, index)
+        state, event = look(*step(model, cache, policy, state, index))
         yield state, event
         state = _remaining(policy, state, event)
 

@@ -17,19 +17,17 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, warni
 from tqdm import tqdm
 
 from .. import __version__, registry
-from ..api import Model, load
+from ..api import SHIPPED_NAME, Model, load
 from ..checks import check_sampling, integer
 from ..core.errors import ModelError, RequestError
 from ..engine.batch import Request
 from ..measure.run import environment
-from ..results import Result
 from ..text import Text
 from .bound import Pair, bounds, greedy
 from .memory import Memory, hash_of
 
 _LOG = logging.getLogger("lm_eval.unmask")
 _GENERATION = {"do_sample", "until", "max_gen_toks", "temperature", "top_p", "top_k"}
-_SHIPPED = "shipped"
 AUTO_BATCH = 32
 
 
@@ -41,7 +39,6 @@ class Job:
     task: str
     arguments: tuple[Any, ...]
     request: Request
-    until: tuple[str, ...]
     key: str
 
 
@@ -107,7 +104,7 @@ class UnmaskLM(TemplateLM):  # type: ignore[misc]
         self.check_greedy, self.chat, self.add_bos = is_check_greedy, chat, add_bos_token
         self.eos_stop = eos_stop
         self.policy, self.cache = registry.policy(policy), registry.cache(cache)
-        self.name = pretrained or _SHIPPED
+        self.name = pretrained or SHIPPED_NAME
         self.lm: Model = load(pretrained, device, dtype)
         if self.lm.text is None:
             raise ModelError(f"{self.name} has no tokenizer.json; tasks are texts")
@@ -117,7 +114,7 @@ class UnmaskLM(TemplateLM):  # type: ignore[misc]
         if add_bos_token and self.text.bos is None:
             raise RequestError(f"the tokenizer of {self.name} has no begin-of-text token; leave out add_bos_token")
         self.templated = False
-        self.memory = Memory(None if ledger is None else Path(ledger), environment(self.lm, self.name))
+        self.memory = Memory(None if ledger is None else Path(ledger), environment(self.lm, pretrained))
 
     @classmethod
     def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> UnmaskLM:
@@ -197,7 +194,7 @@ class UnmaskLM(TemplateLM):  # type: ignore[misc]
     # --- generation
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """Responses in the order of the requests, each cut at its first stop string."""
+        """Responses in the order of the requests, each up to its first stop string."""
         seen: Counter[str] = Counter()
         jobs = [self._job(i, request, seen) for i, request in enumerate(requests)]
         found: dict[int, str] = {}
@@ -240,11 +237,12 @@ class UnmaskLM(TemplateLM):  # type: ignore[misc]
                 top_k=top_k,
                 seed=seed,
                 eos_stop=self.eos_stop,
+                stop=[one for one in asked["until"] if one],
             )
         except RequestError as error:
             raise RequestError(f"{where}: {error.what}") from None
         key = hash_of(["generate_until", __version__, str(self.policy), str(self.cache), *what, seed * hot])
-        return Job(index, task, request.args, replace(made, row=index), tuple(asked["until"]), key)
+        return Job(index, task, request.args, replace(made, row=index), key)
 
     def _context(self, text: str) -> list[int]:
         if self.chat:
@@ -270,21 +268,10 @@ class UnmaskLM(TemplateLM):  # type: ignore[misc]
         for state, step in self.lm.run([job.request for job in order], self.policy, self.cache, self.batch_size):
             for row, result in (self.lm.results(state) if step.finished else {}).items():
                 job, stats = by_row[row], result.stats
-                text = self._cut(result, job.until)
                 cost = {"nfe": stats.nfe, "tokens": stats.tokens, "positions": round(stats.positions, 1)}
-                self.memory.keep(job.task, job.key, text, cost)
-                self.cache_hook.add_partial("generate_until", job.arguments, text)
-                yield row, text
-
-    def _cut(self, result: Result, until: Sequence[str]) -> str:
-        """The text before the first stop string; one that names a control token stops at that token."""
-        end = result.stats.tokens
-        for stop in until:
-            ids = self.text.parse(stop) if stop else []
-            if len(ids) == 1 and not self.text.decode(ids) and ids[0] in result.tokens[:end]:
-                end = result.tokens.index(ids[0])
-        text = result.text if end == result.stats.tokens else self.text.decode(result.tokens[:end])
-        return text[: min([text.index(stop) for stop in until if stop and stop in text], default=None)]
+                self.memory.keep(job.task, job.key, result.text, cost)
+                self.cache_hook.add_partial("generate_until", job.arguments, result.text)
+                yield row, result.text
 
     # --- likelihoods
 

@@ -93,6 +93,11 @@ class Goal:
                 f"and about {2 * needed} for settings that lose a few"
             )
 
+    @property
+    def vanilla(self) -> Setting:
+        """What candidates are compared with."""
+        return Setting(*REFERENCE, self.gen_length, self.batch_size)
+
     def level(self, tests: int) -> float:
         """Of each test."""
         return self.delta / tests if self.correction == "holm" else self.delta
@@ -100,11 +105,10 @@ class Goal:
 
 @dataclass(frozen=True)
 class Sets:
-    """Problems of a task, in two disjoint parts; ``ident`` names their content and order."""
+    """Problems of a task, in two disjoint parts; their ``split`` names the content and order of both."""
 
     search: Source
     calibration: Source
-    ident: str
 
 
 def sets(task: str, goal: Goal) -> Sets:
@@ -128,8 +132,7 @@ def sets(task: str, goal: Goal) -> Sets:
     content += (found.split or "").encode()
     ident = f"{goal.n_search}+{goal.n_calibration} {hashlib.sha256(content).hexdigest()[:12]}"
     parts = {"search": items[: goal.n_search], "calibration": items[goal.n_search :]}
-    search, calibration = (Source(task, own, f"{name} {ident}", goal.seed) for name, own in parts.items())
-    return Sets(search, calibration, ident)
+    return Sets(**{name: Source(task, own, f"{name} {ident}", goal.seed) for name, own in parts.items()})
 
 
 def settings(pairs: Sequence[tuple[str, str]], goal: Goal, lm: Model, parts: Sets) -> list[Setting]:
@@ -147,7 +150,7 @@ def settings(pairs: Sequence[tuple[str, str]], goal: Goal, lm: Model, parts: Set
     for policy, cache in pairs:
         lm.run(requests, policy, cache)
         one = Setting(str(registry.policy(policy)), str(registry.cache(cache)), goal.gen_length, goal.batch_size)
-        if (one.policy, one.cache) != REFERENCE:
+        if one != goal.vanilla:
             made[one] = None
     if not made:
         raise RequestError("vanilla without a cache is what candidates are compared with; give another candidate")
@@ -160,7 +163,7 @@ Row = dict[str, Any]
 class Decoder:
     """Decodes batches; what the ledger holds of them is not decoded again."""
 
-    def __init__(self, lm: Model, name: str, path: Path) -> None:
+    def __init__(self, lm: Model, name: str | None, path: Path) -> None:
         """Read the ledger.
 
         Raises:

@@ -58,7 +58,7 @@ def pareto(figures: Sequence[Figures], speed: str = "rate") -> bytes:
     plt = _pyplot()
     from matplotlib.lines import Line2D
 
-    names = list(dict.fromkeys(f.setting.policy.partition("(")[0] for f in figures))
+    names = list(dict.fromkeys(f.setting.family for f in figures))
     caches = list(dict.fromkeys(f.setting.cache for f in figures))
     shade = {name: plt.get_cmap("tab10" if len(names) <= 10 else "tab20")(i % 20) for i, name in enumerate(names)}
     mark = {cache: _MARKERS[i % len(_MARKERS)] for i, cache in enumerate(caches)}
@@ -68,7 +68,7 @@ def pareto(figures: Sequence[Figures], speed: str = "rate") -> bytes:
     for f in figures:
         low, high = (abs(100 * (edge - f.accuracy)) for edge in f.interval)
         axes.errorbar(getattr(f, speed), 100 * f.accuracy, yerr=[[low], [high]], fmt=mark[f.setting.cache], ms=6,
-                      color=shade[f.setting.policy.partition("(")[0]], elinewidth=0.7, alpha=0.9)  # fmt: skip
+                      color=shade[f.setting.family], elinewidth=0.7, alpha=0.9)  # fmt: skip
     axes.set(xscale="log", xlabel=SPEEDS[speed], ylabel="accuracy, %")
     handles = [Line2D([], [], color=shade[n], marker="o", ls="", label=n) for n in names]
     handles += [Line2D([], [], color="0.3", marker=mark[c], ls="", label=c) for c in caches]

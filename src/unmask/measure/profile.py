@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..api import Model
 
 VERSION = 1
-_KEYS: dict[str, type] = {"model": str, "fingerprint": str, "policy": str, "cache": str, "gen_length": int}
+_KEYS: dict[str, type] = {**dict.fromkeys(("model", "fingerprint", "dtype", "policy", "cache"), str), "gen_length": int}
 _SAMPLES = 64  # values of each weight that a fingerprint looks at
 
 
@@ -30,6 +30,7 @@ class Profile:
         path: where it was read.
         model: name of the model it was made with.
         fingerprint: of that model's weights.
+        dtype: that these had.
         policy, cache: specs.
         gen_length: response length in tokens that it was made for.
     """
@@ -37,6 +38,7 @@ class Profile:
     path: str
     model: str
     fingerprint: str
+    dtype: str
     policy: str
     cache: str
     gen_length: int
@@ -51,6 +53,13 @@ class Profile:
             raise RequestError(
                 f"{self.path} is a profile of another model ({self.model}); its guarantee does not hold for this one"
             )
+
+    def differences(self, lm: Model, name: str) -> str:
+        """What is not as the guarantee says, though the weights are the same, in words; "" when nothing is."""
+        now = {"model": name, "dtype": str(lm.denoiser.network.dtype).removeprefix("torch.")}
+        return ", ".join(
+            f"{key} {getattr(self, key)}, not {own}" for key, own in now.items() if own != getattr(self, key)
+        )
 
 
 def profile(path: str | Path, model: Model) -> dict[str, Any]:
@@ -90,11 +99,9 @@ def read(path: str | Path) -> Profile:
     if data["profile"] != VERSION:
         raise RequestError(f"{path}: profile version {data['profile']!r:.20}; this unmask reads version {VERSION}")
     for key, kind in _KEYS.items():
-        if type(data.get(key)) is not kind or data[key] in ("", 0):
+        if type(data.get(key)) is not kind or (not data[key] if kind is str else data[key] < 1):
             wanted = "a text" if kind is str else "an integer of at least 1"
             raise RequestError(f"{path}: {key} must be {wanted}, got {data.get(key)!r:.40}")
-    if data["gen_length"] < 1:
-        raise RequestError(f"{path}: gen_length must be an integer of at least 1, got {data['gen_length']}")
     try:
         registry.policy(data["policy"]), registry.cache(data["cache"])
     except SpecError as error:

@@ -49,13 +49,14 @@ def load(paths: Sequence[Path]) -> list[dict[str, Any]]:
 def parallelism(figures: Sequence[Figures]) -> list[tuple[str, int, float]]:
     """Label, number of settings and accuracy under parallelism of each policy with each cache and length.
 
-    The points of one curve are the settings of one policy (thresholds, counts); those of a single setting are left out.
+    The points of one curve are the settings of one policy (thresholds, counts), or of one wrapper around one policy;
+    those of a single setting are left out.
     """
     curves: dict[tuple[str, str], dict[float, float]] = defaultdict(dict)
     more = namer(figures, "L", "task")
     for f in (f for f in figures if f.setting.eos_stop):
         s = f.setting
-        name = f"{replace(s, policy=s.policy.partition('(')[0]).label}, gen_length {s.gen_length}{more(f)}"
+        name = f"{replace(s, policy=s.family).label}, gen_length {s.gen_length}{more(f)}"
         curves[name, f.task][f.tpf] = 100 * f.accuracy
     best = {task: max(100 * f.accuracy for f in figures if f.task == task) for task in {f.task for f in figures}}
     found = [

@@ -13,18 +13,16 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from .. import __version__
-from ..core.errors import RequestError
+from .. import __version__, registry
+from ..api import SHIPPED_NAME, Model
+from ..core.errors import RequestError, SpecError
 from . import ledger, lines
 from .problems import Source
 from .profile import fingerprint
-
-if TYPE_CHECKING:
-    from ..api import Model
 
 
 @dataclass(frozen=True)
@@ -45,6 +43,19 @@ class Setting:
     batch_size: int = 1
     eos_stop: bool = True
     temperature: float = 0.0
+
+    @property
+    def family(self) -> str:
+        """The policy without its parameters, but with the policies inside: ``prophet(threshold)``."""
+        try:
+            made: Any = registry.policy(self.policy)
+        except SpecError:  # of a plug-in or a version that is not here
+            return self.policy.partition("(")[0]
+        names = []
+        while made is not None:
+            names.append(made.name)
+            made = getattr(made, "policy", None)
+        return "(".join(names) + ")" * (len(names) - 1)
 
     @property
     def label(self) -> str:
@@ -131,7 +142,7 @@ def held(path: Path, run: str) -> dict[str, dict[str, Any]]:
     return {ident(row["key"]): row for row in rows}
 
 
-def missing(lm: Model, model: str, batches: Sequence[Batch], path: Path) -> list[Batch]:
+def missing(lm: Model, model: str | None, batches: Sequence[Batch], path: Path) -> list[Batch]:
     """The batches that the file does not hold for this environment.
 
     Raises:
@@ -141,7 +152,7 @@ def missing(lm: Model, model: str, batches: Sequence[Batch], path: Path) -> list
     return [b for b in batches if b.ident not in have]
 
 
-def run(lm: Model, model: str, batches: Sequence[Batch], path: Path) -> Iterator[dict[str, Any]]:
+def run(lm: Model, model: str | None, batches: Sequence[Batch], path: Path) -> Iterator[dict[str, Any]]:
     """Decode batches; yields the line of each, which is on the disk by then.
 
     A line of kind ``run`` with environment, commit and command comes first. Each setting decodes a first problem
@@ -159,7 +170,7 @@ def run(lm: Model, model: str, batches: Sequence[Batch], path: Path) -> Iterator
         yield row
 
 
-def header(lm: Model, model: str) -> dict[str, Any]:
+def header(lm: Model, model: str | None) -> dict[str, Any]:
     """The line that says what the lines after it ran on, and by which command."""
     here = environment(lm, model)
     return {
@@ -222,15 +233,15 @@ def _requests(lm: Model, setting: Setting, source: Source, first: int, n: int) -
                        seed=list(range(first, first + n)))  # fmt: skip
 
 
-def environment(lm: Model, model: str) -> dict[str, Any]:
+def environment(lm: Model, model: str | None) -> dict[str, Any]:
     """What figures depend on beside setting and problems: model, device, dtype, threads, versions.
 
-    The model that ships goes with the version; of others the weights count, for a folder can hold new ones.
+    The model that ships (None) goes with the version; of others the weights count, for a folder can hold new ones.
     """
     network = lm.denoiser.network
     return {
-        "model": model,
-        **({} if model == "shipped" else {"fingerprint": fingerprint(lm)}),
+        "model": model or SHIPPED_NAME,
+        **({"fingerprint": fingerprint(lm)} if model else {}),
         "device": device_name(network.device),
         "dtype": str(network.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),

@@ -91,17 +91,16 @@ def search(decoder: Decoder, goal: Goal, candidates: Sequence[Setting], problems
     Returns:
         All of them, with what was seen of each.
     """
-    vanilla = Setting(*REFERENCE, goal.gen_length, goal.batch_size)
-    rows: dict[Setting, Rows] = {s: [] for s in (vanilla, *candidates)}
+    rows: dict[Setting, Rows] = {s: [] for s in (goal.vanilla, *candidates)}
     alive = list(candidates)
     found: dict[Setting, Found] = {}
     count, timed = len(problems.items), goal.objective == "tokens_per_second"
     for first in range(0, count, goal.batch_size):
-        turn = random.Random(f"{goal.seed} {first}").sample([vanilla, *alive], len(alive) + 1)
+        turn = random.Random(f"{goal.seed} {first}").sample([goal.vanilla, *alive], len(alive) + 1)
         for index, setting in enumerate(turn):
             tell("searching", first * len(turn) + index * min(goal.batch_size, count - first), count * len(turn))
             rows[setting].append(decoder(setting, problems, first, timed))
-        found |= {s: compare(goal, s, rows[vanilla], rows[s]) for s in alive}
+        found |= {s: compare(goal, s, rows[goal.vanilla], rows[s]) for s in alive}
         alive = [s for s in alive if not _falls_back(found[s], [found[o] for o in alive], goal.epsilon)]
     return [found[s] for s in candidates]
 
@@ -163,7 +162,6 @@ def certify(decoder: Decoder, goal: Goal, ranked: Sequence[Found], problems: Sou
     Returns:
         Those that were tested. The chance that any of those that passed loses epsilon or more is delta at most.
     """
-    vanilla = Setting(*REFERENCE, goal.gen_length, goal.batch_size)
     tested: list[Tested] = []
     for index, found in enumerate(ranked):
         plan = betting.plan(goal.epsilon, goal.level(len(ranked)), len(problems.items), goal.target == "accuracy")
@@ -171,7 +169,7 @@ def certify(decoder: Decoder, goal: Goal, ranked: Sequence[Found], problems: Sou
         outcome = betting.verdict(plan, seen)
         while not outcome.over:
             tell(f"testing {index + 1} of {len(ranked)}", len(seen), len(problems.items))
-            pair = [[decoder(s, problems, len(seen))] for s in (vanilla, found.setting)]
+            pair = [[decoder(s, problems, len(seen))] for s in (goal.vanilla, found.setting)]
             seen += losses(goal.target, *pair)
             outcome = betting.verdict(plan, seen)
         own = seen[: outcome.seen]
@@ -216,7 +214,7 @@ class Outcome:
 
 def tune(
     lm: Model,
-    name: str,
+    name: str | None,
     task: str,
     pairs: Sequence[tuple[str, str]],
     goal: Goal,
@@ -226,7 +224,7 @@ def tune(
     """Search, then certify.
 
     Args:
-        lm, name: the model.
+        lm, name: the model, and the folder or id it was loaded from; None: it ships.
         task: see :func:`.problems.source`.
         pairs: candidates, as (policy, cache) specs.
         goal: what is wanted.
@@ -242,12 +240,11 @@ def tune(
     decoder = Decoder(lm, name, path)
     found = search(decoder, goal, candidates, parts.search, tell)
     tested = certify(decoder, goal, front(found, goal), parts.calibration, tell)
-    vanilla = Setting(*REFERENCE, goal.gen_length, goal.batch_size)
-    rows = [decoder(vanilla, parts.search, first) for first in range(0, goal.n_search, goal.batch_size)]
+    rows = [decoder(goal.vanilla, parts.search, first) for first in range(0, goal.n_search, goal.batch_size)]
     return Outcome(sum(chain(*(r["correct"] for r in rows))), found, tested)
 
 
-def describe(lm: Model, name: str, task: str, goal: Goal, outcome: Outcome) -> dict[str, Any]:
+def describe(lm: Model, name: str | None, task: str, goal: Goal, outcome: Outcome) -> dict[str, Any]:
     """What a profile says; see ``docs/tune.md``."""
     one = outcome.chosen
     policy, cache = (one.found.setting.policy, one.found.setting.cache) if one else REFERENCE

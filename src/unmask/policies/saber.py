@@ -39,6 +39,7 @@ class Saber(PolicyBase):
 
     name = "saber"
     paper = "arXiv 2510.18165"
+    remasks = True
 
     n: int = param(2, "positions committed at least", ge=1)
     mu: float = param(8.0, "of so many drafts one is taken back", ge=1)

@@ -37,6 +37,7 @@ class Wino(PolicyBase):
     name = "wino"
     paper = "arXiv 2507.18578"
     threshold = "tau_in"
+    remasks = True
 
     tau_in: float = param(0.6, "a token above this confidence is drafted", ge=0, le=2)
     tau_out: float = param(0.9, "a token that its probe gives less than this is taken back", ge=0, le=1)
