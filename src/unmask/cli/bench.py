@@ -47,6 +47,7 @@ def bench(
     model: o.Model = None,
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
+    compile: o.Compile = False,
     threads: Annotated[int, typer.Option(min=0, max=1024, help="CPU threads; 0: as many as torch takes.")] = 0,
     output: Annotated[Path, typer.Option("--output", "-o", help="JSON lines; what it holds is not run again.")] = Path(
         "runs/bench.jsonl"
@@ -75,7 +76,7 @@ def bench(
 
         torch.set_num_threads(threads)
     with loading(model or "the shipped model"):
-        lm = load(model, device, dtype)
+        lm = load(model, device, dtype, compile)
     run.check(lm, settings, sources)
     batches = run.order(settings, sources)
     name = model or "shipped"

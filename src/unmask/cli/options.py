@@ -30,6 +30,7 @@ TopK = Annotated[int, typer.Option(help="Sample from the k likeliest; 0: off.")]
 Ban = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="A token never to be said; can be repeated.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16, float64 or auto.")]
+Compile = Annotated[bool, typer.Option("--compile", help="Compile parts of the model; the first forwards take long.")]
 GenLength = Annotated[int, typer.Option("--gen-length", "-n", min=1, help="Tokens of the response.")]
 Batch = Annotated[str | None, typer.Option(help="JSONL file; - reads standard input.")]
 NoEosStop = Annotated[bool, typer.Option("--no-eos-stop", help="Fill everything.")]
@@ -59,6 +60,7 @@ class Decoding:
     ban: Ban = None
     device: Device = "auto"
     dtype: Dtype = "auto"
+    compile: Compile = False
     no_eos_stop: NoEosStop = False
     no_chat: NoChat = False
 

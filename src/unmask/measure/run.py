@@ -234,6 +234,7 @@ def environment(lm: Model, model: str) -> dict[str, Any]:
         "device": device_name(network.device),
         "dtype": str(network.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
+        **({"compile": True} if network.kernels.compiled else {}),
         "torch": torch.__version__,
         "unmask": __version__,
     }
