@@ -15,7 +15,6 @@ from .progress import loading
 
 if TYPE_CHECKING:
     from ..measure.speed import Figure
-    from ..models.denoiser import Denoiser
 
 _Length = Annotated[list[int] | None, typer.Option(min=2, help="Positions of a canvas; repeatable; 64, 256, 1024.")]
 _BatchSize = Annotated[list[int] | None, typer.Option(min=1, help="Rows; repeatable; default 1.")]
@@ -80,7 +79,7 @@ def speed(
         raise typer.Exit(130) from None
 
 
-def _open(name: str, shape: str | None, model: str | None, device: str, dtype: str) -> Denoiser:
+def _open(name: str, shape: str | None, model: str | None, device: str, dtype: str) -> Any:
     from .. import load
     from ..measure.speed import random_model
 

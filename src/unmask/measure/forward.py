@@ -22,7 +22,7 @@ from ..models.transformer import EAGER, Transformer
 ASKED = 32  # positions per row whose logits are wanted: a usual block
 PARTS = ("norm", "qkv, rotary", "attention", "output", "mlp", "head")
 _SCORES_AT_ONCE = {False: 1 << 21, True: 1 << 27}  # elements of the bare products' scores, on a CPU and on a GPU
-_LEAST_QUERIES = 256
+_LEAST_QUERIES = 512
 
 
 @dataclass(frozen=True)
