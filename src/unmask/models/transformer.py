@@ -147,7 +147,7 @@ class Transformer(nn.Module):
         """
         self.kernels = kernels
         for block in self.blocks:
-            block.kernels = kernels
+            block.kernels = kernels  # type: ignore[assignment]
 
     def parts(self) -> dict[str, dict[str, tuple[int, ...]]]:
         """The name and shape of each tensor of a checkpoint, by the parameter whose rows it is (or is a part of)."""
