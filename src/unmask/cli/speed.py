@@ -63,7 +63,7 @@ def speed(
     measure.reach(denoiser, max(size.length for size in wanted))
     network = denoiser.network
     kind = str(network.dtype).removeprefix("torch.")
-    where = {"model": name, "device": run.device_name(network.device), "dtype": kind}
+    where: dict[str, Any] = {"model": name, "device": run.device_name(network.device), "dtype": kind}
     where |= {"threads": torch.get_num_threads(), "torch": torch.__version__}
     limits = {"peak_flops": peak_flops, "bandwidth": bandwidth}
     columns = _columns(compile, limits)

@@ -173,13 +173,13 @@ def seconds(call: Callable[[], object], times: int, device: torch.device) -> flo
     the machine does not lengthen; with several threads wall time, for their processor times would add up.
     """
     if device.type == "cuda":
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         start.record()
         for _ in range(times):
             call()
         end.record()
         torch.cuda.synchronize(device)
-        return start.elapsed_time(end) / 1e3 / times
+        return float(start.elapsed_time(end)) / 1e3 / times
     clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     began = clock()
     for _ in range(times):
