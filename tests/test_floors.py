@@ -69,6 +69,8 @@ FLOORS = {  # the longest name that fits rules; what it may import, itself inclu
         "evaluation",
     },
     "measure": EVENTS | {"", "api", "registry", "tasks", "measure"},
+    "measure.forward": {"core", "models"},  # these two measure the network itself
+    "measure.speed": {"core", "models", "api", "measure"},
 }
 OUTSIDE = {"", "api", "registry", "viz", "tasks", "measure"}  # for examples and recipes
 PLUGIN = {"", "core"}  # for what other packages add

@@ -20,6 +20,8 @@ from .engine.batch import Request, check, run
 from .engine.loop import State, Step
 from .infill import lay_out
 from .models.denoiser import Denoiser
+from .models.kernels import compiled
+from .models.transformer import EAGER
 from .models.weights import DTYPES, Checkpoint, load_denoiser
 from .results import Result, result_of
 from .stop import Stops
@@ -55,7 +57,9 @@ class StreamOptions(Options, total=False):
     stop: Stop
 
 
-def load(path_or_id: str | Path | None = None, device: str = "auto", dtype: str = "auto") -> Model:
+def load(
+    path_or_id: str | Path | None = None, device: str = "auto", dtype: str = "auto", compile: bool = False
+) -> Model:
     """Load a masked diffusion language model.
 
     Args:
@@ -63,11 +67,15 @@ def load(path_or_id: str | Path | None = None, device: str = "auto", dtype: str 
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ... or ``"auto"``: the first GPU, else the CPU.
         dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"float64"`` or ``"auto"``: the checkpoint's own; float32
             where a CPU does not calculate in that.
+        compile: let ``torch.compile`` fuse what stands between the products. The first forwards take tens of seconds
+            longer; see docs/speed.md for when it pays.
 
     Raises:
         ModelError: no such model, unsupported family or variant, missing, truncated or mismatched weights, unknown
-            device or dtype.
+            device or dtype, nothing to compile with.
     """
+    if not isinstance(compile, bool):
+        raise ModelError(f"compile must be True or False, got {compile!r}")
     checkpoint = Checkpoint.find(SHIPPED if path_or_id is None else path_or_id)
     where = pick_device(device)
     kind = pick_dtype(dtype, checkpoint, where)
@@ -76,7 +84,10 @@ def load(path_or_id: str | Path | None = None, device: str = "auto", dtype: str 
     text = Text.find(checkpoint.folder)
     spec = checkpoint.spec(len(text) if text else None, text.eos if text else ())
     spec = replace(spec, tokenizer=str(checkpoint.folder) if text else None)
-    return Model(load_denoiser(checkpoint, spec, where, kind), text)
+    kernels = compiled(EAGER, where.type) if compile else EAGER  # refused before weights are read
+    denoiser = load_denoiser(checkpoint, spec, where, kind)
+    denoiser.network.use(kernels)
+    return Model(denoiser, text)
 
 
 class Model:

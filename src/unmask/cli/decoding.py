@@ -69,7 +69,7 @@ def decode(
 
     chosen, kept = registry.policy(options.policy), registry.cache(options.cache)
     with loading(options.model):
-        lm = load(options.model, options.device, options.dtype)
+        lm = load(options.model, options.device, options.dtype, options.compile)
     if check:
         check(lm)
     requests = [_request(lm, record, i, make) for i, record in enumerate(records)]

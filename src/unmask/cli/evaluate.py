@@ -58,7 +58,7 @@ class Prompting:
     system: _System = None
 
 
-@o.takes()
+@o.takes(without=("compile",))
 def evaluate(
     tasks: _Names,
     *,

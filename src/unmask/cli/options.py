@@ -39,6 +39,7 @@ Stop = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="The respon
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16, float64 or auto.")]
 Threads = Annotated[int, typer.Option(min=0, max=1024, help="CPU threads; 0: as many as torch takes.")]
+Compile = Annotated[bool, typer.Option("--compile", help="Compile parts of the model; the first forwards take long.")]
 GenLength = Annotated[int, typer.Option("--gen-length", "-n", min=1, help="Tokens of the response.")]
 Batch = Annotated[str | None, typer.Option(help="JSONL file; - reads standard input.")]
 NoEosStop = Annotated[bool, typer.Option("--no-eos-stop", help="Fill everything.")]
@@ -53,6 +54,7 @@ class Loading:
     device: Device = "auto"
     dtype: Dtype = "auto"
     threads: Threads = 0
+    compile: Compile = False
 
     @contextmanager
     def begun(self) -> Iterator[None]:
@@ -69,7 +71,7 @@ class Loading:
         from .. import load
 
         with self.begun():
-            return load(self.model, self.device, self.dtype)
+            return load(self.model, self.device, self.dtype, self.compile)
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ class Decoding:
     stop: Stop = None
     device: Device = "auto"
     dtype: Dtype = "auto"
+    compile: Compile = False
     no_eos_stop: NoEosStop = False
     no_chat: NoChat = False
 

@@ -53,7 +53,7 @@ class Wanted:
         return goal
 
 
-@o.takes()
+@o.takes(without=("compile",))
 def tune(
     *,
     task: Annotated[str, typer.Option(help=f"{o.TASKS}.")],

@@ -245,6 +245,7 @@ def environment(lm: Model, model: str | None) -> dict[str, Any]:
         "device": device_name(network.device),
         "dtype": str(network.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
+        **({"compile": True} if network.kernels.compiled else {}),
         "torch": torch.__version__,
         "unmask": __version__,
     }

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..core.rows import Rows
 from .attention import attention, attention_weighed, rotary_table, rotate, wide
+from .kernels import Kernels
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class TransformerBlock(nn.Module):
         super().__init__()
         d = arch.width
         self.arch = arch
+        self.kernels = EAGER
         self.attn_norm = Norm(d, arch.eps)
         self.qkv_proj = nn.Linear(d, sum(arch.stacked["qkv_proj"].values()), bias=arch.bias)
         self.o = nn.Linear(d, d, bias=False)
@@ -72,22 +74,19 @@ class TransformerBlock(nn.Module):
         self.gate_up = nn.Linear(d, 2 * arch.ffn, bias=False)
         self.down = nn.Linear(arch.ffn, d, bias=False)
 
-    def _heads(self, x: Tensor) -> Tensor:
+    def split(self, x: Tensor) -> Tensor:
+        """``[..., H * D]`` as ``[..., H, D]``."""
         return x.view(*x.shape[:-1], x.shape[-1] // self.arch.head_dim, self.arch.head_dim)
 
     def qkv(self, hidden: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries and keys, and values, of ``hidden [B, Q, C]``."""
-        arch = self.arch
-        turning = arch.heads + arch.kv_heads
-        heads = self._heads(self.qkv_proj(self.attn_norm(hidden)))
-        turned = rotate(heads[..., :turning, :], rotary)
-        return turned[..., : arch.heads, :], turned[..., arch.heads :, :], heads[..., turning:, :]
+        return self.kernels.project(self, hidden, rotary)
 
     def value(self, hidden: Tensor) -> Tensor:
         """Values alone."""
         at = self.arch.width + self.arch.kv_heads * self.arch.head_dim
         bias = None if self.qkv_proj.bias is None else self.qkv_proj.bias[at:]
-        return self._heads(F.linear(self.attn_norm(hidden), self.qkv_proj.weight[at:], bias))
+        return self.split(F.linear(self.attn_norm(hidden), self.qkv_proj.weight[at:], bias))
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, keys: Tensor | None) -> Tensor:
         """Attention and output projection."""
@@ -101,9 +100,24 @@ class TransformerBlock(nn.Module):
 
     def mlp(self, hidden: Tensor) -> Tensor:
         """SwiGLU of the normalised input."""
-        gate, up = self.gate_up(self.mlp_norm(hidden)).chunk(2, -1)
-        out: Tensor = self.down(F.silu(gate) * up)
-        return out
+        return self.kernels.feed(self, hidden)
+
+
+def _project(block: TransformerBlock, hidden: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    arch = block.arch
+    turning = arch.heads + arch.kv_heads
+    heads = block.split(block.qkv_proj(block.attn_norm(hidden)))
+    turned = rotate(heads[..., :turning, :], rotary)
+    return turned[..., : arch.heads, :], turned[..., arch.heads :, :], heads[..., turning:, :]
+
+
+def _feed(block: TransformerBlock, hidden: Tensor) -> Tensor:
+    gate, up = block.gate_up(block.mlp_norm(hidden)).chunk(2, -1)
+    out: Tensor = block.down(F.silu(gate) * up)
+    return out
+
+
+EAGER = Kernels(_project, _feed)
 
 
 class Transformer(nn.Module):
@@ -114,6 +128,7 @@ class Transformer(nn.Module):
     def __init__(self, arch: Architecture, context: int) -> None:
         super().__init__()
         self.arch = arch
+        self.kernels = EAGER
         self.embed = nn.Embedding(arch.vocab, arch.width)
         self.blocks = nn.ModuleList(TransformerBlock(arch) for _ in range(arch.layers))
         self.norm = Norm(arch.width, arch.eps)
@@ -125,6 +140,14 @@ class Transformer(nn.Module):
         self.register_buffer(
             "rotary", rotary_table(context + 1, self.arch.head_dim, self.arch.theta, device), persistent=False
         )
+
+    def use(self, kernels: Kernels) -> None:
+        """Let all blocks compute with these functions: ``EAGER``, or what :func:`unmask.models.kernels.compiled` makes
+        of them.
+        """
+        self.kernels = kernels
+        for block in self.blocks:
+            block.kernels = kernels  # type: ignore[assignment]
 
     def parts(self) -> dict[str, dict[str, tuple[int, ...]]]:
         """The name and shape of each tensor of a checkpoint, by the parameter whose rows it is (or is a part of)."""

@@ -1,0 +1,94 @@
+"""Models of random weights, of a published architecture or any config.json: to measure with, not to decode."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..core.errors import ModelError
+from .denoiser import Denoiser
+from .transformer import Transformer
+from .weights import Checkpoint, parameter_count, read_json
+
+_STD = 0.02
+SHAPES: dict[str, dict[str, Any]] = {  # what the published config.json files say of sizes and ids
+    "llada-8b": {
+        "architectures": ["LLaDAModelLM"],
+        "d_model": 4096,
+        "n_heads": 32,
+        "n_layers": 32,
+        "mlp_hidden_size": 12288,
+        "embedding_size": 126464,
+        "max_sequence_length": 4096,
+        "rope_theta": 500000.0,
+        "mask_token_id": 126336,
+        "eos_token_id": 126081,
+    },
+    "dream-7b": {
+        "architectures": ["DreamModel"],
+        "hidden_size": 3584,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "num_hidden_layers": 28,
+        "intermediate_size": 18944,
+        "vocab_size": 152064,
+        "max_position_embeddings": 131072,
+        "rope_theta": 1000000.0,
+        "mask_token_id": 151666,
+        "eos_token_id": 151643,
+    },
+}
+
+
+def shape(name: str) -> Checkpoint:
+    """The architecture of a name in ``SHAPES``, a config.json, or a folder with one; bfloat16 unless it says otherwise.
+
+    Raises:
+        ModelError: none of these, or a config that is not supported.
+    """
+    if name in SHAPES:
+        found = Checkpoint(Path(name), {"torch_dtype": "bfloat16", **SHAPES[name]})
+    else:
+        path = Path(name).expanduser()
+        path = path / "config.json" if path.is_dir() else path
+        if not path.is_file():
+            raise ModelError(f"no architecture {name!r}; accepted: {', '.join(SHAPES)}, or the path of a config.json")
+        found = Checkpoint(path.parent, {"torch_dtype": "bfloat16", **read_json(path)})
+    _ = found.description  # refuse now what is not supported
+    return found
+
+
+def random_denoiser(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Denoiser:
+    """A model of that architecture; weights are drawn where they stay, with seed 0.
+
+    Raises:
+        ModelError: more weights than the machine has memory.
+    """
+    d = checkpoint.description
+    size = parameter_count(d) * torch.empty(0, dtype=dtype).element_size()
+    memory = _memory() if device.type == "cpu" else None
+    if memory is not None and size > memory:
+        raise ModelError(
+            f"random weights of {checkpoint.folder} take {size / 1e9:.1f} GB, the machine has {memory / 1e9:.1f} GB"
+        )
+    with torch.device("meta"):
+        network = Transformer(d.arch, d.context)
+        network.to(dtype)  # before there are values: in float32 they would take twice the memory
+    network = network.to_empty(device=device)
+    draw = torch.Generator(device).manual_seed(0)
+    with torch.no_grad():
+        for name, weight in network.named_parameters():
+            weight.fill_(1.0) if "norm" in name else weight.normal_(0.0, _STD, generator=draw)
+    network.make_rotary(d.context, device)
+    return Denoiser(network.requires_grad_(False), checkpoint.spec())
+
+
+def _memory() -> int | None:
+    """Bytes of the machine; None where nobody tells."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows has none
+        return None
