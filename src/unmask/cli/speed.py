@@ -15,7 +15,6 @@ from . import options as o
 
 if TYPE_CHECKING:
     from ..measure.speed import Figure
-    from ..models.denoiser import Denoiser
 
 _Length = Annotated[list[int] | None, typer.Option(min=2, help="Positions of a canvas; repeatable; 64, 256, 1024.")]
 _BatchSize = Annotated[list[int] | None, typer.Option(min=1, help="Rows; repeatable; default 1.")]
@@ -79,7 +78,7 @@ def speed(
         raise typer.Exit(130) from None
 
 
-def _open(where: o.Loading, shape: str | None) -> Denoiser:
+def _open(where: o.Loading, shape: str | None) -> Any:
     if shape is None:
         return replace(where, compile=False).load().denoiser  # what is measured is compiled beside it
     from ..measure.speed import random_model

@@ -120,7 +120,7 @@ def front(found: Sequence[Found], goal: Goal) -> list[Found]:
     """Whom to test, safest first: each is faster than all with no more risk, and than vanilla.
 
     Of those that show the same losses and differences only some are kept, some way apart in speed: few problems
-    cannot tell the fastest of them from one that is as safe as it looks, and where it fails the slower ones are what remains.
+    cannot tell the fastest of them from one that is as safe as it looks, and where it fails the slower ones remain.
     """
     whole = [f for f in found if f.n == goal.n_search]
     kept: list[Found] = []
