@@ -3,9 +3,9 @@
 # Usage: long.sh FOLDER [PART ...]     all parts unless some are named; hours are of one core of an AMD EPYC (Zen 4)
 #   1024    the headline at gen_length 1024, beside threshold + dual and an autoregressive model: 2 hours
 #   256     the same at gen_length 256: half an hour
-#   suffix  what lies behind the span at gen_length 1024: truncated, cached, recomputed: a quarter of an hour
+#   suffix  what lies behind the span at gen_length 1024: truncated, cached, recomputed: twenty minutes
 # N: problems of each family (60, in suffix 30). FULL: of those, decoded by vanilla as published too, which fills all of
-# gen_length: each of its forwards costs the same, so that few tell its speed (1 at 1024, which is 15 of the minutes; 4 at 256).
+# gen_length: each of its forwards costs the same, so that few tell its speed (1 at 1024, which takes 17 of the minutes; 4 at 256).
 set -euo pipefail
 folder=${1:?"usage: long.sh FOLDER [1024|256|suffix ...]"}
 shift
