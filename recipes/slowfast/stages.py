@@ -15,6 +15,7 @@ import random
 import shutil
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ POLICIES = (
     "slowfast(tau_high=0.998,window=1,block_length=32)",
 )  # fmt: skip
 PHASES = ("slow", "fast")
+MADE_WITH = ("model", "device", "dtype", "threads", "torch")
 SHIPPED = Path(unmask.__file__).parent / "assets" / "tiny"
 
 
@@ -84,7 +86,7 @@ def measure(args: argparse.Namespace, lm: unmask.Model, name: str) -> None:
     """
     head = run.header(lm, name)
     rows = read(args.output)
-    have = {json.dumps(row["key"]) for row in rows if row["run"] == head["run"]}
+    have = {json.dumps(row["key"]) for row in rows if row["kind"] == "stage" and row["run"] == head["run"]}
     drawn = {task: source(task, args.n, args.split).items for task in args.task or TASKS}
     problems = [(task, index, drawn[task][index]) for index in range(args.n) for task in drawn]
     rng, warm = random.Random(0), set()
@@ -118,19 +120,21 @@ def decode(lm: unmask.Model, own: list[Any], item: Item, policy: str, most: int)
 
     Returns:
         ``correct``, ``finished`` (in ``most`` forwards), ``tokens`` before the first end of text; of each phase
-        ``forwards``, ``positions`` (computed, averaged over the layers), ``committed`` and ``seconds``.
+        ``forwards``, ``positions`` (computed, averaged over the layers), ``committed`` and ``seconds`` (of processor
+        time, which other work on the machine disturbs less).
     """
     phases = {name: {"forwards": 0, "positions": 0.0, "committed": 0, "seconds": 0.0} for name in PHASES}
-    result = None
+    result, began = None, time.process_time()
     for state, step in lm.run(own, policy, "none", 1):
         one = phases["slow" if bool(step.notes()["slow"]) else "fast"]
         one["forwards"] += 1
         one["positions"] += float(step.work)
         one["committed"] += int(step.update.write.sum())
-        one["seconds"] += step.seconds
+        one["seconds"] += time.process_time() - began
         result = lm.results(state)[0] if step.finished else None
         if step.index + 1 == most:
             break
+        began = time.process_time()
     return {
         "correct": int(result is not None and item.check(result.text)),
         "finished": int(result is not None),
@@ -147,7 +151,8 @@ def read(path: Path) -> list[dict[str, Any]]:
     """
     rows = list(ledger.read(path))
     for number, row in enumerate(rows, 1):
-        if row.get("kind") not in ("run", "stage") or row.get("version") != VERSION or "run" not in row:
+        needed = {"run": {"run", *MADE_WITH}, "stage": {"run", "key", "correct", "finished", *PHASES}}
+        if row.get("version") != VERSION or not needed.get(row.get("kind", ""), {""}) <= set(row):
             raise unmask.RequestError(f"{path} line {number} is not a line of {Path(__file__).name}")
     return rows
 
