@@ -96,34 +96,42 @@ def docs(tmp_path):
 def test_a_page_from_files_by_hand(docs, tmp_path, monkeypatch):
     script("page.py", tmp_path / "headline-256.jsonl", "--docs", docs, monkeypatch=monkeypatch)
     text = (docs / "slowfast.md").read_text()
-    rows = {row.split(" | ")[0]: row.split(" | ") for row in between(text, "table 256").splitlines()}
-    head = rows["| method"]
-    fast = dict(zip(head, rows["| `slowfast`"], strict=True))
+    rows = {row[2:-2].split(" | ")[0]: row[2:-2].split(" | ") for row in between(text, "table 256").splitlines()}
+    head = rows["method"]
+    fast = dict(zip(head, rows["`slowfast`"], strict=True))
     # of all 4 problems 100 tokens in 2.75 s against 9 s; of the two that vanilla filled, 50 in 1.5 s against 18 s
     assert (fast["tokens/CPU s"], fast["against vanilla, early stop"]) == ("36.4", "3.27x")
     assert fast["against vanilla as published"] == "12.0x"
     assert fast["against autoregressive"] == "1.09x"
     assert fast["score against vanilla"].startswith("-25.0 (")
-    assert dict(zip(head, rows["| `vanilla`, as published"], strict=True))["n"] == "2"
+    assert dict(zip(head, rows["`vanilla`, as published"], strict=True))["n"] == "2"
     assert "| t | `vanilla`, as published | 1 | 2.50 | 1.00x | 100.00 |" in between(text, "families 256")
     assert text.count("words\n") == len(MARKS)
     before = between(text, "table 256")
-    script("page.py", tmp_path / "lengths.jsonl", "--docs", docs, monkeypatch=monkeypatch)
+    parts = HEADLINE[:3], [RUN, *HEADLINE[3:]]
+    for name, rows in zip("ab", parts, strict=True):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = [f"headline-256={tmp_path / name}" for name in "ab"]
+    script("page.py", *files, tmp_path / "lengths.jsonl", "--docs", docs, monkeypatch=monkeypatch)
     text = (docs / "slowfast.md").read_text()
-    assert between(text, "table 256") == before, "what is not given stays"
-    cells = [row.split(" | ") for row in between(text, "lengths").splitlines()[2:4]]
-    assert cells[0][0] == "| 128" and cells[0][2:6] == ["2", "100.0 (34.2 - 100.0)", "0", "6.0"]
+    assert between(text, "table 256") == before, "two files of one part are pooled"
+    script("page.py", "--docs", docs, monkeypatch=monkeypatch)
+    assert (docs / "slowfast.md").read_text() == text, "what is not given stays"
+    cells = [row[2:-2].split(" | ") for row in between(text, "lengths").splitlines()[2:4]]
+    assert cells[0][0] == "128" and cells[0][2:6] == ["2", "100.0 (34.2 - 100.0)", "0", "6.0"]
     assert cells[0][6:9] == [f"{100 * 10 / 12:.0f} %", "50 %", f"{100 * 2 / 5:.0f} %"]
-    assert cells[0][9:] == ["200", "1500 |"]
+    assert cells[0][9:] == ["200", "1500"]
     assert cells[1][4] == "1", "one was given up"
+    assert "\nTimes are wall time." in text, "older files know no other"
     assert {p.name for p in docs.glob("*.png")} == {"slowfast-speed.png", "slowfast-lengths.png"}
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("other.jsonl", "", "expected the name of a part: thresholds, parts,"),
+        ("other.jsonl", "", "expected PART=FILE or PART.jsonl, where PART is thresholds, parts,"),
         ("suffix.jsonl", None, "no file"),
+        ("suffix.jsonl", "", "holds no results"),
         ("suffix.jsonl", '{"a": 1}\n', "is not a file of `unmask bench`"),
         ("lengths.jsonl", json.dumps(HEADLINE[1]) + "\n", "line 1 is not a line of stages.py"),
     ],

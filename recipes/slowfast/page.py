@@ -2,8 +2,9 @@
 
     python recipes/slowfast/page.py runs/slowfast/*.jsonl
 
-A file's name says what part it is: thresholds, parts, blocks, headline-256, headline-1024, suffix or lengths (.jsonl).
-Parts of which no file is given stay as docs/results/slowfast.json has them; without any the page is made from that.
+A file's name says what part it is: thresholds, parts, blocks, headline-256, headline-1024, suffix or lengths (.jsonl);
+or PART=FILE does, and several files of one part count together. Parts of which no file is given stay as
+docs/results/slowfast.json has them; without any the page is made from that.
 """
 
 from __future__ import annotations
@@ -42,13 +43,14 @@ Column = tuple[str, Callable[[Row], str]]
 def main() -> None:
     """Read, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="*", type=Path, help="files of results, named for what they are")
+    parser.add_argument("runs", nargs="*", metavar="[PART=]FILE", help="files of results")
     parser.add_argument("--docs", type=Path, default=DOCS, help="folder of slowfast.md and slowfast.json")
     args = parser.parse_args()
     kept, page = args.docs / "slowfast.json", args.docs / "slowfast.md"
     summary: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
     try:
-        summary |= dict(map(part, args.runs))
+        files = grouped(args.runs)
+        summary |= {name: part(name, paths) for name, paths in files.items()}
     except UnmaskError as error:
         sys.exit(f"error: {error}")
     text = page.read_text(encoding="utf-8")
@@ -72,21 +74,38 @@ def written(summary: dict[str, Any]) -> str:
 # --- from files to what is kept
 
 
-def part(path: Path) -> tuple[str, dict[str, Any]]:
-    """The name of a part, on what it was measured, and its rows.
+def grouped(names: Sequence[str]) -> dict[str, list[Path]]:
+    """The files of each part.
 
     Raises:
-        RequestError: no such file, or one that holds something else.
+        RequestError: no such part, or no such file.
     """
-    name = path.name.removesuffix(".jsonl")
-    if name not in PARTS:
-        raise RequestError(f"{path}: expected the name of a part: {', '.join(PARTS)}, each .jsonl")
-    if not path.is_file():
-        raise RequestError(f"no file {path}")
-    rows = stages.read(path) if name == "lengths" else lines.read(path)
+    found: dict[str, list[Path]] = {}
+    for text in names:
+        name, given, rest = text.partition("=")
+        path = Path(rest if given else text)
+        name = name if given else path.name.removesuffix(".jsonl")
+        if name not in PARTS:
+            raise RequestError(f"{text}: expected PART=FILE or PART.jsonl, where PART is {', '.join(PARTS)}")
+        if not path.is_file():
+            raise RequestError(f"no file {path}")
+        found.setdefault(name, []).append(path)
+    return found
+
+
+def part(name: str, paths: Sequence[Path]) -> dict[str, Any]:
+    """On what a part was measured, and its rows.
+
+    Raises:
+        RequestError: a file holds something else, or nothing.
+    """
+    read = stages.read if name == "lengths" else lines.read
+    rows = [row for path in paths for row in read(path)]
+    if all(row["kind"] == "run" for row in rows):
+        raise RequestError(f"{paths[0]} holds no results")
     runs = [row for row in rows if row["kind"] == "run"]
     on = list(dict.fromkeys(", ".join(f"{key} {run[key]}" for key in stages.MADE_WITH) for run in runs))
-    return name, {"on": on, "rows": PARTS[name](rows)}
+    return {"on": on, "rows": PARTS[name](rows)}
 
 
 def whole(rows: Sequence[Row]) -> list[Row]:
@@ -131,17 +150,20 @@ def kept(f: Figures) -> Row:
 
 
 def lengths(rows: Sequence[Row]) -> list[Row]:
-    """Sums over the problems of each policy on each canvas, of both phases."""
+    """Sums over the problems of each policy on each canvas, of both phases; ``clock``: what their ``time`` is of."""
     groups: dict[tuple[int, str], list[Row]] = {}
     for row in rows:
         if row["kind"] == "stage":
             groups.setdefault((row["key"]["canvas"], row["key"]["policy"]), []).append(row)
+    told = all("cpu_seconds" in row["slow"] for own in groups.values() for row in own)
+    clock, seconds = ("processor", "cpu_seconds") if told else ("wall", "seconds")
     found = []
     for (canvas, policy), own in sorted(groups.items(), key=lambda item: (item[0][0], order(item[0][1]))):
         sums = {name: sum(r[name] for r in own) for name in ("correct", "finished", "tokens")}
         for phase in stages.PHASES:
-            sums[phase] = {key: round(sum(r[phase][key] for r in own), 2) for key in own[0][phase]}
-        found.append({"canvas": canvas, "policy": policy, "n": len(own), "most": own[0]["key"]["most"], **sums})
+            keys = {"forwards": "forwards", "positions": "positions", "time": seconds}
+            sums[phase] = {name: round(sum(r[phase][key] for r in own), 2) for name, key in keys.items()}
+        found.append({"canvas": canvas, "policy": policy, "n": len(own), "clock": clock, **sums})
     return found
 
 
@@ -185,7 +207,7 @@ def tables(summary: dict[str, Any]) -> Iterator[tuple[str, str]]:
         elif name == "suffix":
             yield name, markdown(rows, PART) + foot
         else:
-            yield "lengths", markdown(rows, LENGTH) + foot
+            yield "lengths", f"{markdown(rows, LENGTH)}\n\nTimes are {rows[0]['clock']} time.{foot}"
 
 
 def markdown(rows: Sequence[Row], columns: Sequence[Column]) -> str:
@@ -246,14 +268,13 @@ PART: list[Column] = [
 
 def share(row: Row, key: str) -> str:
     """Of the exploratory phase, in percent."""
-    whole = sum(row[phase][key] for phase in stages.PHASES)
-    return f"{100 * row['slow'][key] / whole:.0f} %"
+    return f"{100 * row['slow'][key] / (row['slow'][key] + row['fast'][key]):.0f} %"
 
 
 def each(row: Row, phase: str) -> str:
-    """Milliseconds of processor time of a forward."""
+    """Milliseconds of a forward."""
     count = row[phase]["forwards"]
-    return f"{1e3 * row[phase]['seconds'] / count:.0f}" if count else ""
+    return f"{1e3 * row[phase]['time'] / count:.0f}" if count else ""
 
 
 LENGTH: list[Column] = [
@@ -265,9 +286,9 @@ LENGTH: list[Column] = [
     ("NFE", lambda r: f"{sum(r[p]['forwards'] for p in stages.PHASES) / r['n']:.1f}"),
     ("slow: forwards", lambda r: share(r, "forwards")),
     ("positions", lambda r: share(r, "positions")),
-    ("CPU time", lambda r: share(r, "seconds")),
-    ("CPU ms, slow", lambda r: each(r, "slow")),
-    ("CPU ms, fast", lambda r: each(r, "fast")),
+    ("time", lambda r: share(r, "time")),
+    ("ms, slow", lambda r: each(r, "slow")),
+    ("ms, fast", lambda r: each(r, "fast")),
 ]
 
 

@@ -42,13 +42,13 @@ def speeds(rows: Sequence[Row], label: Callable[[Row], str]) -> bytes:
 def cost(rows: Sequence[Row]) -> bytes:
     """Share of the exploratory phase of forwards, positions and time, over the length of the canvas."""
     canvas, every = plt.subplots(1, 3, figsize=(11, 3.4), sharey=True)
-    for axes, key in zip(every, ("forwards", "positions", "seconds"), strict=True):
+    for axes, key in zip(every, ("forwards", "positions", "time"), strict=True):
         for policy in dict.fromkeys(r["policy"] for r in rows):
             own = [(r["canvas"], 100 * r["slow"][key] / (r["slow"][key] + r["fast"][key])) for r in rows
                    if r["policy"] == policy]  # fmt: skip
             axes.plot(*zip(*own, strict=True), marker="o", label=policy)
         axes.set_xscale("log", base=2)
-        axes.set(xlabel="canvas, tokens", title="processor time" if key == "seconds" else key)
+        axes.set(xlabel="canvas, tokens", title=key)
         axes.grid(alpha=0.25)
     every[0].set(ylabel="exploratory phase, %", ylim=(0, 100))
     every[0].legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(0, -0.2))

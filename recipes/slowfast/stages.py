@@ -120,17 +120,20 @@ def decode(lm: unmask.Model, own: list[Any], item: Item, policy: str, most: int)
 
     Returns:
         ``correct``, ``finished`` (in ``most`` forwards), ``tokens`` before the first end of text; of each phase
-        ``forwards``, ``positions`` (computed, averaged over the layers), ``committed`` and ``seconds`` (of processor
-        time, which other work on the machine disturbs less).
+        ``forwards``, ``positions`` (computed, averaged over the layers), ``committed``, ``seconds`` and
+        ``cpu_seconds`` (processor time, which other work on the machine disturbs less).
     """
-    phases = {name: {"forwards": 0, "positions": 0.0, "committed": 0, "seconds": 0.0} for name in PHASES}
+    phases = {
+        name: {"forwards": 0, "positions": 0.0, "committed": 0, "seconds": 0.0, "cpu_seconds": 0.0} for name in PHASES
+    }
     result, began = None, time.process_time()
     for state, step in lm.run(own, policy, "none", 1):
         one = phases["slow" if bool(step.notes()["slow"]) else "fast"]
         one["forwards"] += 1
         one["positions"] += float(step.work)
         one["committed"] += int(step.update.write.sum())
-        one["seconds"] += time.process_time() - began
+        one["seconds"] += step.seconds
+        one["cpu_seconds"] += time.process_time() - began
         result = lm.results(state)[0] if step.finished else None
         if step.index + 1 == most:
             break
