@@ -41,16 +41,8 @@ class Verifier:
     """
 
     def __init__(self, source: str) -> None:
-        from transformers import AutoConfig
-
-        if not source.strip() or Path(source).is_file():
-            raise ModelError(f"no verifier at {source!r}: expected a folder with config.json and weights, or a hub id")
         self.source = source
-        try:
-            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-        except Exception as error:  # transformers and the hub raise many kinds
-            raise ModelError(f"no verifier at {source!r}: {_first_line(error)}") from None
-        self.config: Any = config.get_text_config(decoder=True)
+        self.config: Any = read_config(source, "verifier").get_text_config(decoder=True)
         sizes = ("max_position_embeddings", "num_hidden_layers", "num_attention_heads", "hidden_size", "vocab_size")
         kinds = set(getattr(self.config, "layer_types", None) or ())
         windowed = kinds - {"full_attention"} if kinds else getattr(self.config, "sliding_window", None)
@@ -157,26 +149,9 @@ class Verifier:
         return native(own, device)
 
     def _network(self, device: torch.device) -> Any:
-        from transformers import AutoModelForCausalLM
-        from transformers.utils import logging
-
         key = device, self._dtype(device)
         if key not in self._networks:
-            bars = logging.is_progress_bar_enabled()
-            logging.disable_progress_bar()
-            try:
-                network, info = AutoModelForCausalLM.from_pretrained(
-                    self.source, dtype=key[1], output_loading_info=True, trust_remote_code=False
-                )
-            except Exception as error:
-                raise ModelError(f"the verifier {self.source!r} cannot be loaded: {_first_line(error)}") from None
-            finally:
-                if bars:
-                    logging.enable_progress_bar()
-            wrong = sorted(map(str, [*info["missing_keys"], *info.get("mismatched_keys", ())]))
-            if wrong:
-                raise ModelError(f"the verifier {self.source!r}: weights missing or of another shape: {wrong[0]}, ...")
-            self._networks[key] = network.to(device).eval().requires_grad_(False)
+            self._networks[key] = read_network(self.source, *key, "verifier")
         return self._networks[key]
 
 
@@ -198,17 +173,68 @@ def load(source: str | None) -> Verifier:
     return found
 
 
-def _vocabulary(source: str) -> dict[int, str] | None:
-    """The tokenizer's pieces, or None where there is no tokenizer."""
+def read_config(source: str, what: str) -> Any:
+    """The config of a causal model, by ``transformers``; ``what`` it is called in messages.
+
+    Raises:
+        ModelError: neither a folder nor a hub id that can be fetched, or of no known kind.
+    """
+    from transformers import AutoConfig
+
+    if not source.strip() or Path(source).is_file():
+        raise ModelError(f"no {what} at {source!r}: expected a folder with config.json and weights, or a hub id")
+    try:
+        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:  # transformers and the hub raise many kinds
+        raise ModelError(f"no {what} at {source!r}: {_first_line(error)}") from None
+
+
+def read_network(source: str, device: torch.device, dtype: torch.dtype, what: str) -> Any:
+    """The network of a causal model, ready to be asked.
+
+    Raises:
+        ModelError: it cannot be read, or weights are missing or of another shape.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        network, info = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, output_loading_info=True, trust_remote_code=False
+        )
+    except Exception as error:
+        raise ModelError(f"the {what} {source!r} cannot be loaded: {_first_line(error)}") from None
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+    wrong = sorted(map(str, [*info["missing_keys"], *info.get("mismatched_keys", ())]))
+    if wrong:
+        raise ModelError(f"the {what} {source!r}: weights missing or of another shape: {wrong[0]}, ...")
+    return network.to(device).eval().requires_grad_(False)
+
+
+def read_text(source: str, what: str) -> Text | None:
+    """The tokenizer of a folder or hub id; None where there is none.
+
+    Raises:
+        ModelError: it cannot be fetched or read.
+    """
     folder = Path(source)
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
 
         try:
-            folder = Path(snapshot_download(source, allow_patterns=["*.json", "*.txt"]))
+            folder = Path(snapshot_download(source, allow_patterns=["*.json", "*.txt", "*.jinja"]))
         except Exception as error:  # the hub's own errors, and those of whichever HTTP library it uses
-            raise ModelError(f"no tokenizer of the verifier {source!r}: {_first_line(error)}") from None
-    text = Text.find(folder)
+            raise ModelError(f"no tokenizer of the {what} {source!r}: {_first_line(error)}") from None
+    return Text.find(folder)
+
+
+def _vocabulary(source: str) -> dict[int, str] | None:
+    """The tokenizer's pieces, or None where there is no tokenizer."""
+    text = read_text(source, "verifier")
     return text.pieces_by_id if text else None
 
 

@@ -52,6 +52,10 @@ def bench(
     pair: Annotated[
         list[str] | None, typer.Option(metavar=_PAIR, help=f"Repeatable; {_PAIR}|full runs without early stop.")
     ] = None,
+    autoregressive: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MODEL", help="Folder or hub id of a causal model, or shipped; greedy; repeatable."),
+    ] = None,
     baseline: Annotated[
         str, typer.Option(metavar=_PAIR, help="What the others are compared with; - for nothing.")
     ] = "vanilla|none",
@@ -73,7 +77,8 @@ def bench(
     from ..measure.summary import summarise, tallies
 
     base = None if baseline == "-" else one_pair("--baseline", baseline)
-    pairs = _pairs(policy, cache, pair, base)
+    causal = [f"autoregressive({name})|none" for name in autoregressive or []]
+    pairs = _pairs(policy, cache, [*(pair or []), *causal], base)
     shapes = product(gen_length or [256], batch_size or [1])
     settings = [run.Setting(p, c, length, size, stop, temperature) for length, size in shapes for p, c, stop in pairs]
     settings = list(dict.fromkeys(settings))
@@ -98,7 +103,7 @@ def _pairs(
     if caches and not policies:
         raise RequestError("--cache needs --policy")
     if not policies and not pairs:
-        raise RequestError(f"give --policy NAME (and --cache NAME), or --pair '{_PAIR}'")
+        raise RequestError(f"give --policy NAME (and --cache NAME), --pair '{_PAIR}' or --autoregressive MODEL")
     from .. import registry
 
     asked = [] if base is None else [base]

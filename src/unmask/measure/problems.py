@@ -42,6 +42,25 @@ class Source:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What a decoder made of one problem, and what it cost.
+
+    Attributes:
+        text: up to the end of text.
+        nfe: forwards of the network that it took part in.
+        tokens: before the first end of text.
+        positions: computed, averaged over the layers and summed over the forwards.
+        first_token: seconds to the commit of its first token that held.
+    """
+
+    text: str
+    nfe: int
+    tokens: int
+    positions: float
+    first_token: float
+
+
 def source(name: str, n: int, split: str = "test", seed: int = 0, answers: bool = True) -> Source:
     """The first ``n`` problems of a kind, the same ones for the same arguments.
 

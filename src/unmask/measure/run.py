@@ -13,16 +13,19 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .. import __version__, registry
 from ..api import SHIPPED_NAME, Model
 from ..core.errors import RequestError, SpecError
-from . import ledger, lines
-from .problems import Source
+from . import autoregressive, ledger, lines
+from .problems import Answer, Source
 from .profile import fingerprint
+
+if TYPE_CHECKING:
+    from ..results import Result
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Setting:
     """One way to decode.
 
     Attributes:
-        policy, cache: specs, as their objects print them.
+        policy, cache: specs, as their objects print them; ``autoregressive(MODEL)`` stands for a policy, too.
         gen_length: response length in tokens.
         batch_size: prompts decoded together; they start together and each leaves when it is done.
         eos_stop: whether a response ends early at its end of text.
@@ -124,12 +127,20 @@ def check(lm: Model, settings: Sequence[Setting], sources: Sequence[Source]) -> 
     for one in sources:
         made: dict[Any, list[Any]] = {}  # encoding is what takes long
         for setting in settings:
-            shape = setting.gen_length, setting.temperature, setting.eos_stop
             try:
-                made[shape] = made.get(shape) or _requests(lm, setting, one, 0, len(one.items))
-                lm.run(made[shape], setting.policy, setting.cache, setting.batch_size)
+                _check(lm, setting, one, made)
             except RequestError as error:
                 raise RequestError(f"{one.name}: {error}") from None
+
+
+def _check(lm: Model, setting: Setting, source: Source, made: dict[Any, list[Any]]) -> None:
+    """One setting with one source; ``made`` keeps the requests that several settings share."""
+    if autoregressive.model_of(setting.policy) is not None:
+        autoregressive.check(lm, setting, source)
+        return
+    shape = setting.gen_length, setting.temperature, setting.eos_stop
+    made[shape] = made.get(shape) or _requests(lm, setting, source, 0, len(source.items))
+    lm.run(made[shape], setting.policy, setting.cache, setting.batch_size)
 
 
 def held(path: Path, run: str) -> dict[str, dict[str, Any]]:
@@ -196,35 +207,42 @@ def decode(lm: Model, batch: Batch) -> dict[str, Any]:
         ``positions`` (computed, averaged over the layers) and ``first_token`` (seconds to the commit of the response's
         first token that held); of the batch ``seconds``, ``cpu_seconds``, ``model_seconds`` and ``peak_bytes``.
     """
-    setting, device = batch.setting, lm.denoiser.network.device
+    device = lm.denoiser.network.device
+    decoder = _answers if autoregressive.model_of(batch.setting.policy) is None else autoregressive.answers
     reset_peak(device)
     began, cpu = time.perf_counter(), time.process_time()
-    requests = _requests(lm, setting, batch.source, batch.first, batch.n)
-    results: dict[int, Any] = {}
-    first: dict[int, float] = {}
-    model = 0.0
-    for state, step in lm.run(requests, setting.policy, setting.cache, setting.batch_size):
-        model += step.model_seconds
-        begun = step.update.write.gather(1, state.canvas.prompt[:, None])[:, 0].tolist()
-        now = time.perf_counter() - began
-        first.update({row: now for row, own in zip(step.row.tolist(), begun, strict=True) if own})
-        if step.finished:
-            results.update(lm.results(state))
+    answers, model = decoder(lm, batch.setting, batch.source, batch.first, batch.n)
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
-    stats = [results[r.row].stats for r in requests]
     items = batch.source.items[batch.first : batch.first + batch.n]
     return {
-        "correct": [int(i.check(results[r.row].text)) for i, r in zip(items, requests, strict=True)],
-        "digest": [hashlib.sha256(results[r.row].text.encode()).hexdigest()[:16] for r in requests],
-        "nfe": [s.nfe for s in stats],
-        "tokens": [s.tokens for s in stats],
-        "positions": [round(s.positions, 1) for s in stats],
-        "first_token": [round(first[r.row], 4) for r in requests],
+        "correct": [int(item.check(one.text)) for item, one in zip(items, answers, strict=True)],
+        "digest": [hashlib.sha256(one.text.encode()).hexdigest()[:16] for one in answers],
+        "nfe": [one.nfe for one in answers],
+        "tokens": [one.tokens for one in answers],
+        "positions": [round(one.positions, 1) for one in answers],
+        "first_token": [round(one.first_token, 4) for one in answers],
         "seconds": round(seconds, 5),
         "cpu_seconds": round(cpu, 5),
         "model_seconds": round(model, 5),
         "peak_bytes": peak(device),
     }
+
+
+def _answers(lm: Model, setting: Setting, source: Source, first: int, n: int) -> tuple[list[Answer], float]:
+    """Answer problems ``first`` to ``first + n`` with a policy and a cache; and the seconds spent in the network."""
+    began, inside = time.perf_counter(), 0.0
+    requests = _requests(lm, setting, source, first, n)
+    results: dict[int, Result] = {}
+    told: dict[int, float] = {}
+    for state, step in lm.run(requests, setting.policy, setting.cache, setting.batch_size):
+        inside += step.model_seconds
+        begun = step.update.write.gather(1, state.canvas.prompt[:, None])[:, 0].tolist()
+        now = time.perf_counter() - began
+        told.update({row: now for row, own in zip(step.row.tolist(), begun, strict=True) if own})
+        if step.finished:
+            results.update(lm.results(state))
+    found = [(results[r.row], told[r.row]) for r in requests]
+    return [Answer(one.text, one.stats.nfe, one.stats.tokens, one.stats.positions, at) for one, at in found], inside
 
 
 def _requests(lm: Model, setting: Setting, source: Source, first: int, n: int) -> list[Any]:

@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# SlowFast on problems of all five families, long responses, one CPU thread. Stopped and started again it goes on.
+# Usage: long.sh FOLDER [PART ...]     all parts unless some are named; hours are of one core of an AMD EPYC (Zen 4)
+#   blocks  the thresholds and parts of short.sh with blocks of 32 tokens, on answers that fill several: an hour
+#   suffix  what lies behind the span at gen_length 1024: truncated, cached, recomputed: twenty minutes
+#   256     the headline at gen_length 256, beside threshold + dual and an autoregressive model: half an hour
+#   1024    the same at gen_length 1024: 2 hours
+# N: problems of each family (60, in suffix 30). FULL: of those, decoded by vanilla as published too, which fills all of
+# gen_length: each of its forwards costs the same, so that few tell its speed (1 at 1024, which takes 17 of the minutes; 4 at 256).
+set -euo pipefail
+folder=${1:?"usage: long.sh FOLDER [blocks|suffix|256|1024 ...]"}
+shift
+tuned="slowfast(tau_high=0.998,window=1,suffix=cached,block_length=32)"
+common=(--batch-size 1 --threads 1)
+
+headline() {  # gen_length, problems of each family by vanilla as published
+    local file=(--gen-length "$1" --output "$folder/headline-$1.jsonl")
+    unmask bench --pair "$tuned|none" --pair "$tuned|dllm(kp=2,kr=1)" --pair "slowfast|none" --pair "slowfast|dllm" \
+        --pair "threshold|dual" --autoregressive shipped -n "${N:-60}" "${common[@]}" "${file[@]}"
+    unmask bench --pair "vanilla|none|full" --baseline - -n "$2" "${common[@]}" "${file[@]}"
+}
+
+blocks() {
+    local settings=() part
+    for tau_min in 0.05 0.1 0.3 0.6; do
+        for tau_high in 0.7 0.85 0.95 0.998; do settings+=(--policy "slowfast(block_length=32,tau_min=$tau_min,tau_high=$tau_high)"); done
+    done
+    for part in window=1 force_after=4 tau_min=0 tau_high=0 suffix=truncate suffix=full signal=entropy signal=kl; do
+        settings+=(--policy "slowfast(block_length=32,$part)")
+    done
+    unmask bench "${settings[@]}" --baseline - --task multi --gen-length 256 -n "${N:-60}" --batch-size 16 --threads 1 \
+        --output "$folder/blocks.jsonl"
+}
+
+suffix() {
+    unmask bench --policy "slowfast(suffix=truncate)" --policy "slowfast(suffix=cached)" --policy "slowfast(suffix=full)" \
+        --policy "${tuned/cached/truncate}" --policy "$tuned" --policy "${tuned/cached/full}" --baseline - \
+        --gen-length 1024 -n "${N:-30}" "${common[@]}" --output "$folder/suffix.jsonl"
+}
+
+(($#)) || set -- blocks suffix 256 1024
+for part in "$@"; do
+    case $part in
+    blocks) blocks ;;
+    suffix) suffix ;;
+    256) headline 256 "${FULL:-4}" ;;
+    1024) headline 1024 "${FULL:-1}" ;;
+    *) echo "unknown part $part; accepted: blocks, suffix, 256, 1024" >&2; exit 2 ;;
+    esac
+done
