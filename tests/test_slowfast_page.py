@@ -117,7 +117,7 @@ def test_a_page_from_files_by_hand(docs, tmp_path, monkeypatch):
     assert between(text, "table 256") == before, "two files of one part are pooled"
     script("page.py", "--docs", docs, monkeypatch=monkeypatch)
     assert (docs / "slowfast.md").read_text() == text, "what is not given stays"
-    cells = [row[2:-2].split(" | ") for row in between(text, "lengths").splitlines()[2:4]]
+    cells = [row[2:-2].split(" | ") for row in between(text, "lengths").splitlines()[4:6]]
     assert cells[0][0] == "128" and cells[0][2:6] == ["2", "100.0 (34.2 - 100.0)", "0", "6.0"]
     assert cells[0][6:9] == [f"{100 * 10 / 12:.0f} %", "50 %", f"{100 * 2 / 5:.0f} %"]
     assert cells[0][9:] == ["200", "1500"]

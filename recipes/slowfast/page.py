@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,9 @@ BASES: dict[str, Baseline] = {  # what speed is told against in the headline
     "early": VANILLA,
     "autoregressive": ("autoregressive(shipped)", "none", True),
 }
+SWEEP = "![Accuracy and tokens per forward over the thresholds](slowfast-{}.png)"
+SPEED = "![Tokens per second of processor time over gen_length](slowfast-speed.png)"
+SHARES = "![Share of the exploratory phase over the length of the canvas](slowfast-lengths.png)"
 Row = dict[str, Any]
 Column = tuple[str, Callable[[Row], str]]
 
@@ -192,22 +195,23 @@ def tables(summary: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for name, one in summary.items():
         rows, foot = one["rows"], "\n\n" + "\n".join(f"On: {on}." for on in one["on"])
         if name.startswith("headline-"):
-            mark = name.removeprefix("headline-")
-            yield f"table {mark}", markdown(by_speed(r for r in rows if r["task"] == ALL), HEADLINE) + foot
+            mark, shown = name.removeprefix("headline-"), [r for r in rows if r["task"] == ALL]
+            over = f"{SPEED}\n\n" if mark == "1024" else ""
+            yield f"table {mark}", over + markdown(by_speed(shown), HEADLINE) + foot
             yield f"families {mark}", families(rows) + foot
         elif name == "thresholds":
-            yield "thresholds", grid(rows) + foot
+            yield "thresholds", f"{SWEEP.format(name)}\n\n{grid(rows)}{foot}"
         elif name == "parts":
             signals = [r for r in rows if "signal=" in r["policy"]]
             yield "parts", markdown([r for r in rows if r not in signals], PART) + foot
             yield "signals", markdown([r for r in rows if r["first"] or r in signals], PART) + foot
         elif name == "blocks":
-            yield "blocks", grid(list(filter(swept, rows))) + foot
+            yield "blocks", f"{SWEEP.format(name)}\n\n{grid(list(filter(swept, rows)))}{foot}"
             yield "block parts", markdown([r for r in rows if r["first"] or not swept(r)], PART) + foot
         elif name == "suffix":
             yield name, markdown(rows, PART) + foot
         else:
-            yield "lengths", f"{markdown(rows, LENGTH)}\n\nTimes are {rows[0]['clock']} time.{foot}"
+            yield "lengths", f"{SHARES}\n\n{markdown(rows, LENGTH)}\n\nTimes are {rows[0]['clock']} time.{foot}"
 
 
 def markdown(rows: Sequence[Row], columns: Sequence[Column]) -> str:
@@ -216,7 +220,7 @@ def markdown(rows: Sequence[Row], columns: Sequence[Column]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in [*head, *([cell(r) for _, cell in columns] for r in rows)])
 
 
-def by_speed(rows: Any) -> list[Row]:
+def by_speed(rows: Iterable[Row]) -> list[Row]:
     """Slowest first, as the paper's tables have it."""
     return sorted(rows, key=lambda r: r["cpu_rate"])
 
