@@ -47,7 +47,7 @@ def cost(rows: Sequence[Row]) -> bytes:
             own = [(r["canvas"], 100 * r["slow"][key] / (r["slow"][key] + r["fast"][key])) for r in rows
                    if r["policy"] == policy]  # fmt: skip
             axes.plot(
-                *zip(*own, strict=True), marker="o", ms=9 - 2 * index, lw=6 - 1.5 * index, label=policy
+                *zip(*own, strict=True), marker="o", ms=max(3, 9 - 2 * index), lw=max(1, 6 - 1.5 * index), label=policy
             )  # some agree
         axes.set_xscale("log", base=2)
         axes.set(xlabel="canvas, tokens", title=key)
