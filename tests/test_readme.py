@@ -63,16 +63,16 @@ def test_command_examples(tmp_path):
 
 
 def test_commands_of_the_documentation(tmp_path):
-    (script,) = blocks("docs/cli.md", "sh")
+    stop, infill = blocks("docs/cli.md", "sh")
     done = subprocess.run(
-        ["bash", "-c", _PRELUDE + script],
+        ["bash", "-c", _PRELUDE + stop + infill],
         cwd=tmp_path,
         env=os.environ | {"UNMASK_PYTHON": sys.executable, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stderr, done.stdout) == (0, "", "3+4=7\n7+5=12\nAnswer: 12\n")
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", "11*2=22\n3+4=7\n7+5=12\nAnswer: 12\n")
 
 
 def example(name, *args, monkeypatch):
