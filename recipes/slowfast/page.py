@@ -196,7 +196,7 @@ def tables(summary: dict[str, Any]) -> Iterator[tuple[str, str]]:
         rows, foot = one["rows"], "\n\n" + "\n".join(f"On: {on}." for on in one["on"])
         if name.startswith("headline-"):
             mark, shown = name.removeprefix("headline-"), [r for r in rows if r["task"] == ALL]
-            over = f"{SPEED}\n\n" if mark == "1024" else ""
+            over = f"{SPEED}\n\n" if mark == "1024" and len(headlines(summary)) > 1 else ""
             yield f"table {mark}", over + markdown(by_speed(shown), HEADLINE) + foot
             yield f"families {mark}", families(rows) + foot
         elif name == "thresholds":
@@ -212,6 +212,11 @@ def tables(summary: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield name, markdown(rows, PART) + foot
         else:
             yield "lengths", f"{SHARES}\n\n{markdown(rows, LENGTH)}\n\nTimes are {rows[0]['clock']} time.{foot}"
+
+
+def headlines(summary: dict[str, Any]) -> list[list[Row]]:
+    """The rows of each gen_length that there is a headline of."""
+    return [summary[name]["rows"] for name in sorted(summary) if name.startswith("headline-")]
 
 
 def markdown(rows: Sequence[Row], columns: Sequence[Column]) -> str:
@@ -336,9 +341,9 @@ def pictures(summary: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
     for name in ("thresholds", "blocks"):
         if name in summary:
             yield f"slowfast-{name}.png", thresholds(list(filter(swept, summary[name]["rows"])))
-    shown = [r for name in sorted(summary) if name.startswith("headline-") for r in summary[name]["rows"]]
-    if shown:
-        yield "slowfast-speed.png", speeds([r for r in shown if r["task"] == ALL], label)
+    lengths = headlines(summary)
+    if len(lengths) > 1:
+        yield "slowfast-speed.png", speeds([r for rows in lengths for r in rows if r["task"] == ALL], label)
     if "lengths" in summary:
         yield "slowfast-lengths.png", cost(summary["lengths"]["rows"])
 

@@ -20,8 +20,8 @@ S = TypeVar("S")
 # What one more rectangle costs, in positions' worth of work: launches, and weights read again. Measured on the CPU with
 # the shipped model (a forward costs 4.5 ms and 75 us per position); on CUDA the estimate for 8 billion parameters.
 _TILE_COST = {False: 48.0, True: 256.0}
-# In one rectangle 32 rows of 1100 take 20 % longer, perhaps for activations of over 32 MiB, which the heap does not keep
-# (core/heap.py). From 2048 to 20000 there is little in it.
+# In one rectangle 32 rows of 1100 take 20 % longer, perhaps for activations of over 32 MiB, which the heap does not
+# keep (core/heap.py). From 2048 to 20000 there is little in it.
 _TILE_WORK = {False: 4096.0, True: math.inf}
 
 
