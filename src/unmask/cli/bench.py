@@ -74,10 +74,11 @@ def bench(
     Every batch is on the disk before the next begins: after Ctrl-C, a crash or a kill the same command goes on.
     """
     from ..measure import lines, run
+    from ..measure.autoregressive import spec
     from ..measure.summary import summarise, tallies
 
     base = None if baseline == "-" else one_pair("--baseline", baseline)
-    causal = [f"autoregressive({name})|none" for name in autoregressive or []]
+    causal = [f"{spec(name)}|none" for name in autoregressive or []]
     pairs = _pairs(policy, cache, [*(pair or []), *causal], base)
     shapes = product(gen_length or [256], batch_size or [1])
     settings = [run.Setting(p, c, length, size, stop, temperature) for length, size in shapes for p, c, stop in pairs]

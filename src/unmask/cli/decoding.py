@@ -15,7 +15,6 @@ from ..core.errors import RequestError
 from .inputs import Form, Record, from_argument, from_file
 from .options import Decoding
 from .outputs import Results, Trace, check_distinct, check_writable, opened
-from .progress import loading
 
 if TYPE_CHECKING:
     from ..api import Model
@@ -64,12 +63,11 @@ def decode(
     if options.animate and options.picture is None:
         raise RequestError("--animate needs --picture FILE.svg")
 
-    from .. import load, registry
+    from .. import registry
     from ..api import SHIPPED_NAME
 
     chosen, kept = registry.policy(options.policy), registry.cache(options.cache)
-    with loading(options.model):
-        lm = load(options.model, options.device, options.dtype, options.compile)
+    lm = options.loading.load()
     if check:
         check(lm)
     requests = [_request(lm, record, i, make) for i, record in enumerate(records)]

@@ -103,6 +103,11 @@ class Decoding:
     no_chat: NoChat = False
 
     @property
+    def loading(self) -> Loading:
+        """Its part that says which model, where, and how."""
+        return Loading(self.model, self.device, self.dtype, compile=self.compile)
+
+    @property
     def sampling(self) -> dict[str, Any]:
         """What :meth:`unmask.Model.generate` and :meth:`unmask.Model.infill` both take, by its names there."""
         return {
