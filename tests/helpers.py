@@ -103,6 +103,12 @@ POLICY_VARIANTS: dict[str, list[str]] = {
         "prophet(threshold(tau=0.4,block_length=5),high=2.5,mid=1.5,low=0.8)",
         "prophet(slowfast(tau_min=0.3,tau_high=0.5,k_max=3,suffix=truncate),high=2,mid=2,low=2,answer_start=4,answer_length=3)",
     ],
+    "lookahead": [
+        "lookahead(threshold(tau=0.4,block_length=none),4)",
+        "lookahead(slowfast(tau_min=0.2,tau_high=0.5,k_max=3,suffix=cached,block_length=7),9)",
+        "lookahead(slowfast(tau_min=0.3,tau_high=0.5,suffix=truncate),6)",
+        "lookahead(wino(tau_in=0.3,tau_out=0.3,block_length=6),3)",
+    ],
     "left_to_right": ["left_to_right(k=2,lookahead=5)"],
     "apd": [
         f'apd(r=0.4,lookahead=6,verifier="{VERIFIER}")',

@@ -1,4 +1,4 @@
-"""Policies around policies: Prophet's early commit, thresholds that adapt, and how nested specs are built."""
+"""Policies around policies: early commits, thresholds that adapt, a shorter sight, and how nested specs are built."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from helpers import LIMIT, MASK, POLICIES, SHIFTS, SPEC, Row, decode, forward, tiny, trail
+from helpers import LIMIT, MASK, POLICIES, SHIFTS, SPEC, VERIFIER, Row, decode, forward, tiny, trail
 from unmask import registry
 from unmask.cli import app
 from unmask.core.canvas import Canvas
@@ -186,6 +186,56 @@ class TestAdaptive:
         assert len(moved) > 5
 
 
+class TestLookahead:
+    @pytest.mark.parametrize("cache", ["none", "dllm(kp=3,kr=2,rho=0.25)"])
+    @pytest.mark.parametrize("policy", POLICIES)
+    def test_with_everything_in_sight_it_is_its_policy(self, policy: str, cache: str) -> None:
+        assert deeds(rows(f"lookahead({policy},14)", cache=cache)) == deeds(rows(policy, cache=cache))
+
+    @pytest.mark.parametrize("cache", ["none", "trailing(window=3)", "dual", "d2(k=4,p=0.4,sigma=3,inflate=3)"])
+    @pytest.mark.parametrize("positions", [1, 3, 5])
+    @pytest.mark.parametrize(
+        "policy", ["left_to_right(k=2,lookahead={})", f'apd(r=0.4,lookahead={{}},verifier="{VERIFIER}")']
+    )
+    def test_it_is_the_lookahead_of_policies_that_have_one(self, policy: str, positions: int, cache: str) -> None:
+        wrapped = f"lookahead({policy.format('none')},{positions})"
+        assert deeds(rows(wrapped, cache=cache)) == deeds(rows(policy.format(positions), cache=cache))
+
+    @pytest.mark.parametrize("shift", SHIFTS)
+    @pytest.mark.parametrize("policy", ["vanilla(block_length=4)", "threshold(tau=0.4,block_length=4)", "dream(steps=40)"])
+    def test_what_is_out_of_sight_does_not_matter(self, policy: str, shift: bool) -> None:
+        """Until the end of the shorter canvas comes into sight a longer one is decoded in the same way, at the same cost."""
+        near, prompt, short = 6, [5, 6, 7], 16
+        made = {}
+        for length in (short, 40):
+            request = Request(0, prompt, length, eos_stop=False)
+            made[length] = list(trail(tiny(shift), f"lookahead({policy},{near})", "none", request))
+        common = 0
+        for (canvas, _, one), (_, _, other) in zip(made[short], made[40], strict=False):
+            if int(canvas.canvas.frontier) + near > len(prompt) + short:
+                break
+            assert one.committed() == other.committed()
+            assert int(one.work) == int(other.work) <= int(canvas.canvas.frontier) + near
+            common += 1
+        assert common > 3
+
+    def test_text_far_behind_stays_in_sight(self) -> None:
+        """What is given there changes what is predicted here."""
+        prompt, told = [5, 6], {}
+        for token in (7, 8):
+            request = Request(0, prompt, 20, eos_stop=False, fixed={18: token})
+            first = next(iter(trail(tiny(), "lookahead(vanilla(block_length=4),3)", "none", request)))[2]
+            assert (first.confidence[0] > -torch.inf).nonzero()[:, 0].tolist() == [2, 3, 4]
+            assert int(first.work) == len(prompt) + 3 + 1
+            told[token] = first.confidence[0, 2:5].tolist()
+        assert told[7] != told[8]
+
+    def test_forward_only_policies_stay_so(self) -> None:
+        assert registry.policy("lookahead(left_to_right)").left_to_right
+        assert not registry.policy("lookahead").left_to_right
+        assert registry.policy("lookahead(wino)").remasks
+
+
 class TestNestedSpecs:
     @pytest.mark.parametrize(
         "text",
@@ -195,6 +245,7 @@ class TestNestedSpecs:
             "prophet(policy=threshold(tau=0.8),high=5.0)",
             "prophet(policy=adaptive(policy=wino,gain=0.1),answer_length=5)",
             "adaptive(policy=slowfast(preset=reference))",
+            "lookahead(policy=prophet(policy=slowfast),positions=64)",
         ],
     )
     def test_round_trip(self, text: str) -> None:
@@ -218,6 +269,7 @@ class TestNestedSpecs:
             ("prophet(vanilla(steps=0))", "vanilla: steps must be an integer >= 1 or none, got 0"),
             ("prophet(high=-1)", "prophet: high must be a number >= 0, got -1"),
             ("saber(mu=0.5)", "saber: mu must be a number >= 1, got 0.5"),
+            ("lookahead(positions=0)", "lookahead: positions must be an integer >= 1, got 0"),
             ("adaptive(gain=2)", r"adaptive: gain must be a number in \[0, 1\], got 2"),
         ],
     )

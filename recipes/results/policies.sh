@@ -3,7 +3,7 @@
 # About twelve hours of one core; stopped and started again it goes on where it was. Usage: policies.sh FOLDER
 set -euo pipefail
 folder=${1:?"usage: policies.sh FOLDER"}
-quick="threshold factor entropy_bound klass wino hierarchical credit apd learn2pd learned adaptive slowfast"
+quick="threshold factor entropy_bound klass wino hierarchical credit apd learn2pd learned adaptive lookahead slowfast"
 slow="vanilla left_to_right dream saber prophet"
 tuned="slowfast(tau_high=0.998,window=1,suffix=cached,block_length=32)|dllm(kp=2,kr=1)"
 common=(-n 300 --batch-size 16 --threads 1 --baseline -)

@@ -32,6 +32,7 @@ POLICIES = {
     "learned": "unmask.policies.learned:Learned",
     "saber": "unmask.policies.saber:Saber",
     "adaptive": "unmask.policies.adaptive:Adaptive",
+    "lookahead": "unmask.policies.lookahead:Lookahead",
     "prophet": "unmask.policies.prophet:Prophet",
     "slowfast": "unmask.policies.slowfast:SlowFast",
 }
