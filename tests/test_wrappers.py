@@ -202,9 +202,11 @@ class TestLookahead:
         assert deeds(rows(wrapped, cache=cache)) == deeds(rows(policy.format(positions), cache=cache))
 
     @pytest.mark.parametrize("shift", SHIFTS)
-    @pytest.mark.parametrize("policy", ["vanilla(block_length=4)", "threshold(tau=0.4,block_length=4)", "dream(steps=40)"])
+    @pytest.mark.parametrize(
+        "policy", ["vanilla(block_length=4)", "threshold(tau=0.4,block_length=4)", "hierarchical(tau=0.6,low=0.2)"]
+    )
     def test_what_is_out_of_sight_does_not_matter(self, policy: str, shift: bool) -> None:
-        """Until the end of the shorter canvas comes into sight a longer one is decoded in the same way, at the same cost."""
+        """Until the end of the shorter canvas comes into sight, a longer one is decoded alike, at the same cost."""
         near, prompt, short = 6, [5, 6, 7], 16
         made = {}
         for length in (short, 40):

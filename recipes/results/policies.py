@@ -3,7 +3,8 @@
     bash recipes/results/policies.sh runs/policies            # hours; goes on where it was
     python recipes/results/policies.py runs/policies/*.jsonl
 
-Writes docs/results/policies.json, from which examples/method_pages.py takes what stands on each method's page.
+Writes docs/results/policies.json, from which examples/method_pages.py takes what stands on each method's page. What
+that holds of a gen_length of which no file is given stays, and so does its table.
 """
 
 from __future__ import annotations
@@ -33,10 +34,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="files of `unmask bench`")
     figures = summarise(tallies(load(parser.parse_args().runs)))
-    rows = sorted(map(plain, figures), key=lambda r: (r["gen_length"], r["task"] != ALL, r["task"]))
+    measured = {f.setting.gen_length for f in figures}
+    before = [r for r in json.loads((DOCS / "policies.json").read_text()) if r["gen_length"] not in measured]
+    rows = sorted([*before, *map(plain, figures)], key=lambda r: (r["gen_length"], r["task"] != ALL, r["task"]))
     (DOCS / "policies.json").write_text("[\n" + ",\n".join(json.dumps(r) for r in rows) + "\n]\n")
     page = (DOCS / "policies.md").read_text(encoding="utf-8")
-    for length in sorted({r["gen_length"] for r in rows}):
+    for length in sorted(measured):
         whole = [f for f in overall(figures) if f.setting.gen_length == length]
         page = between(page, f"table {length}", table([plain(f) for f in whole]))
         page = between(page, f"families {length}", families([r for r in rows if r["gen_length"] == length]))
