@@ -106,7 +106,6 @@ POLICY_VARIANTS: dict[str, list[str]] = {
     "lookahead": [
         "lookahead(threshold(tau=0.4,block_length=none),4)",
         "lookahead(slowfast(tau_min=0.2,tau_high=0.5,k_max=3,suffix=cached,block_length=7),9)",
-        "lookahead(slowfast(tau_min=0.3,tau_high=0.5,suffix=truncate),6)",
         "lookahead(wino(tau_in=0.3,tau_out=0.3,block_length=6),3)",
     ],
     "left_to_right": ["left_to_right(k=2,lookahead=5)"],
