@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -315,6 +316,16 @@ def line(policy, cache, first, correct, tokens, nfe, seconds, task="t", size=2):
             "positions": [10 * f for f in nfe], "first_token": [0.1] * len(nfe), "digest": ["d"] * len(nfe),
             "seconds": seconds, "cpu_seconds": 2 * seconds, "model_seconds": 0.75 * seconds,
             "peak_bytes": 100 + first}  # fmt: skip
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="nothing tells of the CPU")
+def test_a_cpu_is_named_with_its_generation():
+    """Virtual machines call different ones alike."""
+    told = dict(re.findall(r"^(cpu family|model|model name)\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE))
+    if "cpu family" not in told:
+        pytest.skip("no families on this architecture")
+    expected = f"{told['model name']} (family {told['cpu family']}, model {told['model']})"
+    assert run.device_name(torch.device("cpu")) == expected
 
 
 RUN = {"kind": "run", "version": 1, "run": "r", "model": "m", "device": "d", "dtype": "float32", "threads": 1,

@@ -275,13 +275,15 @@ def identity(environment: dict[str, Any]) -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """What a person calls it."""
+    """What a person calls it; of a CPU with its generation, which virtual machines leave out of the name."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    lines = info.read_text().partition("\n\n")[0].splitlines() if info.exists() else []
+    told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    name = told.get("model name") or platform.processor() or platform.machine()
+    generation = [f"{key.split()[-1]} {told[key]}" for key in ("cpu family", "model") if key in told]
+    return f"{name} ({', '.join(generation)})" if generation else name
 
 
 def reset_peak(device: torch.device) -> None:
