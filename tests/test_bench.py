@@ -270,16 +270,33 @@ def test_the_first_token_counts_when_it_holds(lm, monkeypatch):
 def test_what_is_done_is_not_done_again(lm, tmp_path, monkeypatch):
     path, problems = tmp_path / "r.jsonl", source("record", 5, "valid")
     batches = run.order([Setting("threshold", "none", 64, 2), Setting("threshold", "dual", 64, 2)], [problems])
-    rows = run.run(lm, None, batches, path)
-    done = [next(rows)["key"] for _ in range(3)]
-    rest = run.missing(lm, None, batches, path)
-    assert [b.key for b in rest] == [b.key for b in batches if b.key not in done]
-    assert len(list(run.run(lm, None, rest, path))) == 3
-    assert run.missing(lm, None, batches, path) == []
-    assert run.missing(lm, "another", batches, path) == batches
+    first = run.Decoder(lm, None, path)
+    done = [first(batch) for batch in batches[:3]]
+    second = run.Decoder(lm, None, path)
+    assert second.missing(batches) == first.missing(batches) == batches[3:]
+    monkeypatch.setattr(run, "decode", lambda lm, batch: pytest.fail("it is in the file"))
+    assert [second(batch) for batch in batches[:3]] == done
+    monkeypatch.undo()
+    assert [second(batch)["key"] for batch in batches] == [b.key for b in batches]
+    kinds = [row["kind"] for row in ledger.read(path)]
+    assert kinds == ["run", "batch", "batch", "batch", "run", "batch", "batch", "batch"]
+    assert run.Decoder(lm, None, path).missing(batches) == []
+    assert run.Decoder(lm, "another", path).missing(batches) == batches
     path.write_text('{"x": 1}\n')
     with pytest.raises(RequestError, match="is not a file of `unmask bench`"):
-        run.missing(lm, None, batches, path)
+        run.Decoder(lm, None, path)
+
+
+def test_a_setting_warms_up_once_before_what_is_timed(lm, tmp_path, monkeypatch):
+    problems, seen = source("record", 6, "valid"), []
+    real = run.decode
+    monkeypatch.setattr(run, "decode", lambda lm, batch: seen.append((batch.first, batch.n)) or real(lm, batch))
+    for timed, warm in ((True, [(0, 1)]), (False, [])):
+        decoder = run.Decoder(lm, None, tmp_path / f"{timed}.jsonl")
+        for first in (0, 2, 4):
+            decoder(Batch.at(Setting("threshold", "none", 24, 2), problems, first), timed)
+        assert seen == [*warm, (0, 2), (2, 2), (4, 2)]
+        seen.clear()
 
 
 def test_other_weights_under_the_same_name_are_another_model(lm):

@@ -18,6 +18,7 @@ from unmask.api import SHIPPED
 from unmask.cli import app
 from unmask.core.errors import RequestError
 from unmask.measure import betting, candidates, profile, tune
+from unmask.measure import run as batches
 from unmask.measure.problems import Item, Source
 from unmask.measure.run import Setting
 
@@ -150,9 +151,9 @@ def certified(rows, goal):
     """Which of the candidates with these losses, ``[M, n]``, are certified; in this order."""
     named = [Setting(f"threshold(tau={i})", "none", 32, 40) for i in range(len(rows))]
 
-    def decode(setting, problems, first, timed=False):
-        own = np.zeros(40, int) if setting == ONE else rows[named.index(setting)]
-        return {"correct": (1 - np.maximum(own, 0)).tolist() if setting != ONE else [1] * 40}
+    def decode(batch, timed):
+        own = np.zeros(40, int) if batch.setting == ONE else rows[named.index(batch.setting)]
+        return {"correct": (1 - np.maximum(own, 0)).tolist() if batch.setting != ONE else [1] * 40}
 
     found = [tune.Found(s, 8, 0, 0, 0, 2.0, 4.0) for s in named]
     tested = tune.certify(decode, goal, found, BLANK, lambda *_: None)
@@ -310,13 +311,13 @@ def test_it_goes_on_where_it_was_killed(tuned, tmp_path, monkeypatch):
     """Cut anywhere, the ledger gives the same profile, and what it held is not decoded again."""
     folder, printed = tuned
     whole = (folder / "runs" / "tune.jsonl").read_bytes()
-    decoded, decode = [], candidates.decode
+    decoded, decode = [], batches.decode
 
     def counted(lm, batch):
         decoded.append(batch)
         return decode(lm, batch)
 
-    monkeypatch.setattr(candidates, "decode", counted)
+    monkeypatch.setattr(batches, "decode", counted)
     held = whole.count(b'"kind":"batch"')
     for size in (len(whole), len(whole) * 2 // 3):
         decoded.clear()
@@ -333,7 +334,7 @@ def test_it_goes_on_where_it_was_killed(tuned, tmp_path, monkeypatch):
 
 def test_interrupted(tmp_path, monkeypatch):
     """What was decoded stays, no profile is written, and the message says how to go on."""
-    decode, left = candidates.decode, [2]
+    decode, left = batches.decode, [2]
 
     def interrupted(*args):
         left[0] -= 1
@@ -341,7 +342,7 @@ def test_interrupted(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return decode(*args)
 
-    monkeypatch.setattr(candidates, "decode", interrupted)
+    monkeypatch.setattr(batches, "decode", interrupted)
     result = run(*SMALL, "-o", tmp_path / "p.json")
     assert (result.exit_code, result.stdout) == (130, "")
     assert result.stderr == f"interrupted: the same command goes on from {tmp_path}/p.json.ledger.jsonl\n"

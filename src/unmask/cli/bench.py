@@ -20,7 +20,7 @@ from .progress import Meter
 
 if TYPE_CHECKING:
     from ..measure.problems import Source
-    from ..measure.run import Batch, Setting
+    from ..measure.run import Batch, Decoder, Setting
 
 _PAIR = "POLICY|CACHE"
 
@@ -73,7 +73,7 @@ def bench(
 
     Every batch is on the disk before the next begins: after Ctrl-C, a crash or a kill the same command goes on.
     """
-    from ..measure import lines, run
+    from ..measure import run
     from ..measure.autoregressive import spec
     from ..measure.summary import summarise, tallies
 
@@ -88,12 +88,10 @@ def bench(
     lm = where.load()
     run.check(lm, settings, sources)
     batches = run.order(settings, sources)
-    todo = run.missing(lm, where.model, batches, output)
-    _decode(run.run(lm, where.model, todo, output) if todo else iter(()), todo, len(batches), output)
-    wanted = {b.ident for b in batches}
-    here = run.identity(run.environment(lm, where.model))
-    rows = [r for r in lines.read(output) if r["run"] == here and ("key" not in r or run.ident(r["key"]) in wanted)]
-    found = sorted(tallies(rows), key=lambda t: settings.index(t.setting))
+    decoder = run.Decoder(lm, where.model, output)
+    _decode(decoder, decoder.missing(batches), len(batches))
+    found = tallies([decoder.header, *map(decoder, batches)])
+    found = sorted(found, key=lambda t: settings.index(t.setting))
     _show(summarise(found, base), json)
 
 
@@ -115,16 +113,17 @@ def _pairs(
     return list(dict.fromkeys(asked))
 
 
-def _decode(rows: Any, todo: list[Batch], total: int, output: Path) -> None:
+def _decode(decoder: Decoder, todo: list[Batch], total: int) -> None:
     """Run, with a bar on a terminal; an interrupt says what there is and how to go on."""
     made = total - len(todo)
     try:
         with Left(todo, total) as left:
-            for batch, row in zip(todo, rows, strict=False):
-                left.add(batch, row["seconds"])
+            for batch in todo:
+                left.add(batch, decoder(batch)["seconds"])
                 made += 1
     except KeyboardInterrupt:
-        print(f"interrupted: {made} of {total} batches are in {output}; the same command goes on", file=sys.stderr)
+        there = f"{made} of {total} batches are in {decoder.path}"
+        print(f"interrupted: {there}; the same command goes on", file=sys.stderr)
         raise typer.Exit(130) from None
 
 

@@ -7,15 +7,14 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .. import registry
 from ..core.errors import RequestError
 from ..tasks import FAMILIES
-from . import betting, ledger
+from . import betting
 from .problems import GYM, Source, source
-from .run import Batch, Setting, decode, header, held, line
+from .run import Setting
 
 if TYPE_CHECKING:
     from ..api import Model
@@ -155,34 +154,3 @@ def settings(pairs: Sequence[tuple[str, str]], goal: Goal, lm: Model, parts: Set
     if not made:
         raise RequestError("vanilla without a cache is what candidates are compared with; give another candidate")
     return list(made)
-
-
-Row = dict[str, Any]
-
-
-class Decoder:
-    """Decodes batches; what the ledger holds of them is not decoded again."""
-
-    def __init__(self, lm: Model, name: str | None, path: Path) -> None:
-        """Read the ledger.
-
-        Raises:
-            RequestError: it is not a ledger.
-        """
-        self.lm, self.path, self.header, self.begun = lm, path, header(lm, name), False
-        self.have: dict[str, Row] = held(path, self.header["run"])
-        self.warm: set[Setting] = set()
-
-    def __call__(self, setting: Setting, problems: Source, first: int, timed: bool = False) -> Row:
-        """The results of the batch that begins at problem ``first``. ``timed``: not before something was decoded."""
-        batch = Batch(setting, problems, first, min(setting.batch_size, len(problems.items) - first))
-        key = batch.ident
-        if key not in self.have:
-            if timed and setting not in self.warm:
-                decode(self.lm, Batch(setting, problems, first, 1))
-            self.warm.add(setting)
-            row = line(self.header, batch, decode(self.lm, batch))
-            for one in (row,) if self.begun else (self.header, row):
-                ledger.append(self.path, one)
-            self.begun, self.have[key] = True, row
-        return self.have[key]

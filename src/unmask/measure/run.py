@@ -10,8 +10,8 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,8 @@ from .profile import fingerprint
 
 if TYPE_CHECKING:
     from ..results import Result
+
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,11 @@ class Batch:
     first: int
     n: int
 
+    @classmethod
+    def at(cls, setting: Setting, source: Source, first: int) -> Batch:
+        """The one that begins at problem ``first``: as many as the setting decodes together, or as are left."""
+        return cls(setting, source, first, min(setting.batch_size, len(source.items) - first))
+
     @property
     def key(self) -> dict[str, Any]:
         """What identifies the batch among the results of one environment."""
@@ -114,7 +121,7 @@ def order(settings: Sequence[Setting], sources: Sequence[Source], seed: int = 0)
             for setting in rng.sample(settings, len(settings)):
                 size = setting.batch_size
                 begins = range(-(-start // size) * size, stop, size)  # whole batches, wherever the stretch ends
-                batches += [Batch(setting, one, at, min(size, len(one.items) - at)) for at in begins]
+                batches += [Batch.at(setting, one, at) for at in begins]
     return batches
 
 
@@ -153,32 +160,40 @@ def held(path: Path, run: str) -> dict[str, dict[str, Any]]:
     return {ident(row["key"]): row for row in rows}
 
 
-def missing(lm: Model, model: str | None, batches: Sequence[Batch], path: Path) -> list[Batch]:
-    """The batches that the file does not hold for this environment.
+class Decoder:
+    """Decodes batches, each into a line of a file; what that holds of this environment is not decoded again.
 
-    Raises:
-        RequestError: the file holds something else.
+    A line of kind ``run`` with environment, commit and command comes before the first.
     """
-    have = held(path, identity(environment(lm, model)))
-    return [b for b in batches if b.ident not in have]
 
+    def __init__(self, lm: Model, name: str | None, path: Path) -> None:
+        """Read the file.
 
-def run(lm: Model, model: str | None, batches: Sequence[Batch], path: Path) -> Iterator[dict[str, Any]]:
-    """Decode batches; yields the line of each, which is on the disk by then.
+        Raises:
+            RequestError: it holds something else.
+        """
+        self.lm, self.path, self.header, self.begun = lm, path, header(lm, name), False
+        self.have: dict[str, Row] = held(path, self.header["run"])
+        self.warm: set[Setting] = set()
 
-    A line of kind ``run`` with environment, commit and command comes first. Each setting decodes a first problem
-    unmeasured.
-    """
-    head = header(lm, model)
-    ledger.append(path, head)
-    warm = set()
-    for batch in batches:
-        if batch.setting not in warm:
-            decode(lm, Batch(batch.setting, batch.source, batch.first, 1))
-            warm.add(batch.setting)
-        row = line(head, batch, decode(lm, batch))
-        ledger.append(path, row)
-        yield row
+    def missing(self, batches: Sequence[Batch]) -> list[Batch]:
+        """Those that the file does not hold."""
+        return [b for b in batches if b.ident not in self.have]
+
+    def __call__(self, batch: Batch, timed: bool = True) -> Row:
+        """The line of a batch, which is on the disk by then.
+
+        ``timed``: the setting decodes a problem unmeasured before its first batch.
+        """
+        if batch.ident not in self.have:
+            if timed and batch.setting not in self.warm:
+                decode(self.lm, replace(batch, n=1))
+            self.warm.add(batch.setting)
+            row = line(self.header, batch, decode(self.lm, batch))
+            for one in (row,) if self.begun else (self.header, row):
+                ledger.append(self.path, one)
+            self.begun, self.have[batch.ident] = True, row
+        return self.have[batch.ident]
 
 
 def header(lm: Model, model: str | None) -> dict[str, Any]:

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 from .. import __version__
 from ..tasks import FAMILIES
 from . import betting
-from .candidates import REFERENCE, SPLIT, Decoder, Goal, Row, sets, settings
+from .candidates import REFERENCE, SPLIT, Goal, sets, settings
 from .problems import Source
 from .profile import fingerprint
-from .run import Setting, command, environment
+from .run import Batch, Decoder, Row, Setting, command, environment
 from .stats import paired_interval
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def search(decoder: Decoder, goal: Goal, candidates: Sequence[Setting], problems
         turn = random.Random(f"{goal.seed} {first}").sample([goal.vanilla, *alive], len(alive) + 1)
         for index, setting in enumerate(turn):
             tell("searching", first * len(turn) + index * min(goal.batch_size, count - first), count * len(turn))
-            rows[setting].append(decoder(setting, problems, first, timed))
+            rows[setting].append(decoder(Batch.at(setting, problems, first), timed))
         found |= {s: compare(goal, s, rows[goal.vanilla], rows[s]) for s in alive}
         alive = [s for s in alive if not _falls_back(found[s], [found[o] for o in alive], goal.epsilon)]
     return [found[s] for s in candidates]
@@ -169,7 +169,8 @@ def certify(decoder: Decoder, goal: Goal, ranked: Sequence[Found], problems: Sou
         outcome = betting.verdict(plan, seen)
         while not outcome.over:
             tell(f"testing {index + 1} of {len(ranked)}", len(seen), len(problems.items))
-            pair = [[decoder(s, problems, len(seen))] for s in (goal.vanilla, found.setting)]
+            batches = (Batch.at(s, problems, len(seen)) for s in (goal.vanilla, found.setting))
+            pair = [[decoder(batch, timed=False)] for batch in batches]
             seen += losses(goal.target, *pair)
             outcome = betting.verdict(plan, seen)
         own = seen[: outcome.seen]
@@ -240,7 +241,8 @@ def tune(
     decoder = Decoder(lm, name, path)
     found = search(decoder, goal, candidates, parts.search, tell)
     tested = certify(decoder, goal, front(found, goal), parts.calibration, tell)
-    rows = [decoder(goal.vanilla, parts.search, first) for first in range(0, goal.n_search, goal.batch_size)]
+    batches = [Batch.at(goal.vanilla, parts.search, first) for first in range(0, goal.n_search, goal.batch_size)]
+    rows = [decoder(batch, timed=False) for batch in batches]
     return Outcome(sum(chain(*(r["correct"] for r in rows))), found, tested)
 
 
