@@ -168,7 +168,7 @@ def measured(name: str, results: Path) -> str:
     side = "policy" if name in registry.POLICIES else "cache"
     own = [r for r in whole if r[side].partition("(")[0] == name and (side == "policy" or r["policy"] in SHOWN)]
     if not own:
-        return "Not measured yet."
+        return "Not in the table of all policies yet."
     head = "| policy | cache | gen_length | n | accuracy, % | vanilla's answers lost, gained | NFE | TPF | speed |"
     lines = [head, "|" + " --- |" * (head.count("|") - 1)]
     for r in sorted(own, key=lambda r: (r["gen_length"], r["policy"], r["cache"] != "none", r["cache"])):

@@ -14,11 +14,11 @@ tuned="slowfast(tau_high=0.998,window=1,suffix=cached,block_length=32)"
 near="lookahead($tuned,64)"  # the block and as much again
 common=(--batch-size 1 --threads 1)
 
-headline() {  # gen_length, problems of each family by vanilla as published
+headline() {  # gen_length, problems of each family by vanilla as published, more settings
     local file=(--gen-length "$1" --output "$folder/headline-$1.jsonl")
     unmask bench --pair "$tuned|none" --pair "$tuned|dllm(kp=2,kr=1)" --pair "$near|none" --pair "$near|dllm(kp=2,kr=1)" \
-        --pair "lookahead(vanilla,64)|none" --pair "slowfast|none" --pair "slowfast|dllm" --pair "threshold|none" \
-        --pair "threshold|dual" --autoregressive shipped -n "${N:-60}" "${common[@]}" "${file[@]}"
+        --pair "slowfast|none" --pair "slowfast|dllm" --pair "threshold|none" --pair "threshold|dual" "${@:3}" \
+        --autoregressive shipped -n "${N:-60}" "${common[@]}" "${file[@]}"
     unmask bench --pair "vanilla|none|full" --baseline - -n "$2" "${common[@]}" "${file[@]}"
 }
 
@@ -46,7 +46,7 @@ for part in "$@"; do
     blocks) blocks ;;
     suffix) suffix ;;
     256) headline 256 "${FULL:-4}" ;;
-    1024) headline 1024 "${FULL:-1}" ;;
+    1024) headline 1024 "${FULL:-1}" --pair "lookahead(vanilla,64)|none" ;;
     *) echo "unknown part $part; accepted: blocks, suffix, 256, 1024" >&2; exit 2 ;;
     esac
 done
