@@ -66,14 +66,14 @@ def tune(
 ) -> None:
     """Find the fastest policy and cache that certainly lose less than EPSILON points against vanilla."""
     from ..measure import profile
-    from ..measure.candidates import GRID
+    from ..measure.candidates import grid
     from ..measure.tune import describe
     from ..measure.tune import tune as run
 
     goal = wanted.goal()
     path = Path(ledger or f"{output}.ledger.jsonl")
     _check_files(output, path, task)
-    pairs = [_pair(text) for text in candidate] if candidate else GRID
+    pairs = [_pair(text) for text in candidate] if candidate else grid(goal.gen_length)
     lm = where.load()
     try:
         with Meter("elapsed") as meter:

@@ -37,7 +37,7 @@ POLICIES = (
     "slowfast(tau_high=0.998,window=1,block_length=32)",
 )
 CACHES = ("none", "dual", "dllm")
-GRID = tuple((policy, cache) for policy in POLICIES for cache in CACHES)
+NEAR = 64  # positions in sight; where a response may be much longer the rest of its masks is most of the work
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,14 @@ class Sets:
 
     search: Source
     calibration: Source
+
+
+def grid(gen_length: int) -> list[tuple[str, str]]:
+    """Where no candidates are given: policies and caches; for long responses with their far end out of sight, too."""
+    policies = list(POLICIES)
+    if gen_length >= 4 * NEAR:
+        policies += [f"lookahead({policy},{NEAR})" for policy in POLICIES]
+    return [(policy, cache) for policy in policies for cache in CACHES]
 
 
 def sets(task: str, goal: Goal) -> Sets:
