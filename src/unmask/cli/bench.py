@@ -14,7 +14,6 @@ import typer
 
 from ..core.errors import RequestError
 from . import options as o
-from .inputs import pair as one_pair
 from .outputs import check_writable
 from .progress import Meter
 
@@ -32,7 +31,7 @@ class Problems:
     task: Annotated[list[str] | None, typer.Option("--task", "-t", help=f"{o.TASKS}; repeatable.")] = None
     n: Annotated[int, typer.Option("-n", min=1, help="Problems of each task.")] = 30
     split: Annotated[str, typer.Option(help="Of the families that ship: valid to choose by, test to report.")] = "test"
-    seed: Annotated[int, typer.Option(min=0, help="Of the problems.")] = 0
+    seed: Annotated[int, typer.Option(min=0, max=o.SEEDS - 1, help="Of the problems.")] = 0
 
     def sources(self) -> list[Source]:
         """The problems of each task."""
@@ -77,7 +76,7 @@ def bench(
     from ..measure.autoregressive import spec
     from ..measure.summary import summarise, tallies
 
-    base = None if baseline == "-" else one_pair("--baseline", baseline)
+    base = None if baseline == "-" else o.pair("--baseline", baseline)
     causal = [f"{spec(name)}|none" for name in autoregressive or []]
     pairs = _pairs(policy, cache, [*(pair or []), *causal], base)
     shapes = product(gen_length or [256], batch_size or [1])
@@ -109,7 +108,7 @@ def _pairs(
     asked += [
         (str(registry.policy(p)), str(registry.cache(c)), True) for p in policies or [] for c in caches or ["none"]
     ]
-    asked += [one_pair("--pair", text) for text in pairs or []]
+    asked += [o.pair("--pair", text) for text in pairs or []]
     return list(dict.fromkeys(asked))
 
 

@@ -58,26 +58,6 @@ def from_argument(value: str, form: Form) -> Record:
     return Record(_decode(sys.stdin.buffer.read(), "standard input").rstrip("\r\n"), "standard input")
 
 
-def pair(option: str, text: str) -> tuple[str, str, bool]:
-    """Policy and cache, as their objects print them, and whether responses end early.
-
-    ``autoregressive(MODEL)``, as results have it, stands where policies stand; only measuring takes it.
-
-    Raises:
-        RequestError: not ``POLICY|CACHE`` or ``POLICY|CACHE|full``; names the option.
-        SpecError: an unknown policy, cache or parameter.
-    """
-    from .. import registry
-    from ..measure import autoregressive
-
-    policy, bar, cache = text.removesuffix("|full").rpartition("|")
-    if not (bar and policy.strip() and cache.strip()):
-        raise RequestError(f"{option}: expected POLICY|CACHE or POLICY|CACHE|full, got {text!r}")
-    model = autoregressive.model_of(policy)
-    how = str(registry.policy(policy)) if model is None else autoregressive.spec(model)
-    return how, str(registry.cache(cache)), not text.endswith("|full")
-
-
 def from_file(path: str, form: Form) -> list[Record]:
     """The prompts or texts of a JSONL file (``-``: standard input); empty lines do not count.
 

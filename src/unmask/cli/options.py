@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type
 
 import typer
 
+from ..core.errors import RequestError
 from .inputs import SEEDS
 from .progress import loading
 
@@ -119,6 +120,26 @@ class Decoding:
             "eos_stop": not self.no_eos_stop,
             "chat": False if self.no_chat else None,
         }
+
+
+def pair(option: str, text: str) -> tuple[str, str, bool]:
+    """Policy and cache, as their objects print them, and whether responses end early.
+
+    ``autoregressive(MODEL)``, as results have it, stands where policies stand; only measuring takes it.
+
+    Raises:
+        RequestError: not ``POLICY|CACHE`` or ``POLICY|CACHE|full``; names the option.
+        SpecError: an unknown policy, cache or parameter.
+    """
+    from .. import registry
+    from ..measure import autoregressive
+
+    policy, bar, cache = text.removesuffix("|full").rpartition("|")
+    if not (bar and policy.strip() and cache.strip()):
+        raise RequestError(f"{option}: expected POLICY|CACHE or POLICY|CACHE|full, got {text!r}")
+    model = autoregressive.model_of(policy)
+    how = str(registry.policy(policy)) if model is None else autoregressive.spec(model)
+    return how, str(registry.cache(cache)), not text.endswith("|full")
 
 
 def takes(*, without: tuple[str, ...] = (), **helps: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

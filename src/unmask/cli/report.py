@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..core.errors import RequestError
-from .inputs import pair
+from . import options as o
 from .outputs import check_writable
 
 
@@ -31,5 +31,5 @@ def report(
     if speed not in SPEEDS:
         raise RequestError(f"unknown --speed {speed!r}; accepted: {', '.join(SPEEDS)}")
     check_writable(str(output / "index.html"), make=True)
-    for path in write(runs, output, pair("--baseline", baseline), speed):
+    for path in write(runs, output, o.pair("--baseline", baseline), speed):
         print(path)

@@ -12,7 +12,6 @@ import typer
 
 from ..core.errors import RequestError
 from . import options as o
-from .inputs import pair
 from .outputs import check_distinct, check_writable
 from .progress import Meter
 
@@ -102,7 +101,7 @@ def _check_files(output: str, ledger: Path, task: str) -> None:
 
 
 def _pair(text: str) -> tuple[str, str]:
-    policy, cache, eos_stop = pair("--candidate", text)
+    policy, cache, eos_stop = o.pair("--candidate", text)
     if not eos_stop:
         raise RequestError(f"--candidate: tuning is for responses that end early; leave out |full in {text!r}")
     return policy, cache
