@@ -41,8 +41,10 @@ def main() -> None:
     page = (DOCS / "policies.md").read_text(encoding="utf-8")
     for length in sorted(measured):
         whole = [f for f in overall(figures) if f.setting.gen_length == length]
+        own = [r for r in rows if r["gen_length"] == length]
         page = between(page, f"table {length}", table([plain(f) for f in whole]))
-        page = between(page, f"families {length}", families([r for r in rows if r["gen_length"] == length]))
+        if any(r["task"] == ALL for r in own):
+            page = between(page, f"families {length}", families(own))
         (DOCS / f"policies-{length}.png").write_bytes(pareto(whole, "cpu_rate"))
     (DOCS / "policies.md").write_text(page, encoding="utf-8")
 
@@ -90,7 +92,7 @@ def families(rows: Sequence[dict[str, Any]]) -> str:
     """Accuracy and forwards of each family, one line per setting."""
     tasks = sorted({r["task"] for r in rows} - {ALL})
     lines = [f"| policy | cache | {' | '.join(tasks)} |", "|" + " --- |" * (len(tasks) + 2)]
-    whole = [r for r in rows if r["task"] == ALL] or rows
+    whole = [r for r in rows if r["task"] == ALL]
     for own in ((r["policy"], r["cache"]) for r in ranked(whole)):
         found = {r["task"]: r for r in rows if (r["policy"], r["cache"]) == own}
         cells = [f"{100 * r['right'] / r['n']:.1f} @ {r['nfe']:.1f}" for r in map(found.__getitem__, tasks)]
