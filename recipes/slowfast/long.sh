@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # SlowFast on problems of all five families, long responses, one CPU thread. Stopped and started again it goes on.
-# Usage: long.sh FOLDER [PART ...]     all parts unless some are named; hours are of one core of an AMD EPYC (Zen 4)
+# Usage: long.sh FOLDER [PART ...]     all parts unless some are named; minutes are of one thread of an AMD EPYC (Zen 5)
 #   blocks  the thresholds and parts of short.sh with blocks of 32 tokens, on answers that fill several: half an hour
-#   suffix  what lies behind the span at gen_length 1024: truncated, cached, recomputed: twenty minutes
-#   256     the headline at gen_length 256, beside threshold + dual and an autoregressive model: half an hour
-#   1024    the same at gen_length 1024: 2 hours
-# N: problems of each family (60, in suffix 30). FULL: of those, decoded by vanilla as published too, which fills all of
-# gen_length: each of its forwards costs the same, so that few tell its speed (1 at 1024, which takes 17 of the minutes; 4 at 256).
+#   suffix  what lies behind the span at gen_length 1024: truncated, cached, recomputed: twelve minutes
+#   256     the headline at gen_length 256, beside threshold + dual and an autoregressive model: ten minutes
+#   1024    the same at gen_length 1024: 45 minutes
+# N: problems of each family (60; blocks, which has one, 300). FULL: of those, decoded by vanilla as published too, which fills
+# all of gen_length: each of its forwards costs the same, so that few tell its speed (1 at 1024, 4 at 256).
 set -euo pipefail
 folder=${1:?"usage: long.sh FOLDER [blocks|suffix|256|1024 ...]"}
 shift
@@ -30,14 +30,14 @@ blocks() {
     for part in window=1 force_after=4 tau_min=0 tau_high=0 suffix=truncate suffix=full signal=entropy signal=kl; do
         settings+=(--policy "slowfast(block_length=32,$part)")
     done
-    unmask bench "${settings[@]}" --baseline - --task multi --gen-length 256 -n "${N:-60}" --batch-size 16 --threads 1 \
+    unmask bench "${settings[@]}" --baseline - --task multi --gen-length 256 -n "${N:-300}" --batch-size 16 --threads 1 \
         --output "$folder/blocks.jsonl"
 }
 
 suffix() {
     unmask bench --policy "slowfast(suffix=truncate)" --policy "slowfast(suffix=cached)" --policy "slowfast(suffix=full)" \
         --policy "${tuned/cached/truncate}" --policy "$tuned" --policy "${tuned/cached/full}" --baseline - \
-        --gen-length 1024 -n "${N:-30}" "${common[@]}" --output "$folder/suffix.jsonl"
+        --gen-length 1024 -n "${N:-60}" "${common[@]}" --output "$folder/suffix.jsonl"
 }
 
 (($#)) || set -- blocks suffix 256 1024
