@@ -115,10 +115,11 @@ def sweep(figures: Sequence[Figures], x: str = "tau_min", y: str = "tau_high") -
                 if not isnan(number):
                     ink = "black" if image.norm(number) > 0.6 else "white"
                     axes.text(j, i, f"{number:.1f}", ha="center", va="center", color=ink)
-        axes.set(title=title, xlabel=x, ylabel=y)
+        axes.set(title=title, xlabel=x)
         axes.set_xticks(range(len(columns)), [f"{c:g}" for c in columns])
         axes.set_yticks(range(len(rows)), [f"{r:g}" for r in rows])
         axes.grid(visible=False)
+    both[0].set(ylabel=y)
     return _png(canvas)
 
 
