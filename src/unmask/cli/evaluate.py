@@ -88,8 +88,8 @@ def evaluate(
 
     chosen, kept = str(registry.policy(policy)), str(registry.cache(cache))
     folder = None if output is None else Path(output)
-    if folder is not None:
-        check_writable(str(folder / run.ANSWERS), make=True, regular=True)
+    if output is not None:
+        check_writable(output and str(Path(output) / run.ANSWERS), make=True, regular=True)  # no name stays none
     found = run.find(names, include_path or ())
     if dry_run:
         for name, kind, file in found.about():
