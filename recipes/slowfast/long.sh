@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SlowFast on problems of all five families, long responses, one CPU thread. Stopped and started again it goes on.
 # Usage: long.sh FOLDER [PART ...]     all parts unless some are named; minutes are of one thread of an AMD EPYC (Zen 5)
-#   blocks  the thresholds and parts of short.sh with blocks of 32 tokens, on answers that fill several: half an hour
+#   blocks  the thresholds and parts of short.sh with blocks of 32 tokens, on answers that fill several: an hour
 #   suffix  what lies behind the span at gen_length 1024: truncated, cached, recomputed: twelve minutes
 #   256     the headline at gen_length 256, beside threshold + dual and an autoregressive model: ten minutes
 #   1024    the same at gen_length 1024: 45 minutes
