@@ -29,10 +29,8 @@ from unmask.tasks import FAMILIES
 
 VERSION = 1
 TASKS = ("word_problem", "waiting_line", "sudoku", "record")
-POLICIES = (
-    "slowfast(suffix=full)", "slowfast(suffix=cached)", "slowfast(suffix=truncate)",
-    "slowfast(tau_high=0.998,window=1,block_length=32)",
-)  # fmt: skip
+TUNED = "slowfast(tau_high=0.998,window=1,block_length=32)"
+POLICIES = ("slowfast(suffix=full)", "slowfast", "slowfast(suffix=truncate)", TUNED, f"lookahead({TUNED},64)")
 PHASES = ("slow", "fast")
 MADE_WITH = ("model", "device", "dtype", "threads", "torch")
 SHIPPED = Path(unmask.__file__).parent / "assets" / "tiny"
@@ -54,7 +52,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--canvas", type=int, required=True, help="tokens of prompt and response together")
     parser.add_argument("-n", type=int, default=15, help="problems of each family")
-    parser.add_argument("--policy", action="append", help="repeatable; default: the three suffixes, and as tuned")
+    parser.add_argument("--policy", action="append", help="repeatable; default: those of docs/results/slowfast.md")
     parser.add_argument("--task", action="append", choices=tuple(FAMILIES), help="repeatable; default: all but multi")
     parser.add_argument("--split", default="test", choices=("train", "valid", "test"))
     parser.add_argument("--most", type=int, default=100, help="forwards after which a problem is given up")
