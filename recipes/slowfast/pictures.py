@@ -29,16 +29,10 @@ def thresholds(rows: Sequence[Row]) -> bytes:
 
 def speeds(rows: Sequence[Row], label: Callable[[Row], str]) -> bytes:
     """Tokens per second of processor time over ``gen_length``, a line per method."""
-    canvas, axes = plt.subplots(figsize=(7, 4.5))
-    for index, name in enumerate(dict.fromkeys(map(label, rows))):
-        own = sorted((r["gen_length"], r["cpu_rate"]) for r in rows if label(r) == name)
-        axes.plot(*zip(*own, strict=True), marker="os"[index // 10 % 2], label=name.replace("`", ""))  # ten colours
-    axes.set_xscale("log", base=2)
-    axes.set(yscale="log", xlabel="gen_length", ylabel="tokens per second of processor time")
-    lengths = sorted({r["gen_length"] for r in rows})
-    axes.set_xticks(lengths, [str(length) for length in lengths])
-    axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(0, -0.15))
-    return _png(canvas)
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for row in rows:
+        lines.setdefault(label(row).replace("`", ""), []).append((row["gen_length"], row["cpu_rate"]))
+    return figures.over_lengths(lines, "tokens per second of processor time")
 
 
 def cost(rows: Sequence[Row]) -> bytes:

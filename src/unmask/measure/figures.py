@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import isnan, nan
 from typing import Any
@@ -124,16 +124,24 @@ def sweep(figures: Sequence[Figures], x: str = "tau_min", y: str = "tau_high") -
 
 
 def lengths(figures: Sequence[Figures], value: str = "speedup", title: str = "speed against the baseline") -> bytes:
-    """A value over gen_length, one line per decoder; both axes logarithmic."""
+    """A value over gen_length, one line per decoder."""
+    lines: dict[str, list[tuple[int, float]]] = {}
+    more = namer(figures, "L")
+    for f in figures:
+        if getattr(f, value) is not None:
+            lines.setdefault(f.setting.label + more(f), []).append((f.setting.gen_length, getattr(f, value)))
+    return over_lengths(lines, title)
+
+
+def over_lengths(lines: Mapping[str, Sequence[tuple[int, float]]], title: str) -> bytes:
+    """Named lines of (gen_length, value); both axes logarithmic."""
     plt = _pyplot()
     canvas, axes = plt.subplots(figsize=(7.5, 4.5))
-    more = namer(figures, "L")
-    for label in dict.fromkeys(f.setting.label + more(f) for f in figures):
-        own = sorted((f for f in figures if f.setting.label + more(f) == label), key=lambda f: f.setting.gen_length)
-        points = [(f.setting.gen_length, getattr(f, value)) for f in own if getattr(f, value) is not None]
-        if points:
-            axes.plot(*zip(*points, strict=True), marker="o", label=label)
+    for index, (name, points) in enumerate(lines.items()):
+        axes.plot(*zip(*sorted(points), strict=True), marker="os"[index // 10 % 2], label=name)  # there are ten colours
     axes.set_xscale("log", base=2)
     axes.set(yscale="log", xlabel="gen_length", ylabel=title)
+    known = sorted({length for points in lines.values() for length, _ in points})
+    axes.set_xticks(known, [str(length) for length in known])
     axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(0, -0.15))
     return _png(canvas)
