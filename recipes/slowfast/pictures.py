@@ -38,6 +38,7 @@ def speeds(rows: Sequence[Row], label: Callable[[Row], str]) -> bytes:
 def cost(rows: Sequence[Row]) -> bytes:
     """Share of the exploratory phase of forwards, positions and time, over the length of the canvas."""
     canvas, every = plt.subplots(1, 3, figsize=(11, 3.4), sharey=True)
+    canvases = sorted({r["canvas"] for r in rows})
     for axes, key in zip(every, ("forwards", "positions", "time"), strict=True):
         for index, policy in enumerate(dict.fromkeys(r["policy"] for r in rows)):
             own = [(r["canvas"], 100 * r["slow"][key] / (r["slow"][key] + r["fast"][key])) for r in rows
@@ -46,6 +47,7 @@ def cost(rows: Sequence[Row]) -> bytes:
                 *zip(*own, strict=True), marker="o", ms=max(3, 9 - 2 * index), lw=max(1, 6 - 1.5 * index), label=policy
             )  # some agree
         axes.set_xscale("log", base=2)
+        axes.set_xticks(canvases, [str(length) for length in canvases], fontsize=7)
         axes.set(xlabel="canvas, tokens", title=key)
         axes.grid(alpha=0.25)
     every[0].set(ylabel="exploratory phase, %", ylim=(0, 100))
