@@ -58,6 +58,9 @@ def _is_batch(row: dict[str, Any]) -> bool:
         and all(_are_numbers(row.get(name), key["n"]) for name in _PROBLEMS)
         and all(_are_numbers([row.get(name)], 1) and row[name] > 0 for name in _SECONDS)
         and min(row["nfe"]) > 0
+        and max(row["correct"]) <= 1
+        and key["gen_length"] > 0
+        and "peak_bytes" in row
         and isinstance(row.get("digest"), list)
         and len(row["digest"]) == key["n"]
         and isinstance(row.get("peak_bytes"), (int, type(None)))

@@ -52,12 +52,12 @@ def parallelism(figures: Sequence[Figures]) -> list[tuple[str, int, float]]:
     The points of one curve are the settings of one policy (thresholds, counts), or of one wrapper around one policy;
     those of a single setting are left out.
     """
-    curves: dict[tuple[str, str], dict[float, float]] = defaultdict(dict)
+    curves: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
     more = namer(figures, "L", "task")
     for f in (f for f in figures if f.setting.eos_stop):
         s = f.setting
         name = f"{replace(s, policy=s.family).label}, gen_length {s.gen_length}{more(f)}"
-        curves[name, f.task][f.tpf] = 100 * f.accuracy
+        curves[name, f.task].append((f.tpf, 100 * f.accuracy))
     best = {task: max(100 * f.accuracy for f in figures if f.task == task) for task in {f.task for f in figures}}
     found = [
         (f"{name}, {task}", len(points), aup(points, best[task]))
