@@ -25,7 +25,7 @@ from unmask.api import SHIPPED
 from unmask.cli import app
 from unmask.core.errors import RequestError
 from unmask.measure import ledger, report, run
-from unmask.measure.figures import sweeps
+from unmask.measure.figures import lengths, sweeps
 from unmask.measure.problems import Item, Source, source
 from unmask.measure.run import Batch, Setting
 from unmask.measure.stats import aup, mcnemar, paired_interval, wilson
@@ -84,9 +84,15 @@ def test_aup():
     """The formula of d3LLM on two curves, by hand."""
     assert aup([(1.0, 80.0)], 80.0) == pytest.approx(80)
     by_hand = 1 * 80 + (3 - 1) * (78 * exp(-3 * (1 - 78 / 80)) + 80) / 2
-    assert aup({3.0: 78.0, 1.0: 80.0, 9.0: 74.0}, 80.0) == pytest.approx(by_hand)  # 74 is more than 5 below 80
+    assert aup([(3.0, 78.0), (1.0, 80.0), (9.0, 74.0)], 80.0) == pytest.approx(by_hand)  # 74 is more than 5 below 80
     with pytest.raises(ValueError, match="needs a point"):
         aup([], 80.0)
+
+
+def test_of_equal_parallelism_the_most_accurate_counts():
+    curve = [(1.0, 80.0), (3.0, 78.0)]
+    for worse in ([(1.0, 20.0)], [(3.0, 76.0), (1.0, 79.0)]):
+        assert aup([*worse, *curve], 80.0) == aup([*curve, *worse], 80.0) == aup(curve, 80.0)
 
 
 # --- the file of results
@@ -398,6 +404,17 @@ def test_what_covers_some_tasks_only_is_not_called_all():
     assert ("threshold", "all") in found([*ROWS, three])
 
 
+def test_lengths_of_different_tasks_are_not_one_line(monkeypatch):
+    rows = [line("vanilla", "none", 0, [1], [9], [9], 1.0, task=task) for task in "tuv"]
+    longer = [line("vanilla", "none", 0, [1], [9], [9], 1.0, task=task) for task in "tu"]
+    for row in longer:
+        row["key"]["gen_length"] = 128
+    drawn: list[dict] = []
+    monkeypatch.setattr("unmask.measure.figures.over_lengths", lambda lines, _: drawn.append(lines))
+    lengths(report.overall(summarise(tallies([RUN, *rows, *longer]))))
+    assert drawn == [{"vanilla, all": [(64, 1.0)], "vanilla, t + u": [(128, 1.0)]}]
+
+
 def test_the_baseline_is_what_was_asked_for():
     full = [line("vanilla", "none", at, [1, 1], [10, 10], [64, 64], 20.0) for at in (0, 2)]
     for row in full:
@@ -496,6 +513,23 @@ def test_parallelism_needs_a_curve():
     assert area == pytest.approx(aup([(2.0, 100.0), (8.0, 100.0)], 100.0))
 
 
+@pytest.mark.parametrize("odd", [{"gen_length": 32}, {"eos_stop": False}, {}])
+def test_the_best_accuracy_is_of_what_can_be_compared(odd):
+    """A better answer at another length, or without early stop, does not weigh."""
+    curve = [line(f"threshold(tau={t})", "none", 0, [1, 0], [8, 8], [n, n], 1.0) for t, n in ((0.5, 1), (0.9, 4))]
+    other = line("vanilla", "none", 0, [1, 1], [8, 8], [8, 8], 1.0)
+    other["key"] |= odd
+    [(_, _, area)] = report.parallelism(summarise(tallies([RUN, *curve, other])))
+    assert area == pytest.approx(aup([(2.0, 50.0), (8.0, 50.0)], 50.0 if odd else 100.0))
+
+
+def test_settings_of_equal_parallelism_are_one_point():
+    curve = [line(f"threshold(tau={t})", "none", 0, [1, r], [8, 8], [n, n], 1.0) for t, n, r in
+             ((0.5, 1, 1), (0.8, 1, 0), (0.9, 4, 1))]  # fmt: skip
+    [(_, count, area)] = report.parallelism(summarise(tallies([RUN, *curve])))
+    assert (count, area) == (3, pytest.approx(aup([(2.0, 100.0), (8.0, 100.0)], 100.0)))
+
+
 # --- commands
 
 
@@ -592,7 +626,27 @@ def test_bench_refuses(args, message, tmp_path):
         (json.dumps(ROWS[1]) + "\n", [], "r.jsonl line 1: the line of kind run that tells of run r is missing"),
         *(
             (f"{json.dumps(RUN)}\n{json.dumps(ROWS[1] | odd)}\n", [], "line 2 is not a line of `unmask bench`")
-            for odd in ({"key": {}}, {"nfe": [1]}, {"seconds": 0}, {"tokens": ["1", 2]}, {"kind": "x"}, {"run": []})
+            for odd in (
+                {"key": {}},
+                {"nfe": [1]},
+                {"seconds": 0},
+                {"tokens": ["1", 2]},
+                {"kind": "x"},
+                {"run": []},
+                {"nfe": [10**400, 1]},
+                {"correct": [7, 1]},
+                {"peak_bytes": 10**400},
+                {"peak_bytes": "1"},
+            )
+        ),
+        *(
+            (f"{json.dumps(RUN)}\n{json.dumps(ROWS[1] | {'key': ROWS[1]['key'] | odd})}\n", [], "line 2 is not a line")
+            for odd in ({"temperature": 10**400}, {"gen_length": 0}, {"n": -2}, {"first": -1}, {"seed": 2**63})
+        ),
+        (
+            f"{json.dumps(RUN)}\n{json.dumps({k: v for k, v in ROWS[1].items() if k != 'peak_bytes'})}\n",
+            [],
+            "line 2 is not a line",
         ),
         (None, ["--speed", "light"], "unknown --speed 'light'; accepted: rate, cpu_rate, tpf"),
         (None, ["--baseline", "vanilla"], "--baseline: expected POLICY|CACHE or POLICY|CACHE|full, got 'vanilla'"),

@@ -1,5 +1,6 @@
 """The command line: results, traces, pictures, and one clear line for everything that is wrong."""
 
+import io
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
@@ -20,7 +22,7 @@ from helpers import cli as run
 from helpers import fine, lines, refused
 from llada_folder import CONFIG, CONTEXT, EOS, LLADA_8B, MASK, VOCAB, weights, write
 from unmask import registry
-from unmask.cli import app
+from unmask.cli import app, outputs
 from unmask.cli.outputs import spans
 
 COMMAND = [sys.executable, "-c", "from unmask.cli import main; main()"]
@@ -486,6 +488,19 @@ def test_text_prompt_without_tokenizer(tmp_path):
 # --- the machine fails, the user leaves
 
 
+def test_an_interrupt_while_a_response_is_written_waits_until_it_counts(monkeypatch):
+    """Else the last line says one response less than there is."""
+    kept = outputs.Results(io.StringIO(), as_json=False, common={})
+    monkeypatch.setattr(kept.file, "flush", lambda: signal.raise_signal(signal.SIGINT))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            kept.add(0, 0, SimpleNamespace(text="said"))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (kept.file.getvalue(), kept.count) == ("said\n", 1)
+
+
 def test_interrupt_keeps_what_was_written(model, tmp_path):
     batch = jsonl(tmp_path / "in.jsonl", *({"prompt": f"prompt {i}", "gen_length": 64} for i in range(1500)))
     out, trace = tmp_path / "out.jsonl", tmp_path / "trace.jsonl"
@@ -541,11 +556,14 @@ def test_standard_output_closed(model):
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_out_of_device_memory_is_told(unmask_, monkeypatch):
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("[enforce fail] Cannot allocate memory")]
+)
+def test_out_of_device_memory_is_told(error, unmask_, monkeypatch):
     def full(*_args, **_more):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     monkeypatch.setattr("unmask.models.denoiser.Denoiser.__call__", full)
     result = unmask_("Hi", "-n", 4)
     assert result.exit_code == 1
-    assert result.stderr == "error: the device is out of memory; try a smaller --batch-size or --gen-length\n"
+    assert result.stderr == "error: the device is out of memory; try a smaller --batch-size, --gen-length or --length\n"

@@ -6,6 +6,7 @@ import math
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -307,6 +308,17 @@ def test_command(tuned):
     assert greedy["search"]["differ"] > 0
     passed = [c for c in listed.values() if c["calibration"] and c["calibration"]["passed"]]
     assert chosen["speed"] == max(c["speed"] for c in passed)
+
+
+@pytest.mark.parametrize(
+    ("delta", "said"), [(0.05, "95 %"), (1.4e-6, "99.99986 %"), (5e-9, "1 - 5e-09"), (1e-300, "1 - 1e-300")]
+)
+def test_the_guarantee_claims_no_more_than_was_asked_for(delta, said):
+    """Rounding never makes it certain."""
+    goal = SimpleNamespace(epsilon=0.01, delta=delta, target="accuracy", gen_length=8)
+    text = tune.guarantee("t", goal, SimpleNamespace(chosen=True))
+    assert text.startswith(f"With confidence {said}: on problems")
+    assert "100 %" not in text
 
 
 def test_it_goes_on_where_it_was_killed(tuned, tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from typing import Any
 from unmask.measure.figures import pareto
 from unmask.measure.report import load, overall
 from unmask.measure.stats import paired_interval, wilson
-from unmask.measure.summary import ALL, Figures, summarise, tallies
+from unmask.measure.summary import ALL, Figures, Tally, summarise, tallies
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 from method_pages import between
@@ -33,8 +33,10 @@ def main() -> None:
     """Read, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="files of `unmask bench`")
-    figures = summarise(tallies(load(parser.parse_args().runs)))
-    measured = {f.setting.gen_length for f in figures}
+    measured: dict[int, list[Tally]] = {}  # lengths have tasks of their own
+    for one in tallies(load(parser.parse_args().runs)):
+        measured.setdefault(one.setting.gen_length, []).append(one)
+    figures = [f for own in measured.values() for f in summarise(own)]
     before = [r for r in json.loads((DOCS / "policies.json").read_text()) if r["gen_length"] not in measured]
     rows = sorted([*before, *map(plain, figures)], key=lambda r: (r["gen_length"], r["task"] != ALL, r["task"]))
     (DOCS / "policies.json").write_text("[\n" + ",\n".join(json.dumps(r) for r in rows) + "\n]\n")
@@ -55,7 +57,7 @@ def plain(f: Figures) -> dict[str, Any]:
     return {
         "policy": s.policy, "cache": s.cache, "gen_length": s.gen_length, "task": f.task, "n": f.n, "right": f.right,
         "won": f.won, "lost": f.lost, "shared": f.shared, "nfe": round(f.nfe, 2), "tpf": round(f.tpf, 2),
-        "positions": round(f.positions), "cpu_rate": round(f.cpu_rate, 1),
+        "positions": round(f.positions), "cpu_rate": round(f.cpu_rate, 3),
     }  # fmt: skip
 
 

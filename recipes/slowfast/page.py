@@ -149,7 +149,7 @@ def _problem(row: Row) -> tuple[Any, ...]:
 
 def kept(f: Figures) -> Row:
     """What is kept of a figure."""
-    return plain(f) | {"full": not f.setting.eos_stop, "rate": round(f.rate, 2)}
+    return plain(f) | {"full": not f.setting.eos_stop, "rate": round(f.rate, 3)}
 
 
 def lengths(rows: Sequence[Row]) -> list[Row]:

@@ -65,7 +65,7 @@ def _other(error: Exception) -> int:
     if hasattr(error, "format_message"):  # click's and typer's own errors, whichever of the two defines them
         return _fail(error.format_message() or error, USAGE)
     if type(error).__name__ == "OutOfMemoryError" or "Cannot allocate memory" in str(error):  # on CUDA, on a CPU
-        return _fail("the device is out of memory; try a smaller --batch-size or --gen-length", FAILED)
+        return _fail("the device is out of memory; try a smaller --batch-size, --gen-length or --length", FAILED)
     raise error
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -90,6 +91,19 @@ def put(file: TextIO, value: Mapping[str, Any]) -> None:
     file.flush()
 
 
+@contextmanager
+def _whole() -> Iterator[None]:
+    """Ctrl-C waits for the end of the block, so that what is written is counted as well."""
+    held: list[tuple[Any, ...]] = []
+    before = signal.signal(signal.SIGINT, lambda *args: held.append(args))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if held and callable(before):
+        before(*held[0])
+
+
 class Results:
     """Writes responses as they finish, to a file or standard output."""
 
@@ -102,12 +116,13 @@ class Results:
 
     def add(self, index: int, seed: int, result: Result) -> None:
         """Write one response."""
-        if self.as_json:
-            put(self.file, self.record(index, seed, result))
-        else:
-            self.file.write(result.text + "\n")
-            self.file.flush()
-        self.count += 1
+        with _whole():
+            if self.as_json:
+                put(self.file, self.record(index, seed, result))
+            else:
+                self.file.write(result.text + "\n")
+                self.file.flush()
+            self.count += 1
 
     def record(self, index: int, seed: int, result: Result) -> dict[str, Any]:
         """The object that ``--json`` prints."""

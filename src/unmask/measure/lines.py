@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from ..core.errors import RequestError
 from . import ledger
 
 VERSION = 1
+_MOST = 2**63  # of any number: sums of them are finite, and no integer is beyond a float
 _RUN: dict[str, Any] = {
     **dict.fromkeys(("run", "model", "device", "dtype", "torch", "unmask", "command"), str),
     "threads": int,
@@ -54,6 +54,7 @@ def _is_batch(row: dict[str, Any]) -> bool:
         and isinstance(row.get("run"), str)
         and isinstance(key, dict)
         and _has(key, _KEY)
+        and _are_numbers([v for v in key.values() if isinstance(v, (int, float))])
         and key["n"] > 0
         and all(_are_numbers(row.get(name), key["n"]) for name in _PROBLEMS)
         and all(_are_numbers([row.get(name)], 1) and row[name] > 0 for name in _SECONDS)
@@ -63,7 +64,7 @@ def _is_batch(row: dict[str, Any]) -> bool:
         and "peak_bytes" in row
         and isinstance(row.get("digest"), list)
         and len(row["digest"]) == key["n"]
-        and isinstance(row.get("peak_bytes"), (int, type(None)))
+        and (row["peak_bytes"] is None or _are_numbers([row["peak_bytes"]], 1))
     )
 
 
@@ -71,9 +72,9 @@ def _has(row: dict[str, Any], kinds: dict[str, Any]) -> bool:
     return all(name in row and isinstance(row[name], kind) for name, kind in kinds.items())
 
 
-def _are_numbers(values: Any, n: int) -> bool:
+def _are_numbers(values: Any, n: int | None = None) -> bool:
     return (
         isinstance(values, list)
-        and len(values) == n
-        and all(isinstance(v, (int, float)) and v >= 0 and isfinite(v) for v in values)
+        and len(values) == (len(values) if n is None else n)
+        and all(isinstance(v, (int, float)) and 0 <= v < _MOST for v in values)
     )

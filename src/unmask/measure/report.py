@@ -50,19 +50,22 @@ def parallelism(figures: Sequence[Figures]) -> list[tuple[str, int, float]]:
     """Label, number of settings and accuracy under parallelism of each policy with each cache and length.
 
     The points of one curve are the settings of one policy (thresholds, counts), or of one wrapper around one policy;
-    those of a single setting are left out.
+    those of a single setting are left out, as is what runs without early stop. The best accuracy is that of all
+    settings with the same task, length and run.
     """
-    curves: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
+    curves: dict[tuple[str, tuple[Any, ...]], list[tuple[float, float]]] = defaultdict(list)
+    best: dict[tuple[Any, ...], float] = defaultdict(float)
     more = namer(figures, "L", "task")
     for f in (f for f in figures if f.setting.eos_stop):
         s = f.setting
-        name = f"{replace(s, policy=s.family).label}, gen_length {s.gen_length}{more(f)}"
-        curves[name, f.task].append((f.tpf, 100 * f.accuracy))
-    best = {task: max(100 * f.accuracy for f in figures if f.task == task) for task in {f.task for f in figures}}
+        name = f"{replace(s, policy=s.family).label}, gen_length {s.gen_length}{more(f)}, {f.task}"
+        peers = f.task, s.gen_length, f.environment["run"]
+        curves[name, peers].append((f.tpf, 100 * f.accuracy))
+        best[peers] = max(best[peers], 100 * f.accuracy)
     found = [
-        (f"{name}, {task}", len(points), aup(points, best[task]))
-        for (name, task), points in curves.items()
-        if len(points) > 1 and best[task] > 0
+        (name, len(points), aup(points, best[peers]))
+        for (name, peers), points in curves.items()
+        if len(points) > 1 and best[peers] > 0
     ]
     return sorted(found, key=lambda line: -line[2])
 

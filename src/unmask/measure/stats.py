@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 
 
 def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -39,11 +39,12 @@ def paired_interval(won: int, lost: int, n: int, z: float = 1.96) -> tuple[float
     return max(-1.0, difference - half), min(1.0, difference + half)
 
 
-def aup(points: Mapping[float, float] | Sequence[tuple[float, float]], best: float) -> float:
+def aup(points: Iterable[tuple[float, float]], best: float) -> float:
     """Accuracy under parallelism (d3LLM, ICML 2026) of a method's settings.
 
     Args:
-        points: (tokens per forward, accuracy in percent) of each setting.
+        points: (tokens per forward, accuracy in percent) of each setting; of equal tokens per forward the most
+            accurate counts.
         best: best accuracy in percent of all methods compared.
 
     Returns:
@@ -53,7 +54,7 @@ def aup(points: Mapping[float, float] | Sequence[tuple[float, float]], best: flo
     Raises:
         ValueError: no points, or ``best`` not above 0.
     """
-    ranked = sorted(points.items() if isinstance(points, Mapping) else points)
+    ranked = sorted(dict(sorted(points)).items())
     if not ranked or best <= 0:
         raise ValueError("accuracy under parallelism needs a point and a best accuracy above 0")
     ranked = [(tpf, y) for tpf, y in ranked if y >= ranked[0][1] - 5]

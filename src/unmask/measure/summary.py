@@ -152,9 +152,10 @@ def summarise(tallied: Sequence[Tally], baseline: Baseline | None = VANILLA) -> 
     """Figures of every setting for each task, and then, where it has several, for all of them.
 
     The baseline of a setting has the same length, batch size and temperature, in the same environment; None: nobody
-    has one. What covers some only of the tasks that others of its kind cover is not called ``all``.
+    has one. What covers some only of the tasks that there are is not called ``all``.
     """
-    names = _names({kind for one in tallied for kind in one.kinds})
+    kinds = {kind for one in tallied for kind in one.kinds}
+    names = _names(kinds)
     found = []
     for one in tallied:
         peers = [t for t in tallied if t.peers == one.peers]
@@ -162,8 +163,7 @@ def summarise(tallied: Sequence[Tally], baseline: Baseline | None = VANILLA) -> 
         for kind in one.kinds:
             found.append(figures(one.only(kind), base.only(kind) if base else None, names[kind]))
         if len(one.kinds) > 1:
-            whole = set(one.kinds) == {kind for t in peers for kind in t.kinds}
-            name = ALL if whole else " + ".join(names[kind] for kind in one.kinds)
+            name = ALL if set(one.kinds) == kinds else " + ".join(names[kind] for kind in one.kinds)
             found.append(figures(one, base, name))
     return found
 

@@ -287,8 +287,10 @@ def guarantee(task: str, goal: Goal, outcome: Outcome) -> str:
         if goal.target == "accuracy"
         else f"texts differ from those of vanilla without a cache for less than {100 * goal.epsilon:g} % of prompts"
     )
+    # digits enough that rounding never claims more
+    confidence = f"{100 * (1 - goal.delta):.10g} %" if goal.delta >= 1e-6 else f"1 - {goal.delta:g}"
     return (
-        f"With confidence {100 * (1 - goal.delta):g} %: on problems drawn like those of {task} that calibration used, "
+        f"With confidence {confidence}: on problems drawn like those of {task} that calibration used, "
         f"its {less}, at gen_length {goal.gen_length}, temperature 0, with this model and dtype. "
         f"The chance that tuning returns a setting of which this is false is {goal.delta:g} at most."
     )
