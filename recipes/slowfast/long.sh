@@ -3,23 +3,24 @@
 # Usage: long.sh FOLDER [PART ...]     all parts unless some are named; minutes are of one thread of an AMD EPYC (Zen 5)
 #   blocks  the thresholds and parts of short.sh with blocks of 32 tokens, on answers that fill several: an hour
 #   suffix  what lies behind the span at gen_length 1024: truncated, cached, recomputed: twelve minutes
-#   256     the headline at gen_length 256, beside threshold + dual and an autoregressive model: ten minutes
-#   1024    the same at gen_length 1024: 45 minutes
+#   256     the headline at gen_length 256, beside threshold + dual and an autoregressive model: 25 minutes
+#   1024    the same at gen_length 1024: two hours and a quarter
 # N: problems of each family (60; blocks, which has one, 300). FULL: of those, decoded by vanilla as published too, which fills
-# all of gen_length: each of its forwards costs the same, so that few tell its speed (1 at 1024, 4 at 256).
+# all of gen_length and takes a minute for a problem at 1024 (60 at 256, 20 at 1024).
 set -euo pipefail
 folder=${1:?"usage: long.sh FOLDER [blocks|suffix|256|1024 ...]"}
 shift
 tuned="slowfast(tau_high=0.998,window=1,suffix=cached,block_length=32)"
 near="lookahead($tuned,64)"  # the block and as much again
 common=(--batch-size 1 --threads 1)
+n=${N:-60}
 
 headline() {  # gen_length, problems of each family by vanilla as published, more settings
-    local file=(--gen-length "$1" --output "$folder/headline-$1.jsonl")
-    unmask bench --pair "$tuned|none" --pair "$tuned|dllm(kp=2,kr=1)" --pair "$near|none" --pair "$near|dllm(kp=2,kr=1)" \
-        --pair "slowfast|none" --pair "slowfast|dllm" --pair "threshold|none" --pair "threshold|dual" "${@:3}" \
-        --autoregressive shipped -n "${N:-60}" "${common[@]}" "${file[@]}"
-    unmask bench --pair "vanilla|none|full" --baseline - -n "$2" "${common[@]}" "${file[@]}"
+    local all=(--pair "$tuned|none" --pair "$tuned|dllm(kp=2,kr=1)" --pair "$near|none" --pair "$near|dllm(kp=2,kr=1)"
+        --pair "slowfast|none" --pair "slowfast|dllm" --pair "threshold|none" --pair "threshold|dual" "${@:3}"
+        --autoregressive shipped "${common[@]}" --gen-length "$1" --output "$folder/headline-$1.jsonl")
+    unmask bench "${all[@]}" --pair "vanilla|none|full" -n "$2"  # all settings take turns on the same problems
+    unmask bench "${all[@]}" -n "$n"
 }
 
 blocks() {
@@ -37,7 +38,7 @@ blocks() {
 suffix() {
     unmask bench --policy "slowfast(suffix=truncate)" --policy "slowfast(suffix=cached)" --policy "slowfast(suffix=full)" \
         --policy "${tuned/cached/truncate}" --policy "$tuned" --policy "${tuned/cached/full}" --baseline - \
-        --gen-length 1024 -n "${N:-60}" "${common[@]}" --output "$folder/suffix.jsonl"
+        --gen-length 1024 -n "$n" "${common[@]}" --output "$folder/suffix.jsonl"
 }
 
 (($#)) || set -- blocks suffix 256 1024
@@ -45,8 +46,8 @@ for part in "$@"; do
     case $part in
     blocks) blocks ;;
     suffix) suffix ;;
-    256) headline 256 "${FULL:-4}" ;;
-    1024) headline 1024 "${FULL:-1}" --pair "lookahead(vanilla,64)|none" ;;
+    256) headline 256 "${FULL:-$n}" ;;
+    1024) headline 1024 "${FULL:-$((n < 20 ? n : 20))}" --pair "lookahead(vanilla,64)|none" ;;
     *) echo "unknown part $part; accepted: blocks, suffix, 256, 1024" >&2; exit 2 ;;
     esac
 done

@@ -30,7 +30,8 @@ from unmask.tasks import FAMILIES
 VERSION = 1
 TASKS = ("word_problem", "waiting_line", "sudoku", "record")
 TUNED = "slowfast(tau_high=0.998,window=1,block_length=32)"
-POLICIES = ("slowfast(suffix=full)", "slowfast", "slowfast(suffix=truncate)", TUNED, f"lookahead({TUNED},64)")
+LONG = ("slowfast", TUNED, f"lookahead({TUNED},64)")  # beyond 1024: there the suffixes decode alike, one is enough
+POLICIES = ("slowfast(suffix=full)", LONG[0], "slowfast(suffix=truncate)", *LONG[1:])
 PHASES = ("slow", "fast")
 MADE_WITH = ("model", "device", "dtype", "threads", "torch")
 SHIPPED = Path(unmask.__file__).parent / "assets" / "tiny"
@@ -88,7 +89,7 @@ def measure(args: argparse.Namespace, lm: unmask.Model, name: str) -> None:
     drawn = {task: source(task, args.n, args.split).items for task in args.task or TASKS}
     problems = [(task, index, drawn[task][index]) for index in range(args.n) for task in drawn]
     rng, warm = random.Random(0), set()
-    policies = [str(registry.policy(p)) for p in args.policy or POLICIES]
+    policies = [str(registry.policy(p)) for p in args.policy or (POLICIES if args.canvas <= 1024 else LONG)]
     requests = [request(lm, item, args.canvas) for *_, item in problems]
     if not any(row["kind"] == "run" and row["run"] == head["run"] for row in rows):
         ledger.append(args.output, head)
