@@ -18,13 +18,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import unmask
 from unmask.api import SHIPPED
 from unmask.cli import app
+from unmask.core import nets
 from unmask.core.errors import RequestError
-from unmask.measure import ledger, report, run
+from unmask.measure import ledger, lines, report, run
 from unmask.measure.figures import lengths, sweeps
 from unmask.measure.problems import Item, Source, source
 from unmask.measure.run import Batch, Setting
@@ -317,6 +319,32 @@ def test_other_weights_under_the_same_name_are_another_model(lm):
     assert (before[0] != after[0], before[1] == after[1]) == (True, True)
 
 
+def test_another_tokenizer_or_template_is_another_model(lm, monkeypatch):
+    before = run.identity(run.environment(lm, "folder"))
+    monkeypatch.setattr(lm.text._tokenizer, "chat_template", "{{ messages[0].content }}")
+    assert run.identity(run.environment(lm, "folder")) != before
+
+
+def test_files_that_a_policy_names_are_a_part_of_the_setting(tmp_path):
+    """Other weights under the same name are decoded again, and have lines of their own."""
+    weights, results = tmp_path / "w.safetensors", tmp_path / "r.jsonl"
+    kept = load_file(nets.SHIPPED / "learn2pd.safetensors")
+    args = ("bench", "-p", f"prophet(learn2pd(weights='{weights}'))", "--baseline", "-", "-t", "sudoku", "-n", 1,
+            "--gen-length", 32, "-o", results, "--json")  # fmt: skip
+    found = []
+    for sign in (1, -1, 1):
+        save_file({name: sign * value for name, value in kept.items()}, weights)
+        (one,) = map(json.loads, fine(cli(*args)).splitlines())
+        found.append((one["files"], one["nfe"]))
+    assert found[0] == found[2]
+    assert found[0][0] != found[1][0]
+    first, second = summarise(tallies(lines.read(results)), None)
+    assert (first.setting.files, second.setting.files) == (found[0][0], found[1][0])
+    assert table([first, second]).count(", files ") == 2
+    assert run.files("apd") is run.files("threshold") is run.files("autoregressive(shipped)") is None
+    assert run.files(f"autoregressive({tmp_path})") == run.files(f"apd(verifier='{tmp_path}')") is not None
+
+
 def test_a_folder_called_as_the_shipped_model_is_a_folder(tmp_path, monkeypatch):
     """Its weights count; those of the model that ships go with the version."""
     monkeypatch.chdir(tmp_path)
@@ -456,6 +484,9 @@ def test_environments_are_told_apart():
     assert [(name, count) for name, count, _ in report.parallelism(own)] == [
         (f"threshold, gen_length 64, device {device}, t", 2) for device in ("d", "fast one")
     ]
+    compiled = summarise(tallies([*ROWS, *elsewhere(ROWS, compile=True)]))
+    assert table(compiled).count("| compile True |") == table(compiled).count("| compile none |") == 4
+    assert "compile True" in report.page(compiled, [], elsewhere(ROWS[:1], compile=True))
     drawn = list(report.pictures(own, "rate"))
     assert [p.name for p in drawn] == ["pareto-64-2-t.png", "pareto-64-2-t-2.png"]
     assert drawn[1].caption.endswith(", t, device fast one")
@@ -554,6 +585,8 @@ def test_bench_and_report(tmp_path):
     assert "<!--" not in page
     assert all((folder / n).read_bytes().startswith(b"\x89PNG") for n in names if n.endswith(".png"))
     assert json.loads((folder / "figures.json").read_text())[0]["policy"] == "vanilla"
+    fine(cli("report", path, "-o", folder, "--baseline", "-"))
+    assert all(f["speedup"] is f["difference"] is None for f in json.loads((folder / "figures.json").read_text()))
 
 
 def test_lengths_and_sizes_are_all_measured(tmp_path):
@@ -599,6 +632,10 @@ def test_a_baseline_can_run_without_early_stop(tmp_path):
         (["--pair", "threshold|dual|fast"], "cannot read spec 'threshold|dual' at '|dual'"),
         (["-p", "threshold", "--baseline", ""], "expected POLICY|CACHE"),
         (["-p", "threshold", "-t", "chess"], "unknown task 'chess'"),
+        (
+            ["-p", "threshold", "-t", "any.jsonl", "--split", "best"],
+            "unknown split 'best'; accepted: train",
+        ),
         (["-p", "threshold", "-n", "0"], "-n"),
         (["-p", "threshold", "--temperature", "-1"], "temperature"),
         (["-p", "threshold", "-t", "sudoku", "--gen-length", "99999"], "sudoku: prompt 0"),

@@ -386,6 +386,27 @@ def test_the_chat_template_is_applied_once():
     assert lm(add_bos_token=True).tok_encode("Hi")[0] == made.text.bos
 
 
+@pytest.mark.parametrize("chat", [False, True])
+def test_the_begin_of_text_is_there_with_a_chat_template_too(chat, monkeypatch):
+    """Once, whether the harness applies the template or the model; not in what goes on behind a prompt."""
+    made = lm(add_bos_token=True, chat=chat)
+    monkeypatch.setattr(made.text._tokenizer, "chat_template", "{{ messages[0].content }}")
+    text = "Hi" if chat else made.apply_chat_template([{"role": "user", "content": "Hi"}])
+    plain = made.text.encode("Hi", chat=False)
+    plain = plain[1:] if plain[0] == made.text.bos else plain
+    assert made._context(text) == [made.text.bos, *plain]
+    assert made.tok_encode("Hi", add_special_tokens=False) == plain
+
+
+def test_the_record_tells_the_settings(tasks, tmp_path):
+    more = ("--chat", "--system", "Be brief.", "--add-bos-token", "--num-fewshot", 1, "--mc-batch-size", 8)
+    fine("--include-path", tasks, "--tasks", "words", "--limit", 1, "-n", 16, "--output", tmp_path / "out", *more)
+    told = json.loads((tmp_path / "out" / "results.json").read_text())["config"]
+    expected = {"chat": True, "system": "Be brief.", "add_bos_token": True, "num_fewshot": 1, "mc_batch_size": 8}
+    assert told | expected == told
+    assert told["device"]
+
+
 def test_the_page_does_what_it_says(tmp_path, monkeypatch):
     page = (ROOT / "docs" / "eval.md").read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)

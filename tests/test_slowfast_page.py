@@ -129,7 +129,7 @@ def test_a_page_from_files_by_hand(docs, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("other.jsonl", "", "expected PART=FILE or PART.jsonl, where PART is thresholds, parts,"),
+        ("other.jsonl", "", "expected PART=FILE, PART.jsonl or slowfast-PART.jsonl, where PART is thresholds, parts,"),
         ("suffix.jsonl", None, "no file"),
         ("suffix.jsonl", "", "holds no results"),
         ("suffix.jsonl", '{"a": 1}\n', "is not a file of `unmask bench`"),

@@ -428,17 +428,22 @@ def test_profile_of_another_model(tuned, tmp_path):
 
 
 def test_profile_and_what_it_was_not_made_for(tuned, tmp_path):
-    """Another dtype or name of the same weights: one line says so; another temperature is refused."""
+    """Another dtype, length or name of the same weights, a text that ends elsewhere: one line says so; another
+    temperature is refused.
+    """
     file, own = tuned[0] / "profile.json", tuned[1]["dtype"]
     other = "float64" if own == "float32" else "float32"
-    args = ("generate", "Hi", "--profile", file, "-n", 4)
+    args = ("generate", "Hi", "--profile", file)
     assert run(*args).stderr == ""
     (tmp_path / "moved").symlink_to(SHIPPED)
     for more, said in ((["--dtype", other], f"dtype {own}, not {other}"),
-                       (["--model", tmp_path / "moved"], f"model shipped, not {tmp_path / 'moved'}")):  # fmt: skip
+                       (["--model", tmp_path / "moved"], f"model shipped, not {tmp_path / 'moved'}"),
+                       (["-n", 4], "gen_length 16, not 4"), (["-n", 16], ""), (["--no-chat"], "the chat template"),
+                       (["--no-eos-stop", "--stop", "4"], "the early stop, no stop strings")):  # fmt: skip
         result = run(*args, *more)
         assert result.exit_code == 0
-        assert result.stderr == f"warning: {file} was made with {said}; its guarantee is for that\n"
+        expected = f"warning: {file} was made with {said}; its guarantee is for that\n" if said else ""
+        assert result.stderr == expected
     refused(run(*args, "--temperature", 0.5), "--profile is for temperature 0, got --temperature 0.5")
 
 

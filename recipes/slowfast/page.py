@@ -87,9 +87,11 @@ def grouped(names: Sequence[str]) -> dict[str, list[Path]]:
     for text in names:
         name, given, rest = text.partition("=")
         path = Path(rest if given else text)
-        name = name if given else path.name.removesuffix(".jsonl")
+        name = name if given else path.name.removesuffix(".jsonl").removeprefix("slowfast-")
         if name not in PARTS:
-            raise RequestError(f"{text}: expected PART=FILE or PART.jsonl, where PART is {', '.join(PARTS)}")
+            raise RequestError(
+                f"{text}: expected PART=FILE, PART.jsonl or slowfast-PART.jsonl, where PART is {', '.join(PARTS)}"
+            )
         if not path.is_file():
             raise RequestError(f"no file {path}")
         found.setdefault(name, []).append(path)

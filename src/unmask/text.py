@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -72,6 +73,12 @@ class Text:
     def template(self) -> str:
         """The source of the chat template; "" where there is none."""
         return str(self._tokenizer.chat_template or "")
+
+    @property
+    def fingerprint(self) -> str:
+        """A name for vocabulary, rules and chat template."""
+        whole = self._tokenizer.backend_tokenizer.to_str() + self.template
+        return hashlib.sha256(whole.encode()).hexdigest()[:16]
 
     def encode(self, prompt: str | Sequence[Mapping[str, str]], chat: bool | None = None) -> list[int]:
         """Ids of a prompt.

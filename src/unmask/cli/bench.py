@@ -76,11 +76,13 @@ def bench(
     from ..measure.autoregressive import spec
     from ..measure.summary import summarise, tallies
 
-    base = None if baseline == "-" else o.pair("--baseline", baseline)
+    base = o.baseline(baseline)
     causal = [f"{spec(name)}|none" for name in autoregressive or []]
     pairs = _pairs(policy, cache, [*(pair or []), *causal], base)
     shapes = product(gen_length or [256], batch_size or [1])
-    settings = [run.Setting(p, c, length, size, stop, temperature) for length, size in shapes for p, c, stop in pairs]
+    files = {p: run.files(p) for p, _, _ in pairs}
+    settings = [run.Setting(p, c, length, size, stop, temperature, files[p])
+                for length, size in shapes for p, c, stop in pairs]  # fmt: skip
     settings = list(dict.fromkeys(settings))
     check_writable(str(output), make=True, regular=True)
     sources = problems.sources()

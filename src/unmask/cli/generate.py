@@ -48,7 +48,7 @@ def generate(context: typer.Context, prompt: _Text = None, *, profile: _Profile 
         PROMPT,
         options,
         lambda lm, record: lm.requests([record.value], **{**common, **record.own}),
-        (lambda lm: _check(tuned, lm, options.model)) if tuned else None,
+        (lambda lm: _check(tuned, lm, options)) if tuned else None,
     )
 
 
@@ -68,13 +68,19 @@ def _tuned(path: str | None, context: typer.Context) -> Profile | None:
     return read(path)
 
 
-def _check(tuned: Profile, lm: Model, name: str | None) -> None:
+def _check(tuned: Profile, lm: Model, options: Decoding) -> None:
     """Refuse other weights; warn of what else is not as it was tuned."""
     from ..api import SHIPPED_NAME
 
     tuned.check(lm)
-    if other := tuned.differences(lm, name or SHIPPED_NAME):
-        print(f"warning: {tuned.path} was made with {other}; its guarantee is for that", file=sys.stderr)
+    differ = {
+        tuned.differences(lm, options.model or SHIPPED_NAME, options.gen_length): True,
+        "the early stop": options.no_eos_stop,
+        "the chat template": options.no_chat and lm.text is not None and lm.text.chat,
+        "no stop strings": bool(options.stop),
+    }
+    if said := ", ".join(what for what, differs in differ.items() if what and differs):
+        print(f"warning: {tuned.path} was made with {said}; its guarantee is for that", file=sys.stderr)
 
 
 def _given(context: typer.Context, name: str) -> bool:

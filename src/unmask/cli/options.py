@@ -142,6 +142,15 @@ def pair(option: str, text: str) -> tuple[str, str, bool]:
     return how, str(registry.cache(cache)), not text.endswith("|full")
 
 
+def baseline(text: str) -> tuple[str, str, bool] | None:
+    """What others are compared with; None for ``-``.
+
+    Raises:
+        UnmaskError: see :func:`pair`.
+    """
+    return None if text == "-" else pair("--baseline", text)
+
+
 def takes(*, without: tuple[str, ...] = (), **helps: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Decorate a command: a parameter that is a dataclass of options has its fields on the command line instead.
 

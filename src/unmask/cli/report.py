@@ -16,7 +16,7 @@ def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Files that `unmask bench` has written.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path("runs/report"),
     baseline: Annotated[
-        str, typer.Option(metavar="POLICY|CACHE", help="What others are compared with.")
+        str, typer.Option(metavar="POLICY|CACHE", help="What others are compared with; - for nothing.")
     ] = "vanilla|none",
     speed: Annotated[str, typer.Option(help="Of the Pareto picture: rate, cpu_rate or tpf.")] = "rate",
 ) -> None:
@@ -31,5 +31,5 @@ def report(
     if speed not in SPEEDS:
         raise RequestError(f"unknown --speed {speed!r}; accepted: {', '.join(SPEEDS)}")
     check_writable(str(output / "index.html"), make=True)
-    for path in write(runs, output, o.pair("--baseline", baseline), speed):
+    for path in write(runs, output, o.baseline(baseline), speed):
         print(path)

@@ -125,13 +125,15 @@ def param(
     le: float | None = None,
     choices: tuple[str, ...] | None = None,
     optional: bool = False,
+    file: bool = False,
 ) -> Any:
     """A dataclass field with a one-line description and the range it accepts (``ge <= value``, ``gt < value``, ...).
 
-    ``optional`` also accepts None, whose meaning ``doc`` gives.
+    ``optional`` also accepts None, whose meaning ``doc`` gives. ``file``: it names a file or folder, so that results
+    depend on what is in there.
     """
     metadata = {"doc": doc, "ge": ge, "gt": gt, "le": le, "choices": choices, "optional": optional or default is None}
-    return dataclasses.field(default=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata={**metadata, "file": file})
 
 
 def annotation(field: dataclasses.Field[Any]) -> str:

@@ -21,7 +21,7 @@ from ..api import SHIPPED_NAME, Model, load
 from ..checks import check_sampling, integer
 from ..core.errors import ModelError, RequestError
 from ..engine.batch import Request
-from ..measure.run import environment
+from ..measure.run import environment, files
 from ..text import Text
 from .bound import Pair, bounds, greedy
 from .memory import Memory, hash_of
@@ -104,6 +104,7 @@ class UnmaskLM(TemplateLM):  # type: ignore[misc]
         self.check_greedy, self.chat, self.add_bos = is_check_greedy, chat, add_bos_token
         self.eos_stop = eos_stop
         self.policy, self.cache = registry.policy(policy), registry.cache(cache)
+        self.files = files(str(self.policy))
         self.name = pretrained or SHIPPED_NAME
         self.lm: Model = load(pretrained, device, dtype)
         if self.lm.text is None:
@@ -171,8 +172,12 @@ class UnmaskLM(TemplateLM):  # type: ignore[misc]
         """Ids of a text. Names of control tokens are these tokens, as for all models of the harness."""
         own = not self.templated if add_special_tokens is None else add_special_tokens
         ids = self.text.parse(string, own)
+        return ids if add_special_tokens is False else self._begun(ids)
+
+    def _begun(self, ids: list[int]) -> list[int]:
+        """With the begin of text in front, where that is asked for and not there."""
         bos = self.text.bos
-        return [bos, *ids] if own and self.add_bos and bos is not None and ids[:1] != [bos] else ids
+        return [bos, *ids] if self.add_bos and bos is not None and ids[:1] != [bos] else ids
 
     def get_model_info(self) -> dict[str, Any]:
         """The settings, for the harness's records."""
@@ -183,12 +188,13 @@ class UnmaskLM(TemplateLM):  # type: ignore[misc]
             "top_p",
             "seed",
             "mc_num",
+            "mc_batch_size",
             "mc_seed",
             "cfg",
-            "chat",
             "eos_stop",
         )
         own = {name: getattr(self, name) for name in names}
+        own |= {"is_check_greedy": self.check_greedy, "add_bos_token": self.add_bos, "chat": self.chat}
         return {"policy": str(self.policy), "cache": str(self.cache), **own, **self.memory.environment}
 
     # --- generation
@@ -241,12 +247,12 @@ class UnmaskLM(TemplateLM):  # type: ignore[misc]
             )
         except RequestError as error:
             raise RequestError(f"{where}: {error.what}") from None
-        key = hash_of(["generate_until", __version__, str(self.policy), str(self.cache), *what, seed * hot])
+        key = hash_of(["generate_until", __version__, str(self.policy), self.files, str(self.cache), *what, seed * hot])
         return Job(index, task, request.args, replace(made, row=index), key)
 
     def _context(self, text: str) -> list[int]:
         if self.chat:
-            return self.text.encode(text, chat=True)
+            return self._begun(self.text.encode(text, chat=True))
         return self.tok_encode(text) or [self.prefix_token_id]
 
     def _fitting(self, where: str, ids: list[int], length: int) -> list[int]:

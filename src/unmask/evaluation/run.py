@@ -119,6 +119,8 @@ def evaluate(
         )
     for name in _MACHINE.values():
         results.pop(name, None)
+    asked = {"num_fewshot": num_fewshot, "chat": chat or lm.chat, "system": system}
+    results["config"] |= asked | {"device": lm.memory.environment["device"]}  # the harness knows no device
     return results | {"speed": lm.memory.speed()}
 
 

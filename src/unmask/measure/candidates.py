@@ -14,7 +14,7 @@ from ..core.errors import RequestError
 from ..tasks import FAMILIES
 from . import betting
 from .problems import GYM, Source, source
-from .run import Setting
+from .run import Setting, files
 
 if TYPE_CHECKING:
     from ..api import Model
@@ -154,9 +154,10 @@ def settings(pairs: Sequence[tuple[str, str]], goal: Goal, lm: Model, parts: Set
     prompts = [item.prompt for item in (*parts.search.items, *parts.calibration.items)]
     requests = lm.requests(prompts, goal.gen_length)
     made: dict[Setting, None] = {}
-    for policy, cache in pairs:
-        lm.run(requests, policy, cache)
-        one = Setting(str(registry.policy(policy)), str(registry.cache(cache)), goal.gen_length, goal.batch_size)
+    for given, cache in pairs:
+        lm.run(requests, given, cache)
+        policy = str(registry.policy(given))
+        one = Setting(policy, str(registry.cache(cache)), goal.gen_length, goal.batch_size, files=files(policy))
         if one != goal.vanilla:
             made[one] = None
     if not made:

@@ -54,6 +54,7 @@ def _is_batch(row: dict[str, Any]) -> bool:
         and isinstance(row.get("run"), str)
         and isinstance(key, dict)
         and _has(key, _KEY)
+        and isinstance(key.get("files", ""), str)
         and _are_numbers([v for v in key.values() if isinstance(v, (int, float))])
         and key["n"] > 0
         and all(_are_numbers(row.get(name), key["n"]) for name in _PROBLEMS)

@@ -77,9 +77,9 @@ def source(name: str, n: int, split: str = "test", seed: int = 0, answers: bool 
     """
     if n < 1:
         raise RequestError(f"n must be at least 1, got {n}")
+    if split not in SPLITS:
+        raise RequestError(f"unknown split {split!r}; accepted: {', '.join(SPLITS)}")
     if name in FAMILIES:
-        if split not in SPLITS:
-            raise RequestError(f"unknown split {split!r}; accepted: {', '.join(SPLITS)}")
         try:
             drawn = problems(name, split, n, seed)
         except ValueError as error:

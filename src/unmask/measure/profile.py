@@ -54,9 +54,10 @@ class Profile:
                 f"{self.path} is a profile of another model ({self.model}); its guarantee does not hold for this one"
             )
 
-    def differences(self, lm: Model, name: str) -> str:
+    def differences(self, lm: Model, name: str, gen_length: int) -> str:
         """What is not as the guarantee says, though the weights are the same, in words; "" when nothing is."""
-        now = {"model": name, "dtype": str(lm.denoiser.network.dtype).removeprefix("torch.")}
+        dtype = str(lm.denoiser.network.dtype).removeprefix("torch.")
+        now = {"model": name, "dtype": dtype, "gen_length": gen_length}
         return ", ".join(
             f"{key} {getattr(self, key)}, not {own}" for key, own in now.items() if own != getattr(self, key)
         )

@@ -17,7 +17,7 @@ from . import lines
 from .run import Setting
 from .stats import aup
 from .summary import Baseline, Figures, as_dict, summarise, tallies
-from .tables import columns, namer, paper, table
+from .tables import ENVIRONMENT, columns, namer, paper, table
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def _plain(text: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in Path(text).stem)[:60]
 
 
-def write(paths: Sequence[Path], folder: Path, baseline: Baseline, speed: str) -> list[Path]:
+def write(paths: Sequence[Path], folder: Path, baseline: Baseline | None, speed: str) -> list[Path]:
     """Write ``index.html``, ``tables.md``, ``figures.json`` and the pictures.
 
     Returns:
@@ -128,7 +128,7 @@ def write(paths: Sequence[Path], folder: Path, baseline: Baseline, speed: str) -
     return [folder / name for name in (*texts, *(p.name for p in drawn))]
 
 
-def _rank(setting: Setting, baseline: Baseline) -> tuple[Any, ...]:
+def _rank(setting: Setting, baseline: Baseline | None) -> tuple[Any, ...]:
     """By length and batch size, the baseline first."""
     own = setting.policy, setting.cache, setting.eos_stop
     return setting.gen_length, setting.batch_size, own != baseline, own
@@ -137,8 +137,8 @@ def _rank(setting: Setting, baseline: Baseline) -> tuple[Any, ...]:
 def page(figures: Sequence[Figures], drawn: Sequence[Picture], runs: Sequence[dict[str, Any]]) -> str:
     """A page that needs nothing else: pictures inside, no network. ``runs``: the lines of that kind."""
     template = (Path(__file__).parent / "report.html").read_text(encoding="utf-8")
-    said = ("model", "device", "dtype", "threads", "torch", "unmask", "commit")
-    places = dict.fromkeys(", ".join(f"{key} {row[key]}" for key in said) for row in runs)
+    said = (*ENVIRONMENT, "commit")
+    places = dict.fromkeys(", ".join(f"{key} {row[key]}" for key in said if key in row) for row in runs)
     shown = "".join(
         f'<figure><img alt="{escape(p.caption)}" src="data:image/png;base64,{base64.b64encode(p.png).decode()}">'
         f"<figcaption>{escape(p.caption)}</figcaption></figure>"

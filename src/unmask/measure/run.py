@@ -10,8 +10,8 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ import torch
 
 from .. import __version__, registry
 from ..api import SHIPPED_NAME, Model
+from ..core.config import Configured
 from ..core.errors import RequestError, SpecError
 from . import autoregressive, ledger, lines
 from .problems import Answer, Source
@@ -40,6 +41,7 @@ class Setting:
         batch_size: prompts decoded together; they start together and each leaves when it is done.
         eos_stop: whether a response ends early at its end of text.
         temperature: of sampling.
+        files: digest of the files that the policy names, see :func:`files`.
     """
 
     policy: str
@@ -48,6 +50,7 @@ class Setting:
     batch_size: int = 1
     eos_stop: bool = True
     temperature: float = 0.0
+    files: str | None = None
 
     @property
     def family(self) -> str:
@@ -71,7 +74,8 @@ class Setting:
     def unusual(self) -> str:
         """What a label has behind policy and cache."""
         hot = f", temperature {self.temperature:g}" if self.temperature else ""
-        return f"{'' if self.eos_stop else ', no early stop'}{hot}"
+        own = f", files {self.files}" if self.files else ""
+        return f"{'' if self.eos_stop else ', no early stop'}{hot}{own}"
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,8 @@ class Batch:
     def key(self) -> dict[str, Any]:
         """What identifies the batch among the results of one environment."""
         one = self.source
-        return asdict(self.setting) | {
+        setting = {name: value for name, value in asdict(self.setting).items() if value is not None}
+        return setting | {
             "task": one.name, "split": one.split, "seed": one.seed, "first": self.first, "n": self.n
         }  # fmt: skip
 
@@ -100,6 +105,28 @@ class Batch:
     def ident(self) -> str:
         """The key as a text, to look it up by."""
         return ident(self.key)
+
+
+def files(policy: str) -> str | None:
+    """A digest of the files and folders that a policy, or one inside it, names; None: it names none that is here."""
+    causal = autoregressive.model_of(policy)
+    named = [causal] if causal is not None else list(_named(registry.policy(policy)))
+    paths = [path for name in named for path in (Path(name), *sorted(Path(name).glob("*"))) if path.is_file()]
+    made = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while part := file.read(1 << 24):
+                made.update(part)
+    return made.hexdigest()[:12] if paths else None
+
+
+def _named(made: Any) -> Iterator[str]:
+    for field in fields(made):
+        value = getattr(made, field.name)
+        if isinstance(value, Configured):
+            yield from _named(value)
+        elif value is not None and field.metadata.get("file"):
+            yield value
 
 
 def ident(key: dict[str, Any]) -> str:
@@ -269,12 +296,14 @@ def _requests(lm: Model, setting: Setting, source: Source, first: int, n: int) -
 def environment(lm: Model, model: str | None) -> dict[str, Any]:
     """What figures depend on beside setting and problems: model, device, dtype, threads, versions.
 
-    The model that ships (None) goes with the version; of others the weights count, for a folder can hold new ones.
+    The model that ships (None) goes with the version; of others weights and tokenizer count, for a folder can hold new
+    ones.
     """
     network = lm.denoiser.network
+    own = {"fingerprint": fingerprint(lm), **({"tokenizer": lm.text.fingerprint} if lm.text else {})}
     return {
         "model": model or SHIPPED_NAME,
-        **({"fingerprint": fingerprint(lm)} if model else {}),
+        **(own if model else {}),
         "device": device_name(network.device),
         "dtype": str(network.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),

@@ -123,7 +123,7 @@ def tallies(rows: Iterable[Mapping[str, Any]]) -> list[Tally]:
             runs[row["run"]] = row
         else:
             names = Setting.__dataclass_fields__
-            groups[row["run"], Setting(**{k: row["key"][k] for k in names})].append(row)
+            groups[row["run"], Setting(**{k: row["key"][k] for k in names if k in row["key"]})].append(row)
     return [Tally(setting, runs[run], _once(batches)) for (run, setting), batches in groups.items()]
 
 

@@ -45,11 +45,13 @@ COLUMNS: list[Column] = [
 ]
 
 
+ENVIRONMENT = ("model", "fingerprint", "tokenizer", "device", "dtype", "threads", "compile", "torch", "unmask")
+
+
 def columns(figures: Sequence[Figures]) -> list[Column]:
     """``COLUMNS``, and where figures are of several environments one that tells these apart."""
-    keys = ("model", "fingerprint", "device", "dtype", "threads", "torch", "unmask")
-    differ = [key for key in keys if len({f.environment.get(key) for f in figures}) > 1]
-    on: Column = ("on", lambda f: ", ".join(f"{key} {f.environment.get(key)}" for key in differ))
+    differ = [key for key in ENVIRONMENT if len({f.environment.get(key) for f in figures}) > 1]
+    on: Column = ("on", lambda f: ", ".join(f"{key} {f.environment.get(key, 'none')}" for key in differ))
     return [*COLUMNS, *([on] if differ else [])]
 
 

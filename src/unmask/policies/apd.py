@@ -50,7 +50,9 @@ class Apd(PolicyBase):
     lookahead: int | None = param(
         100, "positions from the first mask on that stay in the input; none: all", ge=1, optional=True
     )
-    verifier: str | None = param(None, "folder or hub id of a causal language model; none: the one that ships")
+    verifier: str | None = param(
+        None, "folder or hub id of a causal language model; none: the one that ships", file=True
+    )
     preset: str = param("paper", "as published, or as the authors' code", choices=("paper", "reference"))
 
     @property

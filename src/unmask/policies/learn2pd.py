@@ -39,7 +39,9 @@ class Learn2pd(PolicyBase):
 
     tau: float = param(0.96, "a position is committed from this probability of being final; above 1: never", ge=0, le=2)
     block_length: int = param(32, "positions per block; at most those that the filter reads", ge=1)
-    weights: str | None = param(None, "file with the filter's weights; none: those made for the shipped model")
+    weights: str | None = param(
+        None, "file with the filter's weights; none: those made for the shipped model", file=True
+    )
 
     def check(self, prompt: Sequence[int], gen_length: int, spec: ModelSpec) -> None:
         """The filter must be one.

@@ -62,7 +62,9 @@ class Learned(PolicyBase):
     block_length: int | None = param(
         32, "positions per block; none: the whole response is one block", ge=1, optional=True
     )
-    weights: str | None = param(None, "file with the network's weights; none: those made for the shipped model")
+    weights: str | None = param(
+        None, "file with the network's weights; none: those made for the shipped model", file=True
+    )
 
     def check(self, prompt: Sequence[int], gen_length: int, spec: ModelSpec) -> None:
         """The network must be one.
