@@ -3,10 +3,10 @@
 # Usage: long.sh FOLDER [PART ...]     all parts unless some are named; minutes are of one thread of an AMD EPYC (Zen 5)
 #   blocks  the thresholds and parts of short.sh with blocks of 32 tokens, on answers that fill several: an hour
 #   suffix  what lies behind the span at gen_length 1024: truncated, cached, recomputed: twelve minutes
-#   256     the headline at gen_length 256, beside threshold + dual and an autoregressive model: 25 minutes
-#   1024    the same at gen_length 1024: two hours and a quarter
+#   256     the headline at gen_length 256, beside threshold + dual and an autoregressive model: half an hour
+#   1024    the same at gen_length 1024: two hours
 # N: problems of each family (60; blocks, which has one, 300). FULL: of those, decoded by vanilla as published too, which fills
-# all of gen_length and takes a minute for a problem at 1024 (60 at 256, 20 at 1024).
+# all of gen_length and takes a minute for a problem at 1024 (60 at 256, 10 at 1024).
 set -euo pipefail
 folder=${1:?"usage: long.sh FOLDER [blocks|suffix|256|1024 ...]"}
 shift
@@ -47,7 +47,7 @@ for part in "$@"; do
     blocks) blocks ;;
     suffix) suffix ;;
     256) headline 256 "${FULL:-$n}" ;;
-    1024) headline 1024 "${FULL:-$((n < 20 ? n : 20))}" --pair "lookahead(vanilla,64)|none" ;;
+    1024) headline 1024 "${FULL:-$((n < 10 ? n : 10))}" --pair "lookahead(vanilla,64)|none" ;;
     *) echo "unknown part $part; accepted: blocks, suffix, 256, 1024" >&2; exit 2 ;;
     esac
 done
