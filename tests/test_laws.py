@@ -11,10 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import unmask
 from helpers import CACHES, LIMIT, MASK, POLICIES, SHIFTS, Row, decode, forward, tiny, trail
 from unmask import Model, registry
 from unmask.engine.batch import Request
 from unmask.models.denoiser import Denoiser
+from unmask.tasks import problems
 
 PROMPTS = [[1, 2, 3], [4], [20, 21, 22, 23, 24, 25, 26]]
 Commits = list[frozenset[tuple[int, int]]]
@@ -566,3 +568,18 @@ def test_saturated_confidences_keep_their_order() -> None:
     ]
     assert sum(c > 1 - 1e-8 for c in rows[0].confidence.values()) >= 4
     assert rows[0].commits == rows[1].commits
+
+
+@pytest.mark.parametrize("kept", ["none", "dual"])
+@pytest.mark.parametrize("policy", ["vanilla", "threshold", "slowfast(tau_high=0.998,window=1,block_length=32)"])
+def test_an_early_stop_changes_no_answer(policy: str, kept: str) -> None:
+    """A block is finished before the next is begun: what is filled behind the answer comes too late to matter."""
+    lm = unmask.load(dtype="float32")
+    prompts = [p.prompt for family in ("word_problem", "record") for p in problems(family, "valid", 2)]
+    early, full = (lm.generate(prompts, 96, policy, kept, eos_stop=stop) for stop in (True, False))
+    for one, other in zip(early, full, strict=True):
+        said = one.stats.tokens
+        assert 0 < said == other.stats.tokens < 96
+        assert one.tokens[:said] == other.tokens[:said]
+        assert one.steps[:said] == other.steps[:said]
+        assert one.stats.nfe < other.stats.nfe
