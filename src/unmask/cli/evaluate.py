@@ -58,6 +58,23 @@ class Prompting:
     system: _System = None
 
 
+@dataclass(frozen=True)
+class Responses:
+    """How responses are made, beside policy and cache; see :func:`.options.takes`."""
+
+    temperature: _Hot = None
+    top_p: _TopP = None
+    seed: o.Seed = 0
+    add_bos_token: Annotated[bool, typer.Option("--add-bos-token", help="Begin every prompt with it.")] = False
+    no_eos_stop: Annotated[bool, typer.Option("--no-eos-stop", help="Fill all of a response.")] = False
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """As :class:`unmask.evaluation.model.UnmaskLM` takes them."""
+        own = dict(vars(self))
+        return {"eos_stop": not own.pop("no_eos_stop"), **own}
+
+
 @o.takes(without=("compile",))
 def evaluate(
     tasks: _Names,
@@ -70,12 +87,8 @@ def evaluate(
     output: _Folder = None,
     resume: _Resume = False,
     json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
-    temperature: _Hot = None,
-    top_p: _TopP = None,
-    seed: o.Seed = 0,
+    responses: Responses,
     likelihoods: Likelihoods,
-    add_bos_token: Annotated[bool, typer.Option("--add-bos-token", help="Begin every prompt with it.")] = False,
-    no_eos_stop: Annotated[bool, typer.Option("--no-eos-stop", help="Fill all of a response.")] = False,
     run_unsafe_code: Annotated[bool, typer.Option("--run-unsafe-code", help="Run code the model has written.")] = False,
     where: o.Loading,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only look up tasks, policy and cache.")] = False,
@@ -106,14 +119,10 @@ def evaluate(
             cache,
             gen_length=prompting.gen_length or 256,
             batch_size=batch_size,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
-            add_bos_token=add_bos_token,
-            eos_stop=not no_eos_stop,
             device=where.device,
             dtype=where.dtype,
             ledger=ledger,
+            **responses.arguments,
             **likelihoods.arguments,
         )
     if prompting.chat and not lm.text.chat:

@@ -55,17 +55,17 @@ def _is_batch(row: dict[str, Any]) -> bool:
         and isinstance(key, dict)
         and _has(key, _KEY)
         and isinstance(key.get("files", ""), str)
-        and _are_numbers([v for v in key.values() if isinstance(v, (int, float))])
+        and all(_is_number(v) for v in key.values() if isinstance(v, (int, float)))
         and key["n"] > 0
         and all(_are_numbers(row.get(name), key["n"]) for name in _PROBLEMS)
-        and all(_are_numbers([row.get(name)], 1) and row[name] > 0 for name in _SECONDS)
+        and all(_is_number(row.get(name)) and row[name] > 0 for name in _SECONDS)
         and min(row["nfe"]) > 0
         and max(row["correct"]) <= 1
         and key["gen_length"] > 0
         and "peak_bytes" in row
         and isinstance(row.get("digest"), list)
         and len(row["digest"]) == key["n"]
-        and (row["peak_bytes"] is None or _are_numbers([row["peak_bytes"]], 1))
+        and (row["peak_bytes"] is None or (isinstance(row["peak_bytes"], int) and _is_number(row["peak_bytes"])))
     )
 
 
@@ -73,9 +73,9 @@ def _has(row: dict[str, Any], kinds: dict[str, Any]) -> bool:
     return all(name in row and isinstance(row[name], kind) for name, kind in kinds.items())
 
 
-def _are_numbers(values: Any, n: int | None = None) -> bool:
-    return (
-        isinstance(values, list)
-        and len(values) == (len(values) if n is None else n)
-        and all(isinstance(v, (int, float)) and 0 <= v < _MOST for v in values)
-    )
+def _are_numbers(values: Any, n: int) -> bool:
+    return isinstance(values, list) and len(values) == n and all(map(_is_number, values))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and 0 <= value < _MOST

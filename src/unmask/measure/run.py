@@ -300,10 +300,10 @@ def environment(lm: Model, model: str | None) -> dict[str, Any]:
     ones.
     """
     network = lm.denoiser.network
-    own = {"fingerprint": fingerprint(lm), **({"tokenizer": lm.text.fingerprint} if lm.text else {})}
     return {
         "model": model or SHIPPED_NAME,
-        **(own if model else {}),
+        **({"fingerprint": fingerprint(lm)} if model else {}),
+        **({"tokenizer": lm.text.fingerprint} if model and lm.text else {}),
         "device": device_name(network.device),
         "dtype": str(network.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
