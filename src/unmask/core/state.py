@@ -1,0 +1,218 @@
+"""State of a batch: rows enter and leave any tree of dataclasses whose tensors have dimension 0 = row.
+
+Three kinds of leaves:
+
+- an ordinary tensor ``[B, ...]``: small, copied when rows enter or leave;
+- a tensor declared :func:`per_position`, ``[B, T, ...]``: as wide as the canvas, and narrowed with it;
+- a :class:`Slab`: large, allocated once, addressed by slot. Entering or leaving copies at most the row concerned.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+S = TypeVar("S")
+
+
+def per_position() -> Any:
+    """A field of a state that holds ``[B, T, ...]``, T positions of the canvas; it is narrowed with the canvas."""
+    return dataclasses.field(metadata={"per_position": True})
+
+
+class Slab:
+    """A large tensor per row, ``[B, W, ...]``, allocated once for several rows: slot i belongs to row i of the batch.
+
+    Nothing is allocated until :attr:`data` is read for the first time. Slots are zero when their row enters.
+
+    Args:
+        rows: rows held.
+        width: W of each; it only grows.
+        tail: the other dimensions of a row.
+        like: gives dtype and device.
+    """
+
+    def __init__(self, rows: int, width: int, tail: Sequence[int], like: Tensor) -> None:
+        self.rows, self.width, self.tail = rows, width, tuple(tail)
+        self._like = like.new_empty(0)
+        self._held: Tensor | None = None
+
+    @property
+    def data(self) -> Tensor:
+        """``[B, W, ...]``, a view that is written in place. Valid until rows enter or leave."""
+        if self._held is None:
+            self._held = self._like.new_zeros(self.rows, self.width, *self.tail)
+        return self._held[: self.rows]
+
+    @property
+    def capacity(self) -> int:
+        """Rows there is memory for; 0 before the first use."""
+        return 0 if self._held is None else len(self._held)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row."""
+        return self._like.element_size() * self.width * torch.Size(self.tail).numel()
+
+    def reserve(self, rows: int, width: int = 0) -> None:
+        """Make room for so many rows, so wide, in one step; what is held stays."""
+        wide = max(width, self.width)
+        if self._held is None:
+            self.width = wide
+            if rows > self.rows:
+                self._held = self._like.new_zeros(rows, wide, *self.tail)
+            return
+        if rows > self.capacity or wide > self.width:
+            old = self._held
+            self._held = self._like.new_zeros(max(rows, self.capacity), wide, *self.tail)
+            self._held[: self.rows, : self.width] = old[: self.rows]
+            self.width = wide
+
+    def join(self, other: Slab) -> None:
+        """Take the rows of another slab behind the own ones."""
+        count, moved = other.rows, other._held
+        if self._held is None and moved is None:
+            self.rows, self.width = self.rows + count, max(self.width, other.width)
+            return
+        if self._held is None:
+            self.reserve(self.rows + count, other.width)
+        self.reserve(self.rows + count, other.width)
+        assert self._held is not None
+        slots = self._held[self.rows : self.rows + count]
+        slots.zero_()
+        if moved is not None:
+            slots[:, : other.width] = moved[:count]
+        self.rows += count
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Hold only some rows, in this order. Rows whose place stays the same are not touched."""
+        if self._held is not None:
+            moved = [(at, row) for at, row in enumerate(rows) if at != row]
+            if moved:
+                to, source = (torch.tensor(part, device=self._held.device) for part in zip(*moved, strict=True))
+                self._held[to] = self._held[source]
+        self.rows = len(rows)
+
+    def at(self, rows: Sequence[int]) -> Slab:
+        """A slab of its own with copies of some rows."""
+        made = Slab(len(rows), self.width, self.tail, self._like)
+        if self._held is not None:
+            made._held = self._held[torch.tensor(rows, device=self._held.device)]
+        return made
+
+
+def survivors(leaving: Sequence[bool]) -> list[int]:
+    """The rows that stay, in an order that moves few of them: rows from the end fill the places of those that leave."""
+    stay = [row for row, leaves in enumerate(leaving) if not leaves]
+    count = len(stay)
+    fill = iter([row for row in stay if row >= count])
+    return [row if not leaves else next(fill) for row, leaves in enumerate(leaving[:count])]
+
+
+def select(state: S, rows: Sequence[int], width: int | None = None) -> S:
+    """Keep some rows of a state, in this order; slabs are changed in place, the state given is used up.
+
+    Args:
+        state: a tensor, a slab, a dataclass, a list or a tuple of these; anything else is kept as it is.
+        rows: row indices; see :func:`survivors`.
+        width: positions that remain of leaves declared :func:`per_position`; None: all.
+    """
+    index: dict[torch.device, Tensor] = {}
+
+    def chosen(leaf: Tensor, positions: bool) -> Tensor:
+        if leaf.device not in index:
+            index[leaf.device] = torch.tensor(rows, device=leaf.device)
+        own = leaf[:, :width] if positions and width is not None else leaf
+        return own[index[leaf.device]]
+
+    def kept(leaf: Any, positions: bool) -> Any:
+        if isinstance(leaf, Slab):
+            leaf.keep(rows)
+            return leaf
+        return chosen(leaf, positions)
+
+    return _map(kept, state)  # type: ignore[no-any-return]
+
+
+def copied(state: S, rows: Sequence[int]) -> S:
+    """A state of its own with some rows of another, which stays as it is."""
+
+    def kept(leaf: Any, positions: bool) -> Any:
+        return leaf.at(rows) if isinstance(leaf, Slab) else leaf[torch.tensor(rows, device=leaf.device)]
+
+    return _map(kept, state)  # type: ignore[no-any-return]
+
+
+def append(first: S, second: S) -> S:
+    """Put the rows of ``second`` behind those of ``first``; both are used up. Other dimensions that differ are padded
+    with zeros at the end, which is behind the end of the shorter rows.
+
+    Raises:
+        TypeError: the states are of different kinds.
+    """
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        size = [max(a, b) for a, b in zip(first.shape[1:], second.shape[1:], strict=True)]
+        return torch.cat([_grow(first, size), _grow(second, size)])  # type: ignore[return-value]
+    if type(first) is not type(second):
+        raise TypeError(f"cannot append a {type(second).__name__} to a {type(first).__name__}")
+    if isinstance(first, Slab) and isinstance(second, Slab):
+        first.join(second)
+        return first
+    if dataclasses.is_dataclass(first) and not isinstance(first, type):
+        names = [f.name for f in dataclasses.fields(first)]
+        return replace(first, **{n: append(getattr(first, n), getattr(second, n)) for n in names})
+    if isinstance(first, (list, tuple)) and isinstance(second, (list, tuple)):
+        return type(first)(append(a, b) for a, b in zip(first, second, strict=True))  # type: ignore[return-value]
+    return first
+
+
+def slabs(state: Any) -> Iterator[Slab]:
+    """All slabs of a state."""
+    if isinstance(state, Slab):
+        yield state
+    elif dataclasses.is_dataclass(state) and not isinstance(state, type):
+        for f in dataclasses.fields(state):
+            yield from slabs(getattr(state, f.name))
+    elif isinstance(state, (list, tuple)):
+        for leaf in state:
+            yield from slabs(leaf)
+
+
+def row_bytes(state: Any) -> int:
+    """Bytes that one row of a state takes at most, slabs counted whether they are in use yet or not."""
+    if isinstance(state, Slab):
+        return state.row_bytes
+    if isinstance(state, Tensor):
+        return state.nbytes // max(1, len(state)) if state.dim() else 0
+    if dataclasses.is_dataclass(state) and not isinstance(state, type):
+        return sum(row_bytes(getattr(state, f.name)) for f in dataclasses.fields(state))
+    if isinstance(state, (list, tuple)):
+        return sum(map(row_bytes, state))
+    return 0
+
+
+def _grow(leaf: Tensor, size: list[int]) -> Tensor:
+    if list(leaf.shape[1:]) == size:
+        return leaf
+    pad = [n for have, want in zip(reversed(leaf.shape[1:]), reversed(size), strict=True) for n in (0, want - have)]
+    return F.pad(leaf, pad)
+
+
+def _map(change: Any, state: Any, positions: bool = False) -> Any:
+    if isinstance(state, (Tensor, Slab)):
+        return change(state, positions)
+    if dataclasses.is_dataclass(state) and not isinstance(state, type):
+        made = {
+            f.name: _map(change, getattr(state, f.name), f.metadata.get("per_position", False))
+            for f in dataclasses.fields(state)
+        }
+        return replace(state, **made)
+    if isinstance(state, (list, tuple)):
+        return type(state)(_map(change, leaf, positions) for leaf in state)
+    return state
