@@ -5,7 +5,7 @@ command line in this process.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,14 +18,18 @@ from typer.testing import CliRunner
 
 from unmask import registry
 from unmask.cli import app
+from unmask.core.cache import Cache
 from unmask.core.canvas import Canvas, ModelSpec, Update
 from unmask.core.config import param
 from unmask.core.pick import top
 from unmask.core.predict import uniform
-from unmask.core.protocols import Ask, Cache, Plan, Policy, PolicyBase, Prediction, Sampling
-from unmask.core.rows import gather
-from unmask.engine.batch import Request, admit, run
+from unmask.core.protocols import Ask, Plan, Policy, PolicyBase, Prediction, Sampling
+from unmask.core.rows import Counts, Rows, gather, tiles
+from unmask.core.state import PER_POSITION, Slab
 from unmask.engine.loop import State, Step, step
+from unmask.engine.request import Request as EngineRequest
+from unmask.engine.request import SamplingParams
+from unmask.engine.scheduler import Engine, Outcome, fresh_state
 from unmask.models.denoiser import Denoiser
 from unmask.models.transformer import Architecture, Transformer
 
@@ -182,25 +186,77 @@ def made(policy: str | Policy) -> Policy:
     return _kept(policy) if isinstance(policy, str) else registry.policy(policy)
 
 
+@dataclass(frozen=True)
+class Request:
+    """A request whose policy and cache a test gives apart; its fields are those of a request and of its parameters."""
+
+    row: Any
+    prompt: Sequence[int]
+    gen_length: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+    ignore_eos: bool = False
+    suppress: Sequence[int] = ()
+    fixed: Mapping[int, int] = field(default_factory=dict)
+    begin: int | None = None
+    stop: tuple[str, ...] = ()
+    late_eos: bool = False
+
+    def to(self, policy: str | Policy, cache: str | Cache) -> EngineRequest:
+        own = {f.name: getattr(self, f.name) for f in fields(SamplingParams)}
+        return EngineRequest(self.row, self.prompt, self.gen_length, made(policy), registry.cache(cache),
+                             SamplingParams(**own), self.fixed, self.begin)  # fmt: skip
+
+
+def admit(model: Denoiser, cache: str | Cache, policy: str | Policy, requests: Sequence[Request]) -> State:
+    """The state of requests before their first forward pass."""
+    return fresh_state(model, [r.to(policy, cache) for r in requests])
+
+
 def decode(
     model: Denoiser, policy: str | Policy, cache: str | Cache, requests: Sequence[Request], batch_size: int = 99
 ) -> dict[int, Row]:
     """Run requests and collect each row, checking on the way what must hold in every step."""
     rows = {r.row: Row(list(r.prompt)) for r in requests}
     before: dict[int, list[int]] = {}
-    for state, event in run(model, registry.cache(cache), made(policy), requests, batch_size):
-        check_step(state, event, before)
-        written, undone = event.committed(), event.remasked()
-        assert not undone or made(policy).remasks, "it says that it never does"
-        for i, row in enumerate(event.row.tolist()):
-            mine = [c for c in written if c.row == row]
-            rows[row].commits.append(frozenset((c.position, c.token) for c in mine))
-            rows[row].remasks.append(frozenset(p for r, p in undone if r == row))
-            rows[row].confidence.update({c.position: c.confidence for c in mine})
-            rows[row].work += float(event.work[i])
-            rows[row].tokens = before[row]
-            rows[row].finished += row in event.finished
+    engine = Engine(model, batch_size=batch_size)
+    for request in requests:
+        engine.add(request.to(policy, cache))
+    while engine.busy:
+        for event in engine.step():
+            if isinstance(event, Outcome):
+                assert event.error is None, event.error
+                rows[event.request.id].finished += 1
+                continue
+            check_step(event, before)
+            written, undone = event.committed(), event.remasked()
+            assert not undone or made(policy).remasks, "it claims that it never does"
+            for i, row in enumerate(event.rows):
+                mine = [c for c in written if c.row == row]
+                rows[row].commits.append(frozenset((c.position, c.token) for c in mine))
+                rows[row].remasks.append(frozenset(p for r, p in undone if r == row))
+                rows[row].confidence.update({c.position: c.confidence for c in mine})
+                rows[row].work += float(event.work[i])
+                rows[row].tokens = before[row]
+    assert all(row.finished == 1 for row in rows.values())
     return rows
+
+
+def run(
+    model: Denoiser, cache: str | Cache, policy: str | Policy, requests: Sequence[Request], batch_size: int
+) -> Iterator[Step]:
+    """Every step of decoding requests; no request may fail."""
+    engine = Engine(model, batch_size=batch_size)
+    for request in requests:
+        engine.add(request.to(policy, cache))
+    while engine.busy:
+        for event in engine.step():
+            if isinstance(event, Step):
+                yield event
+            else:
+                assert event.error is None, event.error
 
 
 def singly(model: Denoiser, policy: str, cache: str, requests: Sequence[Request]) -> dict[int, Row]:
@@ -221,14 +277,14 @@ def assert_same(got: dict[int, Row], expected: dict[int, Row]) -> None:
         assert got[row].work == pytest.approx(one.work), f"row {row}"
 
 
-def check_step(state: State, event: Step, before: dict[int, list[int]]) -> None:
+def check_step(event: Step, before: dict[int, list[int]]) -> None:
     """Only masks are written, inside the window; what is not written stays; ``before`` becomes the rows after it."""
-    canvas = state.canvas
+    canvas = event.canvas
     remask = torch.zeros_like(event.update.write) if event.update.remask is None else event.update.remask
     assert not (event.update.write & ~canvas.response).any(), "a policy wrote outside the response"
     assert not (event.update.write & ~event.ask.window).any(), "a policy wrote outside its window"
     assert not ((event.update.write | remask) & canvas.fixed).any(), "a policy touched a fixed token"
-    for i, row in enumerate(event.row.tolist()):
+    for i, row in enumerate(event.rows):
         tokens = canvas.tokens[i, : int(canvas.length[i])].tolist()
         touched = (event.update.write | remask)[i].tolist()
         for at, token in enumerate(tokens):
@@ -242,6 +298,11 @@ def check_step(state: State, event: Step, before: dict[int, list[int]]) -> None:
             prompt = int(canvas.prompt[i])
             assert tokens[:prompt] == [t for t in tokens[:prompt] if t != MASK]
         before[row] = tokens
+
+
+def laid_out(compute: Tensor, keys: Tensor, work: Tensor) -> list[Rows]:
+    """The rectangles of a plan, its counts read from the device."""
+    return tiles(compute, keys, Counts(*(column.tolist() for column in Counts.columns(compute, keys, work))))
 
 
 def forward(model: Denoiser, tokens: Sequence[int], visible: Tensor | None = None, prompt_masked: int = 0) -> Tensor:
@@ -277,16 +338,16 @@ class Written:
     """A cache's state and ``at [B, T]``, the positions that have been carried through the layers."""
 
     inner: Any
-    at: Tensor
+    at: Tensor = field(metadata=PER_POSITION)
 
 
 @dataclass(frozen=True)
-class Poisoned:
+class Poisoned(Cache):
     """A cache whose stores begin with large numbers: whatever attends to them or reuses them goes wrong. Refuses plans
     that attend to positions never computed, or that leave out needed ones.
     """
 
-    cache: Cache
+    cache: Cache = param(None, "the cache")
     name = "poisoned"
     paper = "-"
 
@@ -314,6 +375,9 @@ def poison(state: Any) -> Any:
     """Every floating leaf with more than two dimensions, filled."""
     if isinstance(state, Tensor):
         return torch.full_like(state, 1e3) if state.is_floating_point() and state.dim() > 2 else state
+    if isinstance(state, Slab):
+        state.data.fill_(1e3)
+        return state
     if isinstance(state, list):
         return [poison(leaf) for leaf in state]
     if is_dataclass(state):

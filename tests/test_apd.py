@@ -17,10 +17,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import unmask
-from helpers import LIMIT, MASK, SHIFTS, VERIFIER, Row, decode, forward, tiny, trail
+from helpers import LIMIT, MASK, SHIFTS, VERIFIER, Request, Row, decode, forward, tiny, trail
 from unmask import api, registry, verifier
 from unmask.core.predict import gumbel
-from unmask.engine.batch import Request
 from unmask.models.denoiser import Denoiser
 
 PROMPTS = [[1, 2, 3], [4], [20, 21, 22, 23, 24, 25, 26]]
@@ -31,7 +30,7 @@ def spec(r: float, lookahead: int | str = "none", preset: str = "paper") -> str:
 
 
 def one(policy: str, prompt: list[int], shift: bool = False, **sampling: float) -> Row:
-    request = Request(0, prompt, 15, eos_stop=False, **sampling)  # type: ignore[arg-type]
+    request = Request(0, prompt, 15, ignore_eos=True, **sampling)  # type: ignore[arg-type]
     return decode(tiny(shift), policy, "none", [request])[0]
 
 
@@ -129,7 +128,7 @@ def test_one_token_a_forward_is_left_to_right(temperature: float) -> None:
 
 def test_the_verifier_reads_each_accepted_token_once() -> None:
     """Its cache is cropped to the accepted text, of which the last token is read again."""
-    for before, after, event in trail(tiny(), spec(0.5, 6), "none", Request(0, [5, 6, 7], 15, eos_stop=False)):
+    for before, after, event in trail(tiny(), spec(0.5, 6), "none", Request(0, [5, 6, 7], 15, ignore_eos=True)):
         start = int(before.canvas.frontier[0])
         known = int(before.policy.memory.known[0])
         assert known in (0, start - 1)
@@ -146,7 +145,7 @@ def test_the_shipped_verifier_works_out_of_the_box() -> None:
 
 def test_slots_that_hold_nothing_are_not_looked_up(tmp_path: Path) -> None:
     """Masks and padding in a ragged batch may have ids that the verifier lacks."""
-    rows = [Request(i, prompt, 15, eos_stop=False) for i, prompt in enumerate(PROMPTS)]
+    rows = [Request(i, prompt, 15, ignore_eos=True) for i, prompt in enumerate(PROMPTS)]
     fewer = Denoiser(tiny().network, replace(tiny().spec, limit=57))
     folder = tmp_path / "v"
     shutil.copytree(VERIFIER, folder)

@@ -125,22 +125,22 @@ class TestResults:
             assert all(ends and i > ends[0] and tokens[i] == EOS for i in never)
 
     def test_without_a_cache_every_position_is_computed_every_time(self, model):
-        for result in model.generate(PROMPTS, LENGTHS, "vanilla", "none", eos_stop=False):
+        for result in model.generate(PROMPTS, LENGTHS, "vanilla", "none", ignore_eos=True):
             assert result.stats.positions == result.stats.nfe * (len(result.prompt_tokens) + len(result.tokens))
 
     def test_steps_say_which_forward_committed(self, model):
-        (single,) = model.generate("hello", 10, "vanilla(block_length=none)", eos_stop=False)
+        (single,) = model.generate("hello", 10, "vanilla(block_length=none)", ignore_eos=True)
         assert sorted(single.steps) == list(range(10))
-        (blocks,) = model.generate("hello", 10, "vanilla(block_length=5)", eos_stop=False)
+        (blocks,) = model.generate("hello", 10, "vanilla(block_length=5)", ignore_eos=True)
         assert sorted(blocks.steps[:5]) == [0, 1, 2, 3, 4]
-        (pairs,) = model.generate("hello", 10, "vanilla(steps=5,block_length=none)", eos_stop=False)
+        (pairs,) = model.generate("hello", 10, "vanilla(steps=5,block_length=none)", ignore_eos=True)
         assert sorted(pairs.steps) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
-        (all_,) = model.generate("hello", 10, "threshold(tau=0)", eos_stop=False)
+        (all_,) = model.generate("hello", 10, "threshold(tau=0)", ignore_eos=True)
         assert all_.steps == [0] * 10
         assert all_.stats.nfe == 1
 
     def test_vanilla_takes_one_forward_per_token(self, model):
-        for result in model.generate(PROMPTS, LENGTHS, "vanilla", eos_stop=False):
+        for result in model.generate(PROMPTS, LENGTHS, "vanilla", ignore_eos=True):
             assert result.stats.nfe == len(result.tokens)
 
 
@@ -158,7 +158,7 @@ class TestEndOfText:
         assert (result.text, result.stats.tokens, result.stats.tpf, result.stats.tokens_per_second) == ("", 0, 0, 0)
 
     def test_go_on(self, early):
-        (result,) = early.generate("hello", 10, "vanilla(block_length=5)", eos_stop=False)
+        (result,) = early.generate("hello", 10, "vanilla(block_length=5)", ignore_eos=True)
         assert result.stats.nfe == 10
         assert result.tokens == [EOT] * 10
         assert -1 not in result.steps
@@ -168,7 +168,7 @@ class TestEndOfText:
     def test_what_comes_before_the_end_is_the_same(self, model, policy):
         prompts = [[i, 2 * i] for i in range(24)]
         stopped = model.generate(prompts, 16, policy)
-        filled = model.generate(prompts, 16, policy, eos_stop=False)
+        filled = model.generate(prompts, 16, policy, ignore_eos=True)
         assert any(-1 in r.steps for r in stopped)
         for a, b in zip(stopped, filled, strict=True):
             assert a.text == b.text
@@ -278,12 +278,12 @@ class TestStream:
             assert work[row] == pytest.approx(result.stats.positions)
 
     def test_it_happens_as_it_is_asked_for(self, model):
-        steps = model.stream("hello", 10, "vanilla", eos_stop=False, temperature=0.5, seed=3)
+        steps = model.stream("hello", 10, "vanilla", ignore_eos=True, temperature=0.5, seed=3)
         assert isinstance(steps, types.GeneratorType)
         first = next(steps)
         assert len(first.committed()) == 1
         steps.close()
-        assert len(list(model.stream("hello", 10, "vanilla", eos_stop=False))) == 10
+        assert len(list(model.stream("hello", 10, "vanilla", ignore_eos=True))) == 10
 
     def test_sampling_options_are_those_of_generate(self, model):
         options = {"temperature": 0.9, "top_p": 0.9, "top_k": 30, "seed": 11, "eos_stop": False, "chat": False}

@@ -15,12 +15,11 @@ import torch
 from safetensors.torch import load_file
 
 import unmask
-from helpers import VERIFIER
+from helpers import VERIFIER, Request
 from llada_folder import BOS, CONFIG, CONTEXT, EOS, MASK, VOCAB, weights, write
 from unmask import ModelError, RequestError, SpecError, UnmaskError, registry
 from unmask.caches.every import Every
 from unmask.caches.none import NoCache
-from unmask.engine.batch import Request
 from unmask.policies.apd import Apd
 from unmask.policies.prophet import Prophet
 from unmask.policies.threshold import Threshold
@@ -676,7 +675,7 @@ class TestNothingHappensFirst:
         [
             (Request(7, [BOS], CONTEXT), f"together {CONTEXT + 1}"),
             (Request(7, [MASK], 4), "it contains the mask id"),
-            (Request(7, [BOS], 4, banned=range(VOCAB)), "banned leaves no token"),
+            (Request(7, [BOS], 4, suppress=range(VOCAB)), "banned leaves no token"),
         ],
     )
     def test_prepared_requests_are_named_by_their_row(self, watched, odd, what):

@@ -7,8 +7,7 @@ import itertools
 import pytest
 import torch
 
-from helpers import LIMIT, MASK, decode, forward, tiny
-from unmask.engine.batch import Request
+from helpers import LIMIT, MASK, Request, decode, forward, tiny
 from unmask.evaluation.bound import Pair, bounds, every, greedy, masks_of, sampled
 
 PAIR = Pair((1, 2, 3), (7, 8, 9, 10))
@@ -106,7 +105,7 @@ def test_answers_to_one_question_share_the_noise():
 def test_greedy_is_one_most_confident_token_a_forward(shift):
     model = tiny(shift)
     prompts = [[1, 2, 3], [4, 5], [6, 7, 8, 9]]
-    requests = [Request(i, p, 4 + i, eos_stop=False) for i, p in enumerate(prompts)]
+    requests = [Request(i, p, 4 + i, ignore_eos=True) for i, p in enumerate(prompts)]
     rows = decode(model, "vanilla(block_length=none)", "none", requests)
     said = [Pair(tuple(p), tuple(rows[i].tokens[len(p) :])) for i, p in enumerate(prompts)]
     for size in (1, 2, 9):

@@ -83,7 +83,7 @@ def test_sampling_options_reach_the_model(unmask_, model):
 
 def test_no_chat_and_no_eos_stop(unmask_, model):
     lm = unmask.load(model)
-    plain = lm.generate("Hi", 16, chat=False, eos_stop=False)[0]
+    plain = lm.generate("Hi", 16, chat=False, ignore_eos=True)[0]
     (value,) = lines(fine(unmask_("Hi", "-n", 16, "--no-chat", "--no-eos-stop", "--json")))
     assert value["tokens"] == plain.tokens
     assert value["prompt_tokens"] == 2

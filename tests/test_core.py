@@ -15,16 +15,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from helpers import CACHES, EOS, MASK, PAD, POLICIES, SPEC, Chaos, decode, tiny
+from helpers import CACHES, EOS, MASK, PAD, POLICIES, SPEC, Chaos, Request, admit, decode, laid_out, tiny
 from unmask import RequestError, SpecError, UnmaskError, registry
 from unmask.caches.none import NoCache
 from unmask.core import pick
 from unmask.core.canvas import Canvas, ModelSpec, Update
 from unmask.core.config import Configured, Spec, accepted, param, parse
-from unmask.core.rows import Rows, append, bucket, gather, partition, select, tiles
+from unmask.core.rows import Rows, bucket, gather, partition
+from unmask.core.state import Slab, append, select
 from unmask.core.store import Store, put
-from unmask.engine.batch import Request, run
-from unmask.engine.loop import decode as engine_decode
+from unmask.engine.loop import step
+from unmask.engine.scheduler import Engine, drain
 
 CPU = torch.device("cpu")
 
@@ -210,30 +211,11 @@ def test_partition_of_many_rows_is_the_plain_one() -> None:
         assert partition(work, tile_cost, most) == plain_partition(work, tile_cost, most)
 
 
-class Counted(float):
-    """Counts the products it takes part in."""
-
-    products = 0
-
-    def __mul__(self, other: float) -> float:
-        Counted.products += 1
-        return float(self) * other
-
-    __rmul__ = __mul__
-
-
-@pytest.mark.parametrize("most", [4096.0, math.inf])
-def test_partition_does_not_try_every_beginning_for_every_end(most: float) -> None:
-    work, Counted.products = [Counted(i / 8) for i in range(3000)], 0
-    partition(list(work), 48.0, most)
-    assert 0 < Counted.products < 10 * len(work)
-
-
 @given(st.data())
 def test_tiles_split_the_rows_and_lay_out_each_as_gather_does(data: st.DataObject) -> None:
     compute = data.draw(masks())
     keys = compute | data.draw(masks(*compute.shape))
-    parts = tiles(compute, keys, 30.0 * compute.sum(1))
+    parts = laid_out(compute, keys, 30.0 * compute.sum(1))
     assert sorted(i for part in parts for i in part.members) == list(range(len(compute)))
     for part in parts:
         members = list(part.members)
@@ -241,8 +223,9 @@ def test_tiles_split_the_rows_and_lay_out_each_as_gather_does(data: st.DataObjec
         assert len(parts) == 1 if part.row is None else part.row.tolist() == members
         alone = gather(compute[members], keys[members])
         assert part.position.equal(alone.position) and part.extent == alone.extent
-        store = torch.zeros(len(compute), compute.shape[1] + 1, 1)
-        put(store, part, torch.ones(len(members), part.slots, 1))
+        slab = Slab(len(compute), compute.shape[1] + 3, (1,), torch.zeros(0))
+        put(slab, part, torch.ones(len(members), part.slots, 1))
+        store = slab.data[:, : compute.shape[1] + 1]
         assert set(true((store[:, :-1, 0] > 0).any(1))) <= set(members)
         assert (store[members, :-1, 0] > 0).equal(compute[members])
 
@@ -252,16 +235,17 @@ def test_put_writes_where_the_slots_are(data: st.DataObject) -> None:
     compute = data.draw(masks())
     batch, total = compute.shape
     rows = gather(compute, compute)
-    store = torch.zeros(batch, total + 1, 2)
+    slab = Slab(batch, total + 2, (2,), torch.zeros(0))
+    store = slab.data
     fresh = torch.arange(1.0, batch * rows.slots * 2 + 1).view(batch, rows.slots, 2)
-    put(store, rows, fresh)
+    put(slab, rows, fresh)
     for i in range(batch):
         slots = {p: j for j, p in enumerate(rows.position[i].tolist()) if p < total}
         for position in range(total):
             expected = fresh[i, slots[position]].tolist() if position in slots else [0.0, 0.0]
             assert store[i, position].tolist() == expected
     at = torch.arange(batch)[:, None].flip(0) % total
-    put(store, rows, -torch.ones(batch, 1, 2), rows.index_of(at))
+    put(slab, rows, -torch.ones(batch, 1, 2), at)
     assert all(store[i, int(at[i])].tolist() == [-1.0, -1.0] for i in range(batch))
 
 
@@ -314,13 +298,11 @@ def test_rows_move_in_and_out_of_any_state(a: int, b: int, t1: int, t2: int, dat
         expected = [row * 100 + t + 1 for t in range(width)]
         assert both.inner.wide[row].tolist() == expected + [0] * (max(t1, t2) - width)
     keep = data.draw(st.lists(st.integers(0, a + b - 1), min_size=1, max_size=6))
-    some = select(both, torch.tensor(keep))
+    some = select(both, keep)
     for before, after in zip(leaves(both), leaves(some), strict=True):
         assert torch.equal(after, before[keep])
-    flags = torch.tensor([r in keep for r in range(a + b)])
-    assert select(both, flags).row.tolist() == sorted(set(keep))
     assert (some.nothing, some.number, some.inner.name) == (None, 3, "x")
-    back = select(both, torch.arange(a))
+    back = select(both, range(a))
     if t1 >= t2:
         assert all(torch.equal(x, y) for x, y in zip(leaves(back), leaves(first), strict=True))
 
@@ -337,15 +319,19 @@ def test_unlike_states_do_not_mix() -> None:
 @pytest.mark.parametrize("policy", POLICIES)
 def test_every_leaf_of_every_state_is_a_row(policy: str, kept: str) -> None:
     """What continuous batching rests on."""
-    requests = [Request(i, [1] * (i + 1), 6 + i, eos_stop=False) for i in range(3)]
-    for state, event in run(tiny(), registry.cache(kept), registry.policy(policy), requests, 3):
-        sizes = {len(leaf) for leaf in tensors(state)}
-        assert sizes == {len(event.row)}
+    requests = [Request(i, [1] * (i + 1), 6 + i, ignore_eos=True) for i in range(3)]
+    model, cache, how = tiny(), registry.cache(kept), registry.policy(policy)
+    state = admit(model, cache, how, requests)
+    for index in range(2):
+        assert {len(leaf) for leaf in tensors(state)} == {3}
+        state, _ = step(model, cache, how, state, index)
 
 
 def tensors(state: Any) -> list[Tensor]:
     if isinstance(state, Tensor):
         return [state]
+    if isinstance(state, Slab):
+        return [state.data]
     if dataclasses.is_dataclass(state):
         return [leaf for f in dataclasses.fields(state) for leaf in tensors(getattr(state, f.name))]
     return [leaf for part in state for leaf in tensors(part)] if isinstance(state, list) else []
@@ -355,18 +341,14 @@ def test_store_grows_and_learns() -> None:
     canvas = Canvas.blank([[1, 2]], [3], SPEC)
     like = torch.zeros(0, dtype=torch.float64)
     store = Store.empty(canvas, tiny(), like)
-    assert (store.width, len(store.key), store.key[0].dtype) == (6, 2, torch.float64)
-    assert store.sized(5) is store
-    none = Store.empty(canvas, tiny(), like, positions=0)
-    assert none.width == 0
-    assert none.sized(5).value[1].shape == store.value[1].shape
-    store.key[0][0, :5] = 1.0
-    wider = store.sized(7)
-    assert wider.width == 8
-    assert torch.equal(wider.key[0][0, :5], store.key[0][0, :5])
-    assert not wider.key[0][0, 6:].any()
+    assert (store.key[0].data.shape[1], len(store.key), store.key[0].data.dtype) == (6, 2, torch.float64)
+    store.key[0].data[0, :5] = 1.0
+    for slab in (*store.key, *store.value):
+        slab.reserve(1, 9)
+    assert store.key[0].data.shape == (1, 9, *store.key[0].tail)
+    assert (store.key[0].data[0, :5] == 1).all() and (store.key[0].data[0, 5:] == 0).all()
     assert not store.known.any()
-    assert true(store.learn(canvas.response).learn(torch.tensor([[True] + [False] * 4])).known[0]) == [0, 2, 3, 4]
+    assert store.learn(canvas.valid).known.tolist() == [[True] * 5]
 
 
 # --- picks ----------------------------------------------------------------------------------------------------
@@ -592,27 +574,38 @@ class Idle(Chaos):
 
 
 def test_a_policy_that_never_commits_is_stopped() -> None:
-    with pytest.raises(UnmaskError, match="idle does not finish: a row has taken more than 20 forwards"):
-        decode(tiny(), Idle(), "none", [Request(0, [1], 1)])
+    """Its rows end with an error; a row of another policy beside them is what it is alone."""
+    engine = Engine(tiny())
+    engine.add(Request("stuck", [1], 3).to(Idle(), "none"))
+    engine.add(Request("fine", [1, 2], 9).to("vanilla", "none"))
+    outcomes = {event.request.id: event for event in drain(engine)}
+    assert (outcomes["stuck"].finish_reason, outcomes["stuck"].tokens) == ("error", [MASK] * 3)
+    assert "idle" in str(outcomes["stuck"].error)
+    assert outcomes["stuck"].nfe == 4 * 3 + 16 + 1
+    alone = decode(tiny(), "vanilla", "none", [Request(0, [1, 2], 9)])[0]
+    assert outcomes["fine"].tokens[: alone.nfe] == alone.tokens[2:][: alone.nfe]
 
 
 def test_no_requests_no_steps() -> None:
-    assert list(run(tiny(), registry.cache("none"), registry.policy("vanilla"), [], 4)) == []
-    assert list(engine_decode(tiny(), registry.cache("none"), registry.policy("vanilla"), None)) == []
+    engine = Engine(tiny())
+    assert not engine.busy
+    assert engine.step() == []
 
 
 @pytest.mark.parametrize("kept", ["none", "dual", "dllm"])
 def test_the_record_tells_each_tokens_forward(kept: str) -> None:
-    requests = [Request(7, [1, 2], 9, eos_stop=False), Request(3, [4], 5, eos_stop=False), Request(5, [6, 7], 7)]
+    requests = [Request(7, [1, 2], 9, ignore_eos=True), Request(3, [4], 5, ignore_eos=True), Request(5, [6, 7], 7)]
     rows = decode(tiny(), "threshold(tau=0.5,block_length=4)", kept, requests, batch_size=2)
     model, policy = tiny(), registry.policy("threshold(tau=0.5,block_length=4)")
-    for state, event in run(model, registry.cache(kept), policy, requests, 2):
-        for i, row in enumerate(event.row.tolist()):
-            at = state.record.committed_at[i].tolist()
-            for forward, commit in enumerate(rows[row].commits[: int(state.record.nfe[i])]):
-                assert all(at[position] == forward for position, _ in commit)
-            assert int(event.forward[i]) == int(state.record.nfe[i]) - 1
-        assert event.seconds >= event.model_seconds > 0
+    engine = Engine(model, batch_size=2)
+    for request in requests:
+        engine.add(request.to(policy, kept))
+    for outcome in drain(engine, lambda event: None):
+        start = len(outcome.request.prompt)
+        for forward, commit in enumerate(rows[outcome.request.id].commits):
+            assert all(outcome.steps[position - start] == forward for position, _ in commit)
+        assert outcome.nfe == rows[outcome.request.id].nfe
+        assert engine.clock >= outcome.seconds > 0
 
 
 @pytest.mark.parametrize("kept", CACHES)
@@ -621,7 +614,7 @@ def test_shortest_responses(length: int, kept: str) -> None:
     """dLLM-Cache's share of so few positions is none."""
     for policy in POLICIES:
         if "steps=" not in policy:
-            row = decode(tiny(), policy, kept, [Request(0, [1, 2, 3, 4], length, eos_stop=False)])[0]
+            row = decode(tiny(), policy, kept, [Request(0, [1, 2, 3, 4], length, ignore_eos=True)])[0]
             assert MASK not in row.tokens
 
 
@@ -633,4 +626,4 @@ def test_rows_know_their_slots() -> None:
     rows = gather(torch.tensor([[True, False, True]]), torch.tensor([[True, True, True]]))
     assert isinstance(rows, Rows)
     assert (rows.slots, rows.extent, rows.whole, rows.keys) == (2, 3, False, None)
-    assert rows.index.tolist() == [0, 2]
+    assert rows.index(4).tolist() == [0, 2]

@@ -13,18 +13,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from helpers import ARCH, CACHES, MASK, SHIFTS, SPEC, Row, decode, tiny, trail
+from helpers import ARCH, CACHES, MASK, SHIFTS, SPEC, Request, Row, decode, laid_out, run, tiny, trail
 from unmask import registry
 from unmask.caches.attention_guided import D2Cache, D2State
+from unmask.core.cache import Cache
 from unmask.core.canvas import Canvas
 from unmask.core.errors import SpecError
 from unmask.core.pick import certainty_density, nucleus
-from unmask.core.protocols import Ask, Cache, Plan
-from unmask.core.rows import gather, tiles
-from unmask.engine.batch import Request, run
+from unmask.core.protocols import Ask, Plan
+from unmask.core.rows import gather
 from unmask.models.attention import attention, attention_weighed
 
-REQUESTS = [Request(0, [5, 6, 7], 12, eos_stop=False), Request(1, [4], 9), Request(2, [9, 8, 7, 6], 20, eos_stop=False)]
+REQUESTS = [
+    Request(0, [5, 6, 7], 12, ignore_eos=True),
+    Request(1, [4], 9),
+    Request(2, [9, 8, 7, 6], 20, ignore_eos=True),
+]
 POLICIES = [
     "vanilla(block_length=5)",
     "vanilla(block_length=none,steps=4)",
@@ -48,8 +52,14 @@ class Watched:
     name = "watched"
     paper = "-"
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.cache, name)
+    def init(self, *args: Any) -> Any:
+        return self.cache.init(*args)
+
+    def layer(self, *args: Any) -> Tensor:
+        return self.cache.layer(*args)
+
+    def note(self, *args: Any) -> Any:
+        return self.cache.note(*args)
 
     def plan(self, canvas: Canvas, ask: Ask, need: Tensor, state: Any) -> tuple[Plan, Any]:
         plan, state = self.cache.plan(canvas, ask, need, state)
@@ -60,9 +70,7 @@ class Watched:
 def watch(policy: str, cache: str, shift: bool = False) -> Iterator[tuple[Canvas, Ask, Plan, Any]]:
     """One row's canvases, asks, plans and steps."""
     watched = Watched(registry.cache(cache), [])
-    for (_, event), _ in zip(
-        run(tiny(shift), watched, registry.policy(policy), REQUESTS[2:], 1), range(99), strict=False
-    ):
+    for event, _ in zip(run(tiny(shift), watched, registry.policy(policy), REQUESTS[2:], 1), range(99), strict=False):
         yield *watched.plans[-1], event
 
 
@@ -164,7 +172,7 @@ def test_rollout_is_the_product_of_the_layers(layers: int) -> None:
     weights = [(w * canvas.valid[:, None]) / (w * canvas.valid[:, None]).sum(2, keepdim=True) for w in weights]
     geometry = replace(ARCH, layers=layers)
     expected = torch.stack([naive_rollout([w[b] for w in weights], compute[b]) for b in range(3)])
-    for parts in ([gather(compute, canvas.valid)], tiles(compute, canvas.valid, compute.sum(1) * 1000.0)):
+    for parts in ([gather(compute, canvas.valid)], laid_out(compute, canvas.valid, compute.sum(1) * 1000.0)):
         state = D2Cache().init(canvas, geometry, torch.zeros(0, dtype=torch.float64))
         state = replace(state, queried=compute, importance=(~compute).double())
         for rows in parts:

@@ -19,9 +19,8 @@ from itertools import product
 import pytest
 import torch
 
-from helpers import MASK, SHIFTS, SPEC, VERIFIER, forward, tiny
+from helpers import MASK, SHIFTS, SPEC, VERIFIER, Request, forward, run, tiny
 from unmask import registry
-from unmask.engine.batch import Request, run
 from unmask.models.denoiser import Denoiser
 
 SAYABLE, PROMPT, ROWS, TOGETHER = 5, (7, 21), 12000, 400
@@ -97,7 +96,7 @@ def sampled(policy: str, shift: bool, length: int, kept: str = "none", first_see
     """The paths of many rows, each with a seed of its own."""
     requests = [Request(i, PROMPT, length, temperature=1.0, seed=first_seed + i) for i in range(ROWS)]
     taken: list[Path] = [()] * ROWS
-    for _, event in run(small(shift), registry.cache(kept), registry.policy(policy), requests, TOGETHER):
+    for event in run(small(shift), registry.cache(kept), registry.policy(policy), requests, TOGETHER):
         for commit in event.committed():
             taken[commit.row] += ((commit.position, commit.token),)
     return Counter(taken)

@@ -14,17 +14,16 @@ from tokenizers import pre_tokenizers
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 import unmask
-from helpers import SPEC, Row, decode, forward, tiny
+from helpers import SPEC, Request, Row, decode, forward, tiny
 from unmask.core.canvas import Canvas
 from unmask.core.protocols import Sampling
-from unmask.engine.batch import Request
 from unmask.models.transformer import Transformer
 from unmask.models.weights import Checkpoint, parameter_count
 from unmask.policies.dream import Dream
 
 
 def one(policy: str, seed: int = 0) -> Row:
-    return decode(tiny(), policy, "none", [Request(0, [5, 6, 7], 12, seed=seed, eos_stop=False)])[0]
+    return decode(tiny(), policy, "none", [Request(0, [5, 6, 7], 12, seed=seed, ignore_eos=True)])[0]
 
 
 # --- Dream's schedules ------------------------------------------------------------------------------------------
@@ -48,7 +47,7 @@ def test_dream_commits_the_published_counts(steps: int) -> None:
 
 def test_dream_origin_spreads_its_commits_evenly() -> None:
     """Each mask's step is uniform over the clock: 400 rows of 12 masks in 4 steps, within 4 standard deviations."""
-    requests = [Request(i, [5, 6, 7], 12, seed=i, eos_stop=False) for i in range(400)]
+    requests = [Request(i, [5, 6, 7], 12, seed=i, ignore_eos=True) for i in range(400)]
     rows = decode(tiny(), "dream(steps=4,alg=origin)", "none", requests, 400)
     zero, seeds, n = torch.zeros(400, dtype=torch.float64), torch.arange(400), 400 * 12
     canvas = Canvas.blank([[5, 6, 7]] * 400, [12] * 400, SPEC)

@@ -329,7 +329,7 @@ def test_likelihoods_are_the_bound():
     pairs = [Pair(tuple(c), tuple(a)) for c, a in (*texts, ([made.prefix_token_id], made.text.parse("1 2")))]
     alone = [next(bounds(made.lm.denoiser, [pair], 4, 7, 99))[1].value for pair in pairs]
     assert [value for value, _ in found] == pytest.approx(alone, abs=1e-4)
-    greedy = made.lm.generate(p.prompt, len(pairs[0].continuation), "vanilla(block_length=none)", eos_stop=False)[0]
+    greedy = made.lm.generate(p.prompt, len(pairs[0].continuation), "vanilla(block_length=none)", ignore_eos=True)[0]
     assert found[0][1] == (tuple(greedy.tokens) == pairs[0].continuation)
     assert made.loglikelihood(asks("t", (context, answer), kind="loglikelihood"), True) == found[:1]  # from memory
     said = made.text.decode(greedy.tokens)

@@ -15,9 +15,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import unmask
-from helpers import CACHES, POLICIES, tiny
+from helpers import CACHES, POLICIES, Request, admit, tiny
 from unmask import registry
-from unmask.engine.batch import Request, admit
 from unmask.engine.loop import step
 from unmask.measure import stats
 
@@ -179,7 +178,7 @@ class Operations(TorchDispatchMode):
 def operations(policy: str, kept: str, rows: int, forwards: int = 6) -> list[Counter[str]]:
     """What each forward does for so many equal rows."""
     made, cache, found = registry.policy(policy), registry.cache(kept), []
-    state = admit(tiny(), cache, made, [Request(i, [1, 2, 3], 14, eos_stop=False) for i in range(rows)])
+    state = admit(tiny(), cache, made, [Request(i, [1, 2, 3], 14, ignore_eos=True) for i in range(rows)])
     for index in range(forwards):
         with Operations() as mode:
             state, _ = step(tiny(), cache, made, state, index)

@@ -151,12 +151,12 @@ def test_a_batch_is_its_texts(model):
 
 def test_without_tokenizer(tmp_path):
     bare = unmask.load(write(tmp_path, tokenizer=False))
-    (result,) = bare.infill([1, 2, MASK, MASK, 5], banned=[3])
+    (result,) = bare.infill([1, 2, MASK, MASK, 5], suppress=[3])
     assert result.tokens[2] == 5
     assert (result.text, [s.text for s in result.spans]) == ("", [""])
     for call, words in (
         (lambda: bare.infill("a[MASK]"), "text 0: the model has no tokenizer.json; give texts as lists of ids"),
-        (lambda: bare.infill([1, MASK], banned=["x"]), "banned: the model has no tokenizer.json; give ids"),
+        (lambda: bare.infill([1, MASK], suppress=["x"]), "banned: the model has no tokenizer.json; give ids"),
         (lambda: bare.infill([1, MASK], prompts="x"), "prompt 0: the model has no tokenizer.json"),
     ):
         with pytest.raises(RequestError, match=words):
@@ -164,23 +164,23 @@ def test_without_tokenizer(tmp_path):
 
 
 def test_banned_and_fixed_in_generate(model):
-    free = model.generate(["Hi", "Hello"], 16, eos_stop=False)
+    free = model.generate(["Hi", "Hello"], 16, ignore_eos=True)
     for banned in ([*free[0].tokens], [free[0].tokens, []]):
-        barred = model.generate(["Hi", "Hello"], 16, banned=banned, eos_stop=False)
+        barred = model.generate(["Hi", "Hello"], 16, suppress=banned, ignore_eos=True)
         assert not set(barred[0].tokens) & set(free[0].tokens)
     assert barred[1].tokens == free[1].tokens
     it = model.text.token("F")
-    expected = model.generate("Hi", 64, banned=[it], temperature=3.0)[0].tokens
+    expected = model.generate("Hi", 64, suppress=[it], temperature=3.0)[0].tokens
     assert it in model.generate("Hi", 64, temperature=3.0)[0].tokens
     assert it not in expected
     for banned in ("F", it, ["F", it], [["F"]], np.array([it]), np.int64(it)):
-        assert model.generate("Hi", 64, banned=banned, temperature=3.0)[0].tokens == expected
+        assert model.generate("Hi", 64, suppress=banned, temperature=3.0)[0].tokens == expected
     fixed = model.generate(["Hi", "Hello"], 8, fixed=[{2: 65, 5: 66}, None])
     assert (fixed[0].tokens[2], fixed[0].tokens[5]) == (65, 66)
     assert [(s.start, len(s.tokens)) for s in fixed[0].spans] == [(0, 2), (3, 2), (6, 2)]
     assert fixed[1].tokens == model.generate("Hello", 8)[0].tokens
     assert model.generate("Hi", 8, fixed={2: 65, 5: 66})[0].tokens == fixed[0].tokens
-    steps = list(model.stream("Hi", 8, fixed={2: 65}, banned=["e"]))
+    steps = list(model.stream("Hi", 8, fixed={2: 65}, suppress=["e"]))
     assert sum(len(s.committed()) for s in steps) <= 7
 
 
@@ -307,7 +307,7 @@ def test_batch(tmp_path, shipped):
     values = sorted(lines(fine(run("--batch", file, "--temperature", 1, "--seed", 2))), key=lambda v: v["index"])
     for value, line in zip(values, given, strict=True):
         seed, banned = line.get("seed", 2), line.get("banned")
-        alone = shipped.infill(line["text"], prompts=line.get("prompt"), temperature=1, seed=seed, banned=banned)[0]
+        alone = shipped.infill(line["text"], prompts=line.get("prompt"), temperature=1, seed=seed, suppress=banned)[0]
         assert (value["text"], value["tokens"], value["seed"]) == (alone.text, alone.tokens, seed)
 
 
@@ -316,9 +316,9 @@ def test_ban_and_standard_input(folder):
     out = fine(
         run("-m", folder, "-", "--ban", "e", "--ban", "t", "--temperature", 2, "--seed", 3, input="a[MASK*9]b\n")
     )
-    assert out == model.infill("a[MASK*9]b", temperature=2.0, seed=3, banned=["e", "t"])[0].text + "\n"
+    assert out == model.infill("a[MASK*9]b", temperature=2.0, seed=3, suppress=["e", "t"])[0].text + "\n"
     generated = cli("generate", "-m", folder, "Hi", "-n", 9, "--ban", "e", "--json")
-    assert lines(fine(generated))[0]["tokens"] == model.generate("Hi", 9, banned=["e"])[0].tokens
+    assert lines(fine(generated))[0]["tokens"] == model.generate("Hi", 9, suppress=["e"])[0].tokens
 
 
 def test_watch_shows_the_whole_text(folder):

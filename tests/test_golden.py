@@ -23,12 +23,11 @@ import pytest
 import torch
 
 import unmask
-from helpers import forward
+from helpers import Request, forward, run
 from unmask import registry, verifier
 from unmask.caches import interval
 from unmask.core.canvas import Canvas, ModelSpec
 from unmask.core.config import Spec
-from unmask.engine.batch import Request, run
 from unmask.engine.loop import Step
 from unmask.models.denoiser import Denoiser
 from unmask.models.weights import Checkpoint
@@ -436,11 +435,11 @@ def outcome(case: Case) -> Outcome:
 def play(case: Case, forwards: int | None = None) -> Outcome:
     policy, cache = specs(case)
     events, tokens, nfe = [], [], 0
-    for state, done in islice(
+    for done in islice(
         run(denoiser(case), registry.cache(cache), registry.policy(policy), requests(case), 1), forwards
     ):
         events.append(event(done))
-        tokens, nfe = state.canvas.tokens[0, : int(state.canvas.length[0])].tolist(), nfe + 1
+        tokens, nfe = done.canvas.tokens[0, : int(done.canvas.length[0])].tolist(), nfe + 1
     return Outcome([e for e in events if any(e)], tokens, nfe)
 
 

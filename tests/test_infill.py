@@ -1,4 +1,4 @@
-"""Gaps among given tokens, and banned ids: every policy, with and without caches, alone and in a batch."""
+"""Gaps among given tokens, and suppress ids: every policy, with and without caches, alone and in a batch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from helpers import (
     SPEC,
     Chaos,
     Poisoned,
+    Request,
     Row,
+    admit,
     assert_same,
     decode,
     forward,
@@ -29,8 +31,7 @@ from helpers import (
 )
 from unmask import RequestError, registry
 from unmask.core.canvas import Canvas, Update
-from unmask.core.predict import ban
-from unmask.engine.batch import Request, admit
+from unmask.core.predict import suppress
 
 pytestmark = pytest.mark.usefixtures("many_tiles")
 ANY_ORDER = [p for p in POLICIES if not registry.policy(p).left_to_right]
@@ -53,11 +54,11 @@ def whole(request: Request) -> list[int]:
 
 BANNED = (3, 7, 8, 11, 12, 14, 15, 17, 20, 21, 22, 26, 33, 40, 41, 44, 50, 52)
 REQUESTS = [
-    gapped(0, [1, 2, 3, MASK, MASK, MASK, 4, 5, 6, 7, 8, 9, MASK, MASK, 10, MASK, 11], banned=BANNED),
+    gapped(0, [1, 2, 3, MASK, MASK, MASK, 4, 5, 6, 7, 8, 9, MASK, MASK, 10, MASK, 11], suppress=BANNED),
     gapped(1, [4, *[MASK] * 5, *range(20, 38), MASK, MASK, MASK, 7]),  # blocks without a mask
-    Request(2, [9, 8, 7], 12, temperature=1.4, seed=5, banned=(EOS, 59)),
+    Request(2, [9, 8, 7], 12, temperature=1.4, seed=5, suppress=(EOS, 59)),
     gapped(3, [5, MASK, EOS, 6, MASK, MASK, MASK, 8, *[MASK] * 7]),  # an end of text in the middle, and room at the end
-    gapped(4, [30, *[MASK, 3, MASK] * 4, 2], temperature=1.0, top_p=0.9, top_k=20, seed=4, banned=(1, 2)),
+    gapped(4, [30, *[MASK, 3, MASK] * 4, 2], temperature=1.0, top_p=0.9, top_k=20, seed=4, suppress=(1, 2)),
 ]
 
 
@@ -72,7 +73,7 @@ def assert_filled(request: Request, row: Row, policy: str) -> None:
     text = whole(request)
     last = max((at for at, token in enumerate(text) if token != MASK), default=0)
     ends = [at for at, token in enumerate(row.tokens) if token in SPEC.eos and at >= last]
-    stop = ends[0] + 1 if ends and request.eos_stop else len(text)
+    stop = ends[0] + 1 if ends and not request.ignore_eos else len(text)
     assert len(row.tokens) == len(text)
     assert row.finished == 1
     for at, (given, got) in enumerate(zip(text, row.tokens, strict=True)):
@@ -80,7 +81,7 @@ def assert_filled(request: Request, row: Row, policy: str) -> None:
             assert got == given, f"position {at} was given"
         else:
             assert got != MASK or at >= stop, f"position {at} is left"
-            assert got not in request.banned
+            assert got not in request.suppress
             assert got not in SPEC.eos or at > last or not request.fixed
     if policy.partition("(")[0] != "wino":
         assert row.nfe <= text.count(MASK)
@@ -202,11 +203,11 @@ def test_the_last_gap_may_hold_an_end_of_text_and_no_other() -> None:
 # --- bans
 
 
-def test_a_banned_id_has_probability_zero_for_its_row_alone() -> None:
-    plain, other = Request(0, [1, 2, 3], 6, eos_stop=False), Request(1, [7, 8], 6, eos_stop=False)
+def test_a_suppress_id_has_probability_zero_for_its_row_alone() -> None:
+    plain, other = Request(0, [1, 2, 3], 6, ignore_eos=True), Request(1, [7, 8], 6, ignore_eos=True)
     free = decode(tiny(), "vanilla", "none", [plain, other])
     favourite = free[0].tokens[3:]
-    barred = decode(tiny(), "vanilla", "none", [replace(plain, banned=favourite), other])
+    barred = decode(tiny(), "vanilla", "none", [replace(plain, suppress=favourite), other])
     assert not set(barred[0].tokens[3:]) & set(favourite)
     assert barred[1].commits == free[1].commits
     canvas = Canvas.blank([[1, 2, 3]], [6], SPEC)
@@ -222,25 +223,25 @@ def test_a_banned_id_has_probability_zero_for_its_row_alone() -> None:
 )
 def test_bans_reach_whoever_looks_at_distributions(needs: str) -> None:
     allowed = {3, 4}
-    request = Request(0, [1, 2], 9, temperature=2.0, banned=sorted(set(range(LIMIT)) - allowed))
+    request = Request(0, [1, 2], 9, temperature=2.0, suppress=sorted(set(range(LIMIT)) - allowed))
     assert set(decode(tiny(), needs, "none", [request])[0].tokens[2:]) <= allowed
 
 
 def test_banning_the_mask_id_changes_nothing_and_banning_the_end_of_text_fills_the_row() -> None:
     request = Request(0, [1, 2, 3], 12)
     assert decode(tiny(), "vanilla", "none", [request]) == decode(
-        tiny(), "vanilla", "none", [replace(request, banned=[MASK])]
+        tiny(), "vanilla", "none", [replace(request, suppress=[MASK])]
     )
     keen = tiny(eos_bias=3.0)
     assert EOS in decode(keen, "vanilla", "none", [request])[0].tokens
-    row = decode(keen, "vanilla", "none", [replace(request, banned=SPEC.eos)])[0]
+    row = decode(keen, "vanilla", "none", [replace(request, suppress=SPEC.eos)])[0]
     assert not set(row.tokens) & {MASK, *SPEC.eos}
 
 
 def test_requests_that_ban_nothing_cost_nothing() -> None:
     made, kept = registry.policy("vanilla"), registry.cache("none")
     state = admit(tiny(), kept, made, [Request(0, [1, 2], 5), Request(1, [1], 3)])
-    assert state.sampling.banned.shape == state.sampling.inside.shape == (2, 0)
+    assert state.sampling.suppress.shape == state.sampling.inside.shape == (2, 0)
     zero, logits = torch.zeros(1, dtype=torch.long), torch.zeros(1, SPEC.vocab)
 
     class Nothing(TorchDispatchMode):
@@ -248,7 +249,7 @@ def test_requests_that_ban_nothing_cost_nothing() -> None:
             raise AssertionError(f"{function} for nothing")
 
     with Nothing():
-        ban(logits, state.sampling, state.canvas, zero, zero)
+        suppress(logits, state.sampling, state.canvas, zero, zero)
 
 
 # --- who refuses
@@ -269,14 +270,14 @@ def test_left_to_right_is_among_them() -> None:
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"banned": range(LIMIT)}, "prompt 0: banned leaves no token to decode with"),
-        ({"banned": sorted(SAMPLED)}, "prompt 0: banned leaves no token to decode with$"),
-        ({"banned": sorted(SAMPLED - set(SPEC.eos)), "fixed": {3: 1}}, "an end of text cannot stand in front of given"),
+        ({"suppress": range(LIMIT)}, "prompt 0: suppress leaves no token to decode with"),
+        ({"suppress": sorted(SAMPLED)}, "prompt 0: suppress leaves no token to decode with$"),
+        ({"suppress": sorted(SAMPLED - set(SPEC.eos)), "fixed": {3: 1}}, "an end of text cannot stand in front of given"),
         (
-            {"banned": [5, SPEC.vocab]},
-            f"prompt 0: banned has the id {SPEC.vocab}; accepted are 0 to {SPEC.vocab - 1}",
+            {"suppress": [5, SPEC.vocab]},
+            f"prompt 0: suppress has the id {SPEC.vocab}; accepted are 0 to {SPEC.vocab - 1}",
         ),
-        ({"banned": [-1]}, "has the id -1"),
+        ({"suppress": [-1]}, "has the id -1"),
         ({"fixed": {5: 1}}, "prompt 0: fixed has the position 5; accepted are 0 to 4"),
         ({"fixed": {-1: 1}}, "the position -1"),
         ({"fixed": {0: MASK}}, f"prompt 0: fixed contains the mask id {MASK}"),
@@ -299,6 +300,6 @@ def test_a_text_may_begin_with_a_gap_unless_the_model_is_shifted() -> None:
         decode(tiny(shift=True), "vanilla", "none", [request])
 
 
-def test_all_but_an_end_of_text_may_be_banned_where_nothing_follows() -> None:
-    request = Request(0, [1], 3, banned=sorted(SAMPLED - {EOS}))
+def test_all_but_an_end_of_text_may_be_suppress_where_nothing_follows() -> None:
+    request = Request(0, [1], 3, suppress=sorted(SAMPLED - {EOS}))
     assert decode(tiny(), "vanilla", "none", [request])[0].finished == 1

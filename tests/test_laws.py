@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import unmask
-from helpers import CACHES, LIMIT, MASK, POLICIES, SHIFTS, Row, decode, forward, tiny, trail
+from helpers import CACHES, LIMIT, MASK, POLICIES, SHIFTS, Request, Row, decode, forward, tiny, trail
 from unmask import Model, registry
-from unmask.engine.batch import Request
 from unmask.models.denoiser import Denoiser
 from unmask.tasks import problems
 
@@ -23,7 +22,7 @@ Commits = list[frozenset[tuple[int, int]]]
 
 
 def run(policy: str, prompt: list[int], length: int, kept: str = "none", shift: bool = False) -> Row:
-    return decode(tiny(shift), policy, kept, [Request(0, prompt, length, eos_stop=False)])[0]
+    return decode(tiny(shift), policy, kept, [Request(0, prompt, length, ignore_eos=True)])[0]
 
 
 # --- naive versions ------------------------------------------------------------------------------------------------
@@ -300,7 +299,7 @@ def phases(
     spec: str, length: int, prompt: list[int], kept: str = "none", shift: bool = False
 ) -> list[tuple[int, bool]]:
     """Start of the cycle and whether the forward is a slow one, for every forward of a row."""
-    request = Request(0, prompt, length, eos_stop=False)
+    request = Request(0, prompt, length, ignore_eos=True)
     policy, found = registry.policy(spec), []
     for before, _, _ in trail(tiny(shift), policy, kept, request):
         found.append((int(policy._bounds(before.canvas, before.policy)[0][0]), int(before.policy.fast[0]) < 0))
@@ -353,7 +352,7 @@ def test_stability(signal: str, window: int) -> None:
 def test_kmax_forwards_left_out_are_reported() -> None:
     """leave=k_max: forwards that could not commit are skipped, and caches hear of them exactly once."""
     spec = "slowfast(preset=reference,tau_min=0,tau_high=0,k_max=5,block_length=4)"
-    request = Request(0, [1, 2], 12, eos_stop=False)
+    request = Request(0, [1, 2], 12, ignore_eos=True)
     skipped = [int(event.ask.skipped[0]) for _, _, event in trail(tiny(), spec, "none", request)]
     assert skipped == [0, 4, 4]
     ages = [int(after.cache.plain.age[0]) for _, after, _ in trail(tiny(), spec, "dllm", request)]
@@ -419,7 +418,7 @@ def test_claimed_positions_are_the_rows_computed(policy: str, kept: str, shift: 
     """``Stats.positions`` is what q, k, attention output and feed-forward really see, averaged over the layers."""
     model = tiny(shift)
     with counting(model) as seen:
-        (result,) = Model(model, None).generate([5, 6, 7], 12, policy, kept, eos_stop=False)
+        (result,) = Model(model, None).generate([5, 6, 7], 12, policy, kept, ignore_eos=True)
     for kind in ("qkv_proj", "o", "gate_up", "down"):
         assert seen.mean(kind) == pytest.approx(result.stats.positions), kind
     assert seen.mean("attn_norm") >= seen.mean("qkv_proj")  # values that are only looked at
@@ -447,7 +446,7 @@ def test_dllm_cache_saves_what_it_promises() -> None:
     for first in ("full", "adaptive"):
         spec = f"dllm(kp={kp},kr={kr},rho={rho},first_layer={first})"
         model, n = tiny(), 0
-        request = Request(0, prompt, length, eos_stop=False)
+        request = Request(0, prompt, length, ignore_eos=True)
         with counting(model) as seen:
             for _, _, event in trail(model, "vanilla(block_length=none)", spec, request):
                 whole = n % kr == 0
@@ -492,7 +491,7 @@ def test_block_caches_compute_what_they_promise(policy: str, shift: int) -> None
 @pytest.mark.parametrize("n", [1, 2, 3, 7])
 def test_every_refreshes_every_nth_forward(n: int) -> None:
     """Counted from a row's first, on top of the cache's own refreshes; also with what a policy calls stale."""
-    request = Request(0, [1, 2, 3, 4, 5], 13, eos_stop=False)
+    request = Request(0, [1, 2, 3, 4, 5], 13, ignore_eos=True)
     for kept, between in ((f"every(dual,{n})", 13), (f"every(dllm(kp=99,kr=99,rho=0),{n})", 6.5)):
         work = [float(e.work[0]) for *_, e in trail(tiny(), "vanilla(block_length=none)", kept, request)]
         assert work == [18 if i % n == 0 else between for i in range(13)]
@@ -515,7 +514,7 @@ def test_guidance_costs_two_forwards() -> None:
 def test_guidance_keeps_two_stores(kept: str, shift: bool) -> None:
     """A guided forward is u + (s + 1)(c - u) of two independent runs of the cache, u's with the prompt masked."""
     model, kept_by, scale, seen = tiny(shift), registry.cache(kept), 0.7, []
-    request = Request(0, [5, 6, 7, 8], 14, eos_stop=False)
+    request = Request(0, [5, 6, 7, 8], 14, ignore_eos=True)
     plain = free = None
     hook = model.network.head.register_forward_hook(lambda module, args, out: seen.append(out.clone()))
     try:
@@ -542,7 +541,7 @@ def test_suffixes_cost_what_they_say() -> None:
     the rest, cached keeps its keys and values.
     """
     spec = "slowfast(tau_min=0.45,tau_high=0.8,k_max=3,suffix={})"
-    request = Request(0, [1, 2, 3], 24, eos_stop=False)
+    request = Request(0, [1, 2, 3], 24, ignore_eos=True)
     for suffix in ("truncate", "cached", "full"):
         shorter = 0
         for before, _, event in trail(tiny(), spec.format(suffix), "none", request):
@@ -563,7 +562,7 @@ def confident(dtype: torch.dtype) -> Denoiser:
 def test_saturated_confidences_keep_their_order() -> None:
     """In float32 the order of positions that are all but certain is that of float64."""
     rows = [
-        decode(confident(dtype), "vanilla(block_length=none)", "none", [Request(0, [1, 2, 3], 16, eos_stop=False)])[0]
+        decode(confident(dtype), "vanilla(block_length=none)", "none", [Request(0, [1, 2, 3], 16, ignore_eos=True)])[0]
         for dtype in (torch.float64, torch.float32)
     ]
     assert sum(c > 1 - 1e-8 for c in rows[0].confidence.values()) >= 4

@@ -9,17 +9,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from helpers import SPEC, decode, tiny
+from helpers import SPEC, Request, decode, tiny
 from unmask import ModelError, SpecError, registry
 from unmask.core import nets
 from unmask.core.canvas import Canvas
 from unmask.core.predict import uniform
 from unmask.core.protocols import Prediction, Sampling
-from unmask.engine.batch import Request
 from unmask.policies.learn2pd import Learn2pd
 from unmask.policies.learned import HEADS, Learned, LearnedState
 
-REQUESTS = [Request(0, [5, 6, 7], 12, eos_stop=False), Request(1, [4], 9, seed=3), Request(2, [9, 8, 7, 6], 14)]
+REQUESTS = [Request(0, [5, 6, 7], 12, ignore_eos=True), Request(1, [4], 9, seed=3), Request(2, [9, 8, 7, 6], 14)]
 BOTH = ["learn2pd", "learned"]
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from helpers import POLICIES, Row, decode, tiny, trail
-from unmask.engine.batch import Request
+from helpers import POLICIES, Request, Row, decode, tiny, trail
 
-REQUESTS = [Request(0, [5, 6, 7], 12, eos_stop=False), Request(1, [4], 9), Request(2, [9, 8, 7, 6], 14)]
+REQUESTS = [Request(0, [5, 6, 7], 12, ignore_eos=True), Request(1, [4], 9), Request(2, [9, 8, 7, 6], 14)]
 
 
 def rows(policy: str, cache: str = "none", shift: bool = False) -> dict[int, Row]:

@@ -12,23 +12,37 @@ from typing import Any
 import pytest
 import torch
 
-from helpers import CACHES, EOS, MASK, POLICIES, SHIFTS, SPEC, Chaos, Poisoned, Row, assert_same, decode, singly, tiny
+from helpers import (
+    CACHES,
+    EOS,
+    MASK,
+    POLICIES,
+    SHIFTS,
+    SPEC,
+    Chaos,
+    Poisoned,
+    Request,
+    Row,
+    assert_same,
+    decode,
+    singly,
+    tiny,
+)
 from unmask import registry
 from unmask.caches.every import Every
 from unmask.core import rows
-from unmask.engine.batch import Request
 
 pytestmark = pytest.mark.usefixtures("many_tiles")
 REQUESTS = [
     Request(10, [1, 2, 3], 12),
     Request(11, [5, 6, 7, 8, 9, 10, 11], 1),
     Request(12, [4], 18, seed=3),
-    Request(13, [9, 3, 2, 4, 5], 7, eos_stop=False),
+    Request(13, [9, 3, 2, 4, 5], 7, ignore_eos=True),
     Request(14, [20, 21], 14),
 ]
 SAMPLED = [
     Request(20, [1, 2, 3], 9, temperature=1.2, top_p=0.95, seed=1),
-    Request(21, [5, 6, 7, 8, 9, 10], 13, temperature=1.5, top_k=5, seed=2, eos_stop=False),
+    Request(21, [5, 6, 7, 8, 9, 10], 13, temperature=1.5, top_k=5, seed=2, ignore_eos=True),
     Request(22, [4], 6, seed=1),
     Request(23, [1, 2, 3], 9, temperature=1.2, top_p=0.95, seed=4),
     Request(24, [33, 34], 12, temperature=1.0, top_p=0.8, top_k=7, seed=2),
@@ -64,7 +78,7 @@ def test_a_row_alone(policy: str, cache: str, shift: bool) -> None:
         assert row.tokens[: len(prompt)] == prompt
         assert len(response) == request.gen_length
         ends = [i for i, token in enumerate(response) if token in SPEC.eos]
-        filled = response[: ends[0] + 1] if ends and request.eos_stop else response
+        filled = response[: ends[0] + 1] if ends and not request.ignore_eos else response
         assert MASK not in filled
         assert row.nfe >= 1
         if policy not in REVOKING:

@@ -12,12 +12,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from helpers import ARCH, LIMIT, MASK, SPEC, forward, tiny
+from helpers import ARCH, LIMIT, MASK, SPEC, Request, forward, run, tiny
 from unmask import registry
 from unmask.core.canvas import Canvas, ModelSpec
 from unmask.core.predict import _filter, entropy, forbid, gumbel, likeliest, margin, read, uniform
 from unmask.core.protocols import Ask, Sampling
-from unmask.engine.batch import Request, run
 from unmask.models import denoiser as denoiser_module
 from unmask.models.denoiser import Denoiser
 from unmask.models.transformer import Architecture, Transformer
@@ -253,12 +252,12 @@ def test_samples_follow_the_models_distribution(temperature: float, top_p: float
     expected = {
         (a, b): float(first[a] * next_token([*prompt, a, 5], 3)[b]) for a in range(5) for b in range(5) if first[a] > 0
     }
-    requests = [Request(i, prompt, 2, temperature, top_p, top_k, seed=i, eos_stop=False) for i in range(n)]
+    requests = [Request(i, prompt, 2, temperature, top_p, top_k, seed=i, ignore_eos=True) for i in range(n)]
     policy = registry.policy("vanilla(block_length=1)")
     counts: Counter[tuple[int, ...]] = Counter()
-    for state, event in run(model, registry.cache("dual"), policy, requests, n):
+    for event in run(model, "dual", policy, requests, n):
         if event.finished:
-            counts.update(tuple(row) for row in state.canvas.tokens[:, 2:].tolist())
+            counts.update(tuple(row) for row in event.canvas.tokens[:, 2:].tolist())
     assert counts.total() == n
     statistic, freedom = chi_square(counts, expected, n)
     assert statistic < freedom + 4 * math.sqrt(2 * freedom), "not the model's distribution"

@@ -137,7 +137,7 @@ def contributed():
 def test_contributed_policy(tmp_path):
     surest = contributed().Surest
     lm = unmask.load(write(tmp_path / "m"))
-    results = lm.generate(["Hello", "Hi"], [12, 9], policy=surest(k=3), cache="dual", eos_stop=False)
+    results = lm.generate(["Hello", "Hi"], [12, 9], policy=surest(k=3), cache="dual", ignore_eos=True)
     assert [r.stats.nfe for r in results] == [4, 3]
     assert str(surest(k=3)) == "surest(k=3)"
     with pytest.raises(SpecError, match=r"surest: k must be an integer >= 1, got 0"):
@@ -147,7 +147,7 @@ def test_contributed_policy(tmp_path):
 def test_contributed_cache(tmp_path):
     cache = contributed().FrozenPrompt()
     lm = unmask.load(write(tmp_path / "m"), dtype="float64")
-    (result,) = lm.generate("Hello", 10, "vanilla", cache, eos_stop=False)
+    (result,) = lm.generate("Hello", 10, "vanilla", cache, ignore_eos=True)
     assert result.stats.positions == len(result.prompt_tokens) + 10 * 10
     prompts, lengths = ["Hello", "Something longer"], [10, 16]
     together = lm.generate(prompts, lengths, "threshold(0.2)", cache)

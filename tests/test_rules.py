@@ -9,17 +9,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers import MASK, SPEC, Row, decode, tiny
+from helpers import MASK, SPEC, Request, Row, decode, tiny
 from unmask.core.canvas import Canvas
 from unmask.core.protocols import Prediction, Sampling
-from unmask.engine.batch import Request
 from unmask.policies.credit import Credit
 from unmask.policies.entropy_bound import EntropyBound
 from unmask.policies.factor import Factor
 from unmask.policies.hierarchical import Hierarchical
 from unmask.policies.klass import Klass
 
-REQUESTS = [Request(0, [5, 6, 7], 12, eos_stop=False), Request(1, [4], 9), Request(2, [9, 8, 7, 6], 14)]
+REQUESTS = [Request(0, [5, 6, 7], 12, ignore_eos=True), Request(1, [4], 9), Request(2, [9, 8, 7, 6], 14)]
 
 
 def rows(policy: str, cache: str = "none") -> dict[int, Row]:

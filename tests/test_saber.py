@@ -7,12 +7,15 @@ import math
 import pytest
 import torch
 
-from helpers import LIMIT, MASK, SHIFTS, decode, forward, tiny, trail
+from helpers import LIMIT, MASK, SHIFTS, Request, decode, forward, tiny, trail
 from unmask import registry
-from unmask.engine.batch import Request
 
 SINCE = ["commit", "before", "nothing"]
-REQUESTS = [Request(0, [5, 6, 7], 14, eos_stop=False), Request(1, [4], 9, eos_stop=False), Request(2, [9, 8, 7, 6], 17)]
+REQUESTS = [
+    Request(0, [5, 6, 7], 14, ignore_eos=True),
+    Request(1, [4], 9, ignore_eos=True),
+    Request(2, [9, 8, 7, 6], 17),
+]
 
 
 @pytest.mark.parametrize("shift", SHIFTS)

@@ -328,7 +328,7 @@ def shapes_of(lm, monkeypatch, rule):
         ("slowfast(tau_high=0.7,block_length=16,suffix=truncate)", "dllm(kp=7,kr=3)"),
         ("slowfast(tau_high=0.7,suffix=cached)", "dllm(kp=5,kr=4,rho=0.5)"),
     ):
-        results = lm.generate(prompts, [20, 31, 47, 25], policy, cache, eos_stop=False, batch_size=3)
+        results = lm.generate(prompts, [20, 31, 47, 25], policy, cache, ignore_eos=True, batch_size=3)
         found += [r.tokens for r in results]
     monkeypatch.undo()
     return found, seen

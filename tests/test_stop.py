@@ -10,7 +10,7 @@ import unmask
 from helpers import cli, fine, lines, refused
 from llada_folder import write
 from unmask import RequestError, registry
-from unmask.stop import Ending, find, named
+from unmask.stop import Ending, StopStrings
 
 QUESTION = "In the morning Uma counts 11 jars. Then the number of jars doubles. Then 7 jars are added. How many jars?"
 SUDOKU = "Solve the sudoku:\n0214\n4132\n1420\n0340"
@@ -49,7 +49,7 @@ PIECES = ("a", "b", "ab", "ba", "c", "<end>")
 
 def ending(ids, stops, whole):
     text = Letters(*PIECES)
-    return find(text, stops, named(text, stops), ids, whole)
+    return StopStrings(text, stops).find(ids, whole)
 
 
 @pytest.mark.parametrize(
@@ -90,17 +90,16 @@ def test_half_a_character_stops_nothing(lm):
     assert len(ids) > 1
     half = ids[:-1]
     assert "\ufffd" in lm.text.decode(half)
-    assert find(lm.text, ["\ufffd"], frozenset(), half, False) is None
-    assert find(lm.text, ["\ufffd"], frozenset(), half, True) is not None
+    assert StopStrings(lm.text, ["\ufffd"]).find(half, False) is None
+    assert StopStrings(lm.text, ["\ufffd"]).find(half, True) is not None
 
 
 def test_a_control_token_that_is_said(lm):
     name = lm.text.pieces([lm.text.bos])[0]
-    assert named(lm.text, [name, "a", "<a>"]) == {lm.text.bos}
+    assert StopStrings(lm.text, [name, "a", "<a>"]).control == {lm.text.bos}
     ids = lm.text.encode("12 jars", chat=False)
     said = [*ids, lm.text.bos, *ids]
-    assert find(lm.text, [name], named(lm.text, [name]), said, False) == Ending(len(ids), 0)
-    assert find(lm.text, [name], frozenset(), said, True) is None
+    assert StopStrings(lm.text, [name]).find(said, False) == Ending(len(ids), 0)
 
 
 # --- decoding
@@ -135,7 +134,7 @@ def test_what_is_known_to_take_back_is_in_the_registry():
 
 
 def test_no_early_stop_fills_everything(lm):
-    one, other = (lm.generate(QUESTION, 48, "threshold", eos_stop=False, stop=stop)[0] for stop in (None, ["\n"]))
+    one, other = (lm.generate(QUESTION, 48, "threshold", ignore_eos=True, stop=stop)[0] for stop in (None, ["\n"]))
     assert other.text == cut(one.text, ["\n"])
     assert one.stats.nfe == other.stats.nfe
     assert other.stats.tokens < one.stats.tokens
@@ -162,7 +161,7 @@ def test_given_tokens_count_as_text(lm):
 def test_a_control_token_by_its_name(lm):
     """The end of text, where nothing stops at it: the same text, and all positions are still filled."""
     name = lm.text.pieces([lm.denoiser.spec.eos[0]])[0]
-    one, other = (lm.generate(QUESTION, 48, "threshold", eos_stop=False, stop=s)[0] for s in (None, name))
+    one, other = (lm.generate(QUESTION, 48, "threshold", ignore_eos=True, stop=s)[0] for s in (None, name))
     assert (one.text, one.stats.nfe) == (other.text, other.stats.nfe)
 
 

@@ -6,12 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from helpers import LIMIT, MASK, SHIFTS, Row, decode, tiny, trail
+from helpers import LIMIT, MASK, SHIFTS, Request, Row, decode, tiny, trail
 from unmask import registry
-from unmask.engine.batch import Request
 from unmask.models.denoiser import Denoiser
 
-REQUESTS = [Request(0, [5, 6, 7], 12, eos_stop=False), Request(1, [4], 9, eos_stop=False), Request(2, [9, 8, 7, 6], 14)]
+REQUESTS = [
+    Request(0, [5, 6, 7], 12, ignore_eos=True),
+    Request(1, [4], 9, ignore_eos=True),
+    Request(2, [9, 8, 7, 6], 14),
+]
 
 
 def rows(policy: str) -> list[list[frozenset[tuple[int, int]]]]:
@@ -43,7 +46,7 @@ def naive(model: Denoiser, tokens: list[int], probed: list[int]) -> tuple[Tensor
 def test_probes_see_all_but_their_own_position_and_nothing_sees_them(shift: bool) -> None:
     model, none, seen = tiny(shift), registry.cache("none"), 0
     policy = "wino(tau_in=0.2,tau_out=0.5,block_length=7)"
-    for before, _, event in trail(model, policy, none, Request(0, [5, 6, 7], 12, eos_stop=False)):
+    for before, _, event in trail(model, policy, none, Request(0, [5, 6, 7], 12, ignore_eos=True)):
         canvas = before.canvas
         found = model(canvas, event.ask, none, model.init(canvas, none), before.sampling, before.record.nfe).prediction
         tokens = canvas.tokens[0, : int(canvas.length[0])].tolist()

@@ -10,20 +10,19 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from helpers import LIMIT, MASK, POLICIES, SHIFTS, SPEC, VERIFIER, Row, decode, forward, tiny, trail
+from helpers import LIMIT, MASK, POLICIES, SHIFTS, SPEC, VERIFIER, Request, Row, decode, forward, tiny, trail
 from unmask import registry
 from unmask.cli import app
 from unmask.core.canvas import Canvas
 from unmask.core.errors import SpecError
 from unmask.core.predict import read
 from unmask.core.protocols import Ask, Prediction, Sampling, with_threshold
-from unmask.engine.batch import Request
 from unmask.policies.adaptive import Adaptive
 from unmask.policies.prophet import Prophet
 from unmask.policies.threshold import Threshold
 from unmask.policies.vanilla import Vanilla
 
-REQUESTS = [Request(0, [5, 6, 7], 12, eos_stop=False), Request(1, [4], 9), Request(2, [9, 8, 7, 6], 14)]
+REQUESTS = [Request(0, [5, 6, 7], 12, ignore_eos=True), Request(1, [4], 9), Request(2, [9, 8, 7, 6], 14)]
 NEVER = "high=1e9,mid=1e9,low=1e9"
 WITH_THRESHOLD = {
     "threshold": ["threshold(tau=0.6,block_length=none)", "threshold(tau=0.3,block_length=5,steps=9,opening=first)"],
@@ -82,7 +81,7 @@ class TestProphet:
                     commits.append(frozenset((p, int(token[p])) for p in chosen))
                     for p in chosen:
                         tokens[p] = int(token[p])
-                request = Request(0, prompt, gen, eos_stop=False)
+                request = Request(0, prompt, gen, ignore_eos=True)
                 assert decode(tiny(shift), policy, "none", [request])[0].commits == commits
         assert len(exits) > 2, "always the same step"
 
@@ -166,7 +165,7 @@ class TestAdaptive:
         spec = f"adaptive({policy},gain={gain},target={target},low={low},high={high})"
         for i in range(6):
             tau, seen, errors, n, clamped = 0.5, {}, 0, 0, False
-            for before, after, event in trail(tiny(), spec, "none", Request(0, [5 + i, 6], 30, eos_stop=False)):
+            for before, after, event in trail(tiny(), spec, "none", Request(0, [5 + i, 6], 30, ignore_eos=True)):
                 sure = {p: float(event.confidence[0, p]) for p in before.canvas.masked[0].nonzero()[:, 0].tolist()}
                 sure = {p: c for p, c in sure.items() if c > -torch.inf}
                 chosen = {p for p, c in sure.items() if c >= tau} | {max(sure, key=sure.__getitem__)}
@@ -210,7 +209,7 @@ class TestLookahead:
         near, prompt, short = 6, [5, 6, 7], 16
         made = {}
         for length in (short, 40):
-            request = Request(0, prompt, length, eos_stop=False)
+            request = Request(0, prompt, length, ignore_eos=True)
             made[length] = list(trail(tiny(shift), f"lookahead({policy},{near})", "none", request))
         common = 0
         for (canvas, _, one), (_, _, other) in zip(made[short], made[40], strict=False):
@@ -225,7 +224,7 @@ class TestLookahead:
         """What is given there changes what is predicted here."""
         prompt, told = [5, 6], {}
         for token in (7, 8):
-            request = Request(0, prompt, 20, eos_stop=False, fixed={18: token})
+            request = Request(0, prompt, 20, ignore_eos=True, fixed={18: token})
             first = next(iter(trail(tiny(), "lookahead(vanilla(block_length=4),3)", "none", request)))[2]
             assert (first.confidence[0] > -torch.inf).nonzero()[:, 0].tolist() == [2, 3, 4]
             assert int(first.work) == len(prompt) + 3 + 1

@@ -12,16 +12,22 @@ if TYPE_CHECKING:
     from .api import Model, load
     from .core.errors import ModelError, RequestError, SpecError, UnmaskError
     from .engine.loop import Commit, Step
+    from .engine.request import Request, SamplingParams
+    from .engine.scheduler import Engine, Outcome
     from .measure.profile import profile
     from .results import Result, Span, Stats
 
 __version__ = "0.1.0"
 __all__ = [
     "Commit",
+    "Engine",
     "Model",
     "ModelError",
+    "Outcome",
+    "Request",
     "RequestError",
     "Result",
+    "SamplingParams",
     "Span",
     "SpecError",
     "Stats",
@@ -32,6 +38,8 @@ __all__ = [
 ]
 _HOME = {
     **dict.fromkeys(("Commit", "Step"), "engine.loop"),
+    **dict.fromkeys(("Request", "SamplingParams"), "engine.request"),
+    **dict.fromkeys(("Engine", "Outcome"), "engine.scheduler"),
     **dict.fromkeys(("Result", "Span", "Stats"), "results"),
     "profile": "measure.profile",
     **{name: "core.errors" for name in __all__ if name.endswith("Error")},

@@ -2,59 +2,48 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import Any
 
 import torch
 
 from . import registry
-from .checks import TEXTS, as_batch, banned_ids, check_names, check_sampling, fixed_ids, integer, per_row, stop_texts
-from .core.canvas import check_request
+from .checks import TEXTS, as_batch, check_names, fixed_ids, per_row
+from .core.cache import Cache
 from .core.errors import ModelError, RequestError
 from .core.heap import keep_freed
 from .core.precision import native
-from .core.protocols import Cache, Policy
-from .engine.batch import Request, check, run
-from .engine.loop import State, Step
+from .core.protocols import Policy
+from .core.values import integer
+from .engine.loop import Step
+from .engine.request import SEEDS, Request, SamplingParams
+from .engine.scheduler import Engine, Event, Outcome
 from .infill import lay_out
 from .models.denoiser import Denoiser
 from .models.kernels import compiled
 from .models.transformer import EAGER
 from .models.weights import DTYPES, Checkpoint, load_denoiser
 from .results import Result, result_of
-from .stop import Stops
 from .text import Text
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-SHIPPED = Path(__file__).parent / "assets" / "tiny"
-SHIPPED_NAME = "shipped"  # in results, traces and profiles
-Prompt = str | Sequence[int] | Sequence[dict[str, str]]
-Banned = str | int | Sequence[str | int] | Sequence[Sequence[str | int]] | None
-Stop = str | Sequence[str] | None
+BUNDLED = Path(__file__).parent / "assets" / "tiny"
+BUNDLED_NAME = "unmask-tiny"  # in results, traces and profiles
+Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 Fixed = Mapping[int, int] | Sequence[Mapping[int, int] | None] | None
+Params = SamplingParams | Sequence[SamplingParams] | None
+_SAMPLING = tuple(f.name for f in fields(SamplingParams))
 
 
-class Options(TypedDict, total=False):
-    """What :meth:`Model.generate` and :meth:`Model.infill` both take by name; see there."""
+@dataclass(frozen=True)
+class Recommended:
+    """The setting that a request has where it names none."""
 
-    temperature: float
-    top_p: float
-    top_k: int
-    seed: int | Sequence[int]
-    eos_stop: bool
-    chat: bool | None
-    banned: Banned
-
-
-class StreamOptions(Options, total=False):
-    """What :meth:`Model.stream` takes besides."""
-
-    fixed: Fixed
-    stop: Stop
+    policy: str = "slowfast"
+    cache: str = "none"
+    gen_length: int = 128
 
 
 def load(
@@ -63,12 +52,12 @@ def load(
     """Load a masked diffusion language model.
 
     Args:
-        path_or_id: a Hugging Face folder, a hub id, or None for the small model that ships with the package.
+        path_or_id: a Hugging Face folder, a hub id, or None for the bundled model ``unmask-tiny``.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ... or ``"auto"``: the first GPU, else the CPU.
         dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"float64"`` or ``"auto"``: the checkpoint's own; float32
             where a CPU does not calculate in that.
-        compile: let ``torch.compile`` fuse what stands between the products. The first forwards take tens of seconds
-            longer; see docs/speed.md for when it pays.
+        compile: let ``torch.compile`` fuse what stands between the products. The first forward passes take tens of
+            seconds longer; see docs/speed.md for when it pays.
 
     Raises:
         ModelError: no such model, unsupported family or variant, missing, truncated or mismatched weights, unknown
@@ -76,7 +65,7 @@ def load(
     """
     if not isinstance(compile, bool):
         raise ModelError(f"compile must be True or False, got {compile!r}")
-    checkpoint = Checkpoint.find(SHIPPED if path_or_id is None else path_or_id)
+    checkpoint = Checkpoint.find(BUNDLED if path_or_id is None else path_or_id)
     where = pick_device(device)
     kind = pick_dtype(dtype, checkpoint, where)
     if where.type == "cpu":
@@ -91,95 +80,92 @@ def load(
 
 
 class Model:
-    """A loaded model. ``denoiser`` and ``text`` (None without tokenizer) are its parts."""
+    """A loaded model.
 
-    def __init__(self, denoiser: Denoiser, text: Text | None) -> None:
+    Attributes:
+        denoiser: the network with its ids.
+        text: the tokenizer; None without one.
+        recommended: the setting of requests that name none.
+    """
+
+    def __init__(self, denoiser: Denoiser, text: Text | None, recommended: Recommended = Recommended()) -> None:
         self.denoiser = denoiser
         self.text = text
+        self.recommended = recommended
         self._policies: dict[str, Policy] = {}  # what they have loaded, such as a verifier, lives as long as the model
 
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
-        gen_length: int | Sequence[int] = 128,
-        policy: str | Policy = "slowfast",
-        cache: str | Cache = "none",
+        gen_length: int | Sequence[int] | None = None,
+        policy: str | Policy | None = None,
+        cache: str | Cache | None = None,
         *,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        seed: int | Sequence[int] = 0,
-        eos_stop: bool = True,
-        batch_size: int = 32,
+        params: Params = None,
         chat: bool | None = None,
-        banned: Banned = None,
         fixed: Fixed = None,
-        stop: Stop = None,
+        n: int = 1,
+        batch_size: int = 32,
+        memory: int | None = None,
+        **sampling: Any,
     ) -> list[Result]:
-        """Generate one response per prompt.
+        """Generate a response, or ``n`` of them, to each prompt.
 
         Args:
             prompts: a string, a list (or array) of ids, a conversation ``[{"role": ..., "content": ...}, ...]``, or a
                 list of any of these. Lengths may differ. Strings are text: names of control tokens in them stay text.
-            gen_length: response length in tokens, exact; one number, or one per prompt.
-            policy, cache: specs such as ``"slowfast(tau_high=0.9)"`` and ``"dllm(kp=25,kr=5)"``, or objects.
-            temperature: of sampling; 0 is greedy. Confidence is always the untempered probability.
-            top_p, top_k: nucleus and top-k filters of sampling; 1 and 0 switch them off.
-            seed: one number for every prompt, or one per prompt. Noise depends on (seed, position, step) alone: a
-                prompt samples the same text in any batch.
-            eos_stop: finish a response at an end of text with no mask before it; False fills all of ``gen_length``.
-            batch_size: most prompts decoded at a time; the next enters as one leaves.
-            chat: wrap strings in the chat template (default: when the model has one).
-            banned: tokens that are never said: ids, or texts of one token; a list for every prompt, or a list of lists.
+            gen_length: response length in tokens, exact; one number, or one per prompt. None: the model's
+                recommendation.
+            policy, cache: specs such as ``"slowfast(tau_high=0.9)"`` and ``"dllm(kp=25,kr=5)"``, or objects. None: the
+                model's recommendation; a policy given without a cache has none.
+            params: a :class:`~unmask.engine.request.SamplingParams`, or one per prompt.
+            chat: wrap strings in the chat template (default: when the model is a chat model).
             fixed: tokens of the response that are given, {position in the response: id}; one mapping for every prompt,
-                or a list of them. No end of text is said in front of them.
-            stop: texts that the responses end before, one or a list; the name of a control token stops at that token.
-                A row leaves as soon as one is complete with no mask before it; policies that take tokens back
-                (``wino``, ``saber``) and ``eos_stop=False`` decode on, and the text is cut.
+                or a list of them. No end of text is generated in front of them.
+            n: samples of each prompt.
+            batch_size: most responses decoded at a time; the next enters as one leaves.
+            memory: most bytes that the responses being decoded may take; see :class:`~unmask.engine.scheduler.Engine`.
+            sampling: fields of :class:`~unmask.engine.request.SamplingParams` by name, such as ``temperature=0.7``, in
+                place of ``params``. ``seed`` may be one per prompt; with one number ``seed``, the i-th response has
+                the seed ``seed + i``. Noise depends on (seed, position, step) alone, not on the batch.
 
         Returns:
-            Results in the order of the prompts.
+            Results in the order of the prompts, ``n`` of each one after the other. A response that failed has the
+            finish reason ``"error"`` and says why in ``error``; the others are whole.
 
         Raises:
             RequestError: empty batch or prompt, mask id in a prompt, too long for the context, values out of range.
             SpecError: unknown policy, cache or parameter.
         """
         requests = self.requests(
-            prompts,
-            gen_length,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            seed=seed,
-            eos_stop=eos_stop,
-            chat=chat,
-            banned=banned,
-            fixed=fixed,
-            stop=stop,
+            prompts, gen_length, policy, cache, params=params, chat=chat, fixed=fixed, n=n, **sampling
         )
-        return self._all(requests, policy, cache, batch_size)
+        return self._all(requests, batch_size, memory)
 
     def infill(
         self,
         texts: str | Sequence[int] | Sequence[str | Sequence[int]],
-        policy: str | Policy = "slowfast",
-        cache: str | Cache = "none",
+        policy: str | Policy | None = None,
+        cache: str | Cache | None = None,
         *,
         prompts: Prompt | Sequence[Prompt] | None = None,
+        params: Params = None,
+        chat: bool | None = None,
+        n: int = 1,
         batch_size: int = 32,
-        **options: Unpack[Options],
+        memory: int | None = None,
+        **sampling: Any,
     ) -> list[Result]:
         r"""Fill the gaps of texts; every token that is given stays as it is.
 
         Args:
             texts: a string with gaps ``[MASK]`` (one token) or ``[MASK*12]``, or a list (or array) of ids with mask ids
                 among them, or a list of these. ``\[MASK]`` is the text itself. No chat template is applied.
-            policy, cache, batch_size: see :meth:`generate`; policies that go from left to right fill one gap at the end
-                alone.
-            prompts: what comes before the texts, one for all or one for each, encoded as :meth:`generate` does (chat
-                template when there is one); not part of the results' text.
-            options: ``temperature``, ``top_p``, ``top_k``, ``seed``, ``eos_stop``, ``chat`` and ``banned`` as in
-                :meth:`generate`. Only a gap at the end of a text can hold an end of text.
+            policy, cache, params, n, batch_size, memory, sampling: see :meth:`generate`; policies that go from left to
+                right fill one gap at the end alone. Only a gap at the end of a text can hold an end of text.
+            prompts: what comes before the texts, one for all or one for each, encoded as :meth:`generate` does; not
+                part of the results' text.
+            chat: wrap ``prompts`` in the chat template.
 
         Returns:
             Results in the order of the texts; ``spans`` are the gaps.
@@ -189,131 +175,178 @@ class Model:
                 (a gap says how long it is, what is fixed stands in the text), a policy that cannot fill the gaps.
             SpecError: unknown policy, cache or parameter.
         """
-        return self._all(self.infill_requests(texts, prompts=prompts, **options), policy, cache, batch_size)
-
-    def _all(
-        self, requests: Sequence[Request], policy: str | Policy, cache: str | Cache, batch_size: int
-    ) -> list[Result]:
-        results: dict[int, Result] = {}
-        for state, step in self.run(requests, policy, cache, batch_size):
-            if step.finished:
-                results.update(self.results(state))
-        return [results[r.row] for r in requests]
+        requests = self.infill_requests(
+            texts, policy, cache, prompts=prompts, params=params, chat=chat, n=n, **sampling
+        )
+        return self._all(requests, batch_size, memory)
 
     def stream(
         self,
         prompts: Prompt | Sequence[Prompt],
-        gen_length: int | Sequence[int] = 128,
-        policy: str | Policy = "slowfast",
-        cache: str | Cache = "none",
+        gen_length: int | Sequence[int] | None = None,
+        policy: str | Policy | None = None,
+        cache: str | Cache | None = None,
         *,
         batch_size: int = 32,
-        **options: Unpack[StreamOptions],
+        memory: int | None = None,
+        **options: Any,
     ) -> Iterator[Step]:
         """As :meth:`generate`, but yields each :class:`~unmask.engine.loop.Step` as it happens."""
-        check_names("stream", options, StreamOptions.__annotations__)
-        requests = self.requests(prompts, gen_length, **options)
-        return (step for _, step in self.run(requests, policy, cache, batch_size))
+        requests = self.requests(prompts, gen_length, policy, cache, **options)
+        return (event for event in self.run(requests, batch_size, memory) if isinstance(event, Step))
 
-    def run(
-        self, requests: Sequence[Request], policy: str | Policy, cache: str | Cache, batch_size: int = 32
-    ) -> Iterator[tuple[State, Step]]:
-        """Decode prepared requests; yields each state and step (see :func:`unmask.engine.loop.decode`)."""
-        size = integer("batch_size", batch_size)
-        if size < 1:
-            raise RequestError(f"batch_size must be at least 1, got {size}")
-        how, keep = self._policy(policy), registry.cache(cache)
-        check(how, requests, self.denoiser.spec)
-        if self.text is None or not any(r.stop for r in requests):
-            return run(self.denoiser, keep, how, requests, size)
-        stops = Stops(self.text, requests, early=not getattr(how, "remasks", True))  # a policy needs no base class
-        return run(self.denoiser, keep, how, requests, size, stops)
+    def run(self, requests: Sequence[Request], batch_size: int = 32, memory: int | None = None) -> Iterator[Event]:
+        """Decode prepared requests; yields every event of the engine as it happens.
+
+        Raises:
+            RequestError, ModelError: a request that cannot be decoded, before anything is.
+        """
+        engine = self.engine(batch_size, memory)
+        for request in requests:
+            engine.add(request)
+
+        def events() -> Iterator[Event]:
+            while engine.busy:
+                yield from engine.step()
+
+        return events()
+
+    def engine(self, batch_size: int = 32, memory: int | None = None) -> Engine:
+        """An engine of its own, to which requests can be added at any time."""
+        return Engine(self.denoiser, self.text, batch_size=batch_size, memory=memory)
+
+    def result(self, outcome: Outcome) -> Result:
+        """The result of a request that has ended."""
+        return result_of(outcome, self.text, self.denoiser.spec)
+
+    def _all(self, requests: Sequence[Request], batch_size: int, memory: int | None) -> list[Result]:
+        outcomes = {
+            event.request.id: event for event in self.run(requests, batch_size, memory) if isinstance(event, Outcome)
+        }
+        return [self.result(outcomes[r.id]) for r in requests]
 
     def requests(
         self,
         prompts: Prompt | Sequence[Prompt],
-        gen_length: int | Sequence[int] = 128,
+        gen_length: int | Sequence[int] | None = None,
+        policy: str | Policy | None = None,
+        cache: str | Cache | None = None,
         *,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        seed: int | Sequence[int] = 0,
-        eos_stop: bool = True,
+        params: Params = None,
         chat: bool | None = None,
-        banned: Banned = None,
         fixed: Fixed = None,
-        stop: Stop = None,
+        n: int = 1,
+        **sampling: Any,
     ) -> list[Request]:
-        """Check and encode prompts; see :meth:`generate`."""
+        """Encode prompts into requests with the ids 0, 1, ...; see :meth:`generate`. The engine checks them."""
         many = as_batch(prompts)
-        check_sampling(temperature, top_p, top_k)
-        for name, value, known in (("eos_stop", eos_stop, (True, False)), ("chat", chat, (True, False, None))):
-            if not any(value is k for k in known):
-                raise RequestError(f"{name} must be {' or '.join(map(str, known))}, got {value!r}")
-        spec = self.denoiser.spec
-        lengths, seeds = per_row("gen_length", gen_length, len(many)), per_row("seed", seed, len(many))
-        wild = [s for s in seeds if not -(1 << 63) <= s < 1 << 63]
-        if wild:
-            raise RequestError(f"seed must fit in 64 bits, got {wild[0]}")
+        if not any(chat is known for known in (True, False, None)):
+            raise RequestError(f"chat must be True, False or None, got {chat!r}")
+        count = integer("n", n)
+        if count < 1:
+            raise RequestError(f"n must be at least 1, got {n}")
+        lengths = per_row("gen_length", self.recommended.gen_length if gen_length is None else gen_length, len(many))
+        how, kept = self.setting(policy, cache)
         ids = [self._ids(i, p, chat) for i, p in enumerate(many)]
-        ends = stop_texts(stop)
-        if ends and self.text is None:
-            raise RequestError("stop: the model has no tokenizer.json, so that its responses have no text")
-        never, given = banned_ids(banned, len(many), self._token), fixed_ids(fixed, len(many))
-        for i, prompt in enumerate(ids):
-            check_request(i, prompt, lengths[i], spec, given[i])
-        same = float(temperature), float(top_p), min(top_k, spec.vocab)
+        given = fixed_ids(fixed, len(many))
+        each = self._params(params, sampling, len(many), count)
         return [
-            Request(i, prompt, lengths[i], *same, seeds[i], eos_stop, never[i], given[i], None, ends)
-            for i, prompt in enumerate(ids)
+            Request(i, ids[i // count], lengths[i // count], how, kept, own, given[i // count])
+            for i, own in enumerate(each)
         ]
 
     def infill_requests(
         self,
         texts: str | Sequence[int] | Sequence[str | Sequence[int]],
+        policy: str | Policy | None = None,
+        cache: str | Cache | None = None,
         *,
         prompts: Prompt | Sequence[Prompt] | None = None,
-        **options: Unpack[Options],
+        chat: bool | None = None,
+        **options: Any,
     ) -> list[Request]:
-        """Check and encode texts with gaps; see :meth:`infill`."""
-        check_names("infill", options, Options.__annotations__)
+        """Encode texts with gaps into requests; see :meth:`infill`."""
+        check_names("infill", options, ("params", "n", *_SAMPLING))
         many = as_batch(texts, TEXTS)
         fronts: Sequence[list[int] | None] = [None] * len(many)
         if prompts is not None:
             given = as_batch(prompts)
             if len(given) not in (1, len(many)):
                 raise RequestError(f"prompts has {len(given)} values for {len(many)} texts")
-            encoded = [self._ids(i, p, options.get("chat")) for i, p in enumerate(given)]
+            encoded = [self._ids(i, p, chat) for i, p in enumerate(given)]
             fronts = encoded if len(given) == len(many) else encoded * len(many)
         laid = [lay_out(i, t, self.text, self.denoiser.spec, fronts[i]) for i, t in enumerate(many)]
         requests = self.requests(
             [one.prompt for one in laid],
             [one.gen_length for one in laid],
+            policy,
+            cache,
             fixed=[one.fixed for one in laid],
             **options,
         )
-        return [replace(r, begin=one.begin) for r, one in zip(requests, laid, strict=True)]
+        count = len(requests) // len(many)
+        return [replace(r, begin=laid[i // count].begin) for i, r in enumerate(requests)]
 
-    def results(self, state: State) -> dict[int, Result]:
-        """The finished rows of a state, by row id."""
-        done = state.canvas.done.nonzero()[:, 0].tolist()
-        return {int(state.record.row[i]): result_of(state, i, self.text) for i in done}
+    def setting(self, policy: str | Policy | None = None, cache: str | Cache | None = None) -> tuple[Policy, Cache]:
+        """Policy and cache from specs, objects, or the model's recommendation where None is given.
 
-    def _policy(self, policy: str | Policy) -> Policy:
-        """The policy of a spec, the same one each time."""
-        if not isinstance(policy, str):
-            return registry.policy(policy)
-        if policy not in self._policies:
-            self._policies[policy] = registry.policy(policy)
-        return self._policies[policy]
+        The policy of a spec is the same object each time.
 
-    def _token(self, text: str) -> int:
+        Raises:
+            SpecError: unknown policy, cache or parameter.
+        """
+        if cache is None:
+            cache = self.recommended.cache if policy is None else "none"
+        if policy is None:
+            policy = self.recommended.policy
+        if isinstance(policy, str):
+            if policy not in self._policies:
+                self._policies[policy] = registry.policy(policy)
+            policy = self._policies[policy]
+        return registry.policy(policy), registry.cache(cache)
+
+    def _params(self, params: Params, sampling: Mapping[str, Any], prompts: int, n: int) -> list[SamplingParams]:
+        """Those of each response, with seeds that are numbers and suppressed tokens as ids."""
+        check_names("generate", sampling, _SAMPLING)
+        if params is not None and sampling:
+            raise RequestError(f"give params or {next(iter(sampling))}, not both")
+        seeds: list[int] | None = None
+        if params is None:
+            own = dict(sampling)
+            seed = own.pop("seed", None)
+            if hasattr(seed, "__len__") or hasattr(seed, "tolist"):
+                seeds, seed = per_row("seed", seed, prompts), None
+            given = [SamplingParams(**own, seed=seed)] * prompts
+        elif isinstance(params, SamplingParams):
+            given = [params] * prompts
+        else:
+            given = list(params)
+            if len(given) != prompts or not all(isinstance(one, SamplingParams) for one in given):
+                raise RequestError(f"params must be a SamplingParams, or one for each of {prompts} prompts")
+            seeds = None
+        fresh, each = secrets.randbits(48), isinstance(params, Sequence)
+        made = []
+        for i in range(prompts * n):
+            one, sample = given[i // n], i % n
+            if seeds is not None:
+                seed = seeds[i // n] + sample
+            elif one.seed is None:
+                seed = fresh + i
+            else:
+                seed = one.seed + (sample if each else i)
+            seed = (seed + SEEDS) % (2 * SEEDS) - SEEDS  # wraps at 64 bits
+            made.append(replace(one, seed=seed, suppress=tuple(map(self._token, one.suppress))))
+        return made
+
+    def _token(self, token: str | int) -> int:
+        if isinstance(token, int):
+            return token
         if self.text is None:
-            raise RequestError("banned: the model has no tokenizer.json; give ids")
+            raise RequestError("suppress: the model has no tokenizer.json; give ids")
         try:
-            return self.text.token(text)
+            return self.text.token(token)
         except RequestError as error:
-            raise RequestError(f"banned: {error}") from None
+            raise RequestError(f"suppress: {error}") from None
 
     def _ids(self, index: int, prompt: Prompt, chat: bool | None) -> list[int]:
         written = isinstance(prompt, str) or (len(prompt) > 0 and isinstance(prompt[0], Mapping))

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .checks import TEXTS, integer
+from .checks import TEXTS
 from .core.canvas import ModelSpec
 from .core.errors import RequestError
+from .core.values import integer
 from .text import Text, split_gaps
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .api import SHIPPED
+from .api import BUNDLED
 from .core.errors import ModelError
 from .models.transformer import Transformer
 from .models.weights import Checkpoint, open_weights, parameter_count
@@ -28,7 +28,7 @@ def inspect(path_or_id: str | Path | None = None) -> dict[str, Any]:
     Raises:
         ModelError: no such model, unsupported family or variant, a config that makes no sense.
     """
-    checkpoint = Checkpoint.find(SHIPPED if path_or_id is None else path_or_id, weights=False)
+    checkpoint = Checkpoint.find(BUNDLED if path_or_id is None else path_or_id, weights=False)
     d = checkpoint.description
     text = Text.find(checkpoint.folder)
     spec = checkpoint.spec(len(text) if text else None, text.eos if text else ())

@@ -12,9 +12,10 @@ from functools import cache as memoise
 from importlib.metadata import entry_points
 from typing import Any
 
+from .core.cache import Cache
 from .core.config import Configured, Spec, annotation, parse
 from .core.errors import SpecError
-from .core.protocols import Cache, Policy
+from .core.protocols import Policy
 
 POLICIES = {
     "vanilla": "unmask.policies.vanilla:Vanilla",

@@ -1,13 +1,14 @@
-"""What a row has become: its text, its tokens, and what they cost."""
+"""What a request has become: its text, its tokens, and what they cost."""
 
 from __future__ import annotations
 
-import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 
-from .engine.loop import State
+from .core.canvas import ModelSpec
+from .engine.scheduler import FinishReason, Outcome
 from .text import Text
 
 
@@ -16,11 +17,12 @@ class Stats:
     """What one response cost.
 
     Attributes:
-        nfe: forwards of the network that this row took part in.
-        tokens: tokens decoded before the first end of text or stop string; the honest numerator of every rate.
-        tpf: tokens per forward, ``tokens / nfe``.
-        positions: positions computed, averaged over the layers and summed over the forwards.
-        seconds: wall time from the row's admission to its end; rows of a batch share it.
+        nfe: forward passes that this response took part in.
+        tokens: tokens generated before the first end of text or stop string; the honest numerator of every rate.
+        tpf: tokens per forward pass, ``tokens / nfe``.
+        positions: positions computed, averaged over the layers and summed over the forward passes.
+        seconds: time in the engine from admission to the end, in which the caller's own time does not count; the
+            responses of a batch share it.
         tokens_per_second: ``tokens / seconds``.
     """
 
@@ -34,7 +36,7 @@ class Stats:
 
 @dataclass(frozen=True)
 class Span:
-    """A run of positions that were decoded.
+    """A run of positions that were generated.
 
     Attributes:
         start: index of the first in the result's ``tokens``.
@@ -49,43 +51,51 @@ class Span:
 
 @dataclass(frozen=True)
 class Result:
-    """One response.
+    """A response.
 
     Attributes:
-        text: what was generated, up to the end of text or a stop string; of a text with gaps, the whole text with the
-            gaps filled. "" when the model has no tokenizer.
-        tokens: ``gen_length`` ids; positions never filled because of an early end of text, and those behind a stop
-            string, hold the end-of-text id. Of a text with gaps, everything from the first gap on.
-        prompt_tokens: the prompt's ids; of a text with gaps, what precedes the first gap too.
-        steps: for each of ``tokens``, the forward (from 0) that committed it; -1 where none did or it was
-            dropped.
+        text: up to the end of text or the first stop string; of an infilled text the whole. "" when the model has no
+            tokenizer.
+        tokens: ids of the response, ``gen_length`` of them; ends of text where nothing was generated, masks where the
+            request failed or was aborted before.
+        prompt_tokens: ids of the prompt.
+        steps: of each token, the row's forward pass (from 0) that committed it; -1 where none did or it was dropped.
+        confidence: of each token, its probability when it was committed.
         stats: what it cost.
-        spans: the parts of ``tokens`` that were decoded: all of it, or the gaps.
+        spans: the parts of ``tokens`` that were generated: all of it, or the gaps.
+        finish_reason: ``eos``, ``stop`` (a stop string), ``length`` (all of gen_length is filled), ``abort`` or
+            ``error``.
+        error: what went wrong, where finish_reason is ``error``.
+        seed: of the sampling noise.
     """
 
     text: str
     tokens: list[int]
     prompt_tokens: list[int]
     steps: list[int]
+    confidence: list[float]
     stats: Stats
     spans: tuple[Span, ...]
+    finish_reason: FinishReason
+    error: str | None
+    seed: int
 
 
-def result_of(state: State, i: int, text: Text | None) -> Result:
-    """The result of row ``i`` of a state, which is done."""
-    canvas, record, eos = state.canvas, state.record, state.canvas.spec.eos[0]
-    low, high = int(canvas.prompt[i]), int(canvas.length[i])
-    ids: list[int] = canvas.tokens[i, :high].tolist()
-    tokens = [eos if token == canvas.spec.mask else token for token in ids[low:]]
-    end = min(int(canvas.eos_at[i]), high) - low
-    given: list[bool] = canvas.fixed[i, low:high].tolist()
-    count, nfe = given[:end].count(False), int(record.nfe[i])
-    seconds = time.perf_counter() - float(record.born[i])
-    stats = Stats(nfe, count, count / nfe, float(record.work[i]), seconds, count / seconds)
+def result_of(outcome: Outcome, text: Text | None, spec: ModelSpec) -> Result:
+    """The result of a request that has ended."""
+    request, tokens = outcome.request, outcome.tokens
+    length, over = request.gen_length, outcome.ending.over if outcome.ending else 0
+    given = [at in request.fixed for at in range(length)]
+    end = _end(outcome, spec)
+    count = sum(not own for own in given[:end])
+    seconds, nfe = outcome.seconds, outcome.nfe
+    stats = Stats(
+        nfe, count, count / nfe if nfe else 0.0, outcome.positions, seconds, count / seconds if seconds else 0.0
+    )
 
-    def decoded(part: list[int], last: bool = True) -> str:
-        said = text.decode(part) if text else ""
-        return said[: len(said) - int(record.over[i])] if last else said
+    def decoded(part: Sequence[int], last: bool = True) -> str:
+        whole = text.decode(list(part)) if text else ""
+        return whole[: len(whole) - over] if last else whole
 
     runs = [[at for at, _ in run] for fixed, run in groupby(enumerate(given), itemgetter(1)) if not fixed]
     bounds = [(run[0], run[-1] + 1) for run in runs]
@@ -93,5 +103,26 @@ def result_of(state: State, i: int, text: Text | None) -> Result:
         Span(first, decoded(tokens[first : min(stop, end)], first < end <= stop), tokens[first:stop])
         for first, stop in bounds
     )
-    whole = decoded([*ids[int(record.begin[i]) : low], *tokens[:end]])
-    return Result(whole, tokens, ids[:low], record.committed_at[i, low:high].tolist(), stats, spans)
+    prompt = list(request.prompt)
+    lead = prompt[len(prompt) if request.begin is None else request.begin :]
+    return Result(
+        decoded([*lead, *tokens[:end]]),
+        tokens,
+        prompt,
+        outcome.steps,
+        outcome.confidence,
+        stats,
+        spans,
+        outcome.finish_reason,
+        outcome.error,
+        request.params.seed or 0,
+    )
+
+
+def _end(outcome: Outcome, spec: ModelSpec) -> int:
+    """How many tokens stand before the end of text, a stop string, or the first token that was not generated."""
+    if outcome.ending:
+        return outcome.ending.tokens
+    last = max(outcome.request.fixed, default=0)
+    ends = (at for at, i in enumerate(outcome.tokens) if i == spec.mask or (at >= last and i in spec.eos))
+    return next(ends, len(outcome.tokens))

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.cache import Cache
 from ..core.canvas import Canvas, Update
-from ..core.config import Configured, param
+from ..core.config import param
 from ..core.pick import certainty_density, nucleus, top
 from ..core.protocols import Ask, Block, Geometry, Plan, Prediction
 from ..core.rows import Rows
-from ..core.store import Store, attend_stored, put, visible
+from ..core.state import PER_POSITION
+from ..core.store import Store, put, visible
 
 
 @dataclass(frozen=True)
@@ -29,14 +31,14 @@ class D2State:
     """
 
     store: Store
-    confidence: Tensor
-    due: Tensor
-    queried: Tensor
-    importance: Tensor
+    confidence: Tensor = field(metadata=PER_POSITION)
+    due: Tensor = field(metadata=PER_POSITION)
+    queried: Tensor = field(metadata=PER_POSITION)
+    importance: Tensor = field(metadata=PER_POSITION)
 
 
 @dataclass(frozen=True)
-class D2Cache(Configured):
+class D2Cache(Cache):
     """After a full forward, each forward computes three kinds of positions; the others keep their keys and values.
 
     1. The ``k`` masks with the highest certainty prior: confidence when last computed, times the Gaussian-weighted
@@ -99,7 +101,7 @@ class D2Cache(Configured):
             queried=queried,
             importance=(~queried).to(state.importance.dtype),
         )
-        return Plan(compute, keys, compute.sum(1).double(), read=read), after
+        return Plan(compute, keys, compute.sum(1), read=read), after
 
     def _chosen(self, canvas: Canvas, ask: Ask, open_: Tensor, must: Tensor, confidence: Tensor) -> Tensor:
         """``[B, T]`` the masks with the highest certainty prior, those of the window first."""
@@ -124,7 +126,7 @@ class D2Cache(Configured):
     def layer(self, index: int, block: Block, hidden: Tensor, rows: Rows, state: D2State) -> Tensor:
         """The ordinary layer against the store, with its attention looked at."""
         if self.p == 1 or (self.p == 0 and self.nucleus == "reach"):
-            return attend_stored(index, block, hidden, rows, state.store)
+            return super().layer(index, block, hidden, rows, state)
         query, key, value = block.qkv(hidden, rows.rotary)
         put(state.store.key[index], rows, key)
         put(state.store.value[index], rows, value)

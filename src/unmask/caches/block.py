@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..core.canvas import Canvas, Update
-from ..core.config import Configured
-from ..core.protocols import Ask, Block, Geometry, Plan, Prediction
-from ..core.rows import Rows
-from ..core.store import Store, attend_stored, visible
+from ..core.cache import Cache
+from ..core.canvas import Canvas
+from ..core.protocols import Ask, Geometry, Plan
+from ..core.store import Store, visible
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class BlockState:
 
 
 @dataclass(frozen=True)
-class DualCache(Configured):
+class DualCache(Cache):
     """Recomputes everything when the policy's window moves to a new start; until then only the window.
 
     Keys and values before and behind the window stay as they were at the refresh. Per row.
@@ -49,17 +48,7 @@ class DualCache(Configured):
         if ask.stale is not None:
             part = part & ~ask.stale
         compute = keys & (fresh[:, None] | part | ~state.store.known) | need
-        return Plan(compute, keys, compute.sum(1).double()), replace(
-            state, store=state.store.learn(compute), start=start
-        )
-
-    def layer(self, index: int, block: Block, hidden: Tensor, rows: Rows, state: BlockState) -> Tensor:
-        """The ordinary layer against the store."""
-        return attend_stored(index, block, hidden, rows, state.store)
-
-    def note(self, update: Update, prediction: Prediction, state: BlockState) -> BlockState:
-        """Nothing to learn."""
-        return state
+        return Plan(compute, keys, compute.sum(1)), replace(state, store=state.store.learn(compute), start=start)
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.cache import Cache
 from ..core.canvas import Canvas, Update
-from ..core.config import Configured, param
-from ..core.protocols import Ask, Block, Cache, Geometry, Plan, Prediction
+from ..core.config import param
+from ..core.protocols import Ask, Block, Geometry, Plan, Prediction
 from ..core.rows import Rows
 
 
@@ -23,7 +24,7 @@ class EveryState:
 
 
 @dataclass(frozen=True)
-class Every(Configured):
+class Every(Cache):
     """Asks ``cache`` to recompute everything in every ``n``-th forward of a row, counted from its first."""
 
     name = "every"

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.canvas import Canvas, Update
-from ..core.config import Configured, param
-from ..core.protocols import Ask, Block, Geometry, Plan, Prediction
+from ..core.cache import Cache
+from ..core.canvas import Canvas
+from ..core.config import param
+from ..core.protocols import Ask, Block, Geometry, Plan
 from ..core.rows import Rows
-from ..core.store import Store, put, visible
+from ..core.state import PER_POSITION, Slab
+from ..core.store import Store, put, slab, take, visible
 
 
 @dataclass(frozen=True)
@@ -23,16 +25,18 @@ class Work:
         due: ``[B, T]`` positions recomputed for certain.
         open: ``[B, T]`` positions among which the similarity of their values chooses.
         share: ``[B]`` how many of these.
-        left, most, looks: per row, on the host: positions carried that are not due; positions recomputed at the most;
-            positions to choose among.
     """
 
-    due: Tensor
-    open: Tensor
     share: Tensor
-    left: tuple[int, ...] = ()
-    most: tuple[int, ...] = ()
-    looks: tuple[int, ...] = ()
+    due: Tensor = field(metadata=PER_POSITION)
+    open: Tensor = field(metadata=PER_POSITION)
+
+    def host(self, name: str, compute: Tensor) -> dict[str, Tensor]:
+        """What the layers need on the host, ``[B]`` each: positions carried that are not due (``left``), positions
+        recomputed at the most (``most``), positions to choose among (``looks``).
+        """
+        left, due = (compute & ~self.due).sum(1), self.due.sum(1)
+        return {f"{name}_left": left, f"{name}_most": due + self.share, f"{name}_looks": self.open.sum(1)}
 
 
 @dataclass(frozen=True)
@@ -41,22 +45,22 @@ class IntervalState:
 
     Attributes:
         store: keys and values.
-        attention, feed_forward: per layer ``[B, T + 1, C]``, the outputs that skipped positions reuse; empty lists
+        attention, feed_forward: per layer ``[B, W, C]``, the outputs that skipped positions reuse; empty lists
             where none is ever skipped.
         age: ``[B]`` forwards so far less one.
         first, rest: what this forward recomputes in layer 0 and in the others.
     """
 
     store: Store
-    attention: list[Tensor]
-    feed_forward: list[Tensor]
+    attention: list[Slab]
+    feed_forward: list[Slab]
     age: Tensor
     first: Work
     rest: Work
 
 
 @dataclass(frozen=True)
-class IntervalCache(Configured):
+class IntervalCache(Cache):
     """Per layer keeps keys, values, attention output and feed-forward output of every position.
 
     Prompt positions refresh every ``kp`` forwards, response positions every ``kr``. In between, values of the response
@@ -80,13 +84,13 @@ class IntervalCache(Configured):
 
     def init(self, canvas: Canvas, geometry: Geometry, like: Tensor) -> IntervalState:
         """Empty stores."""
-        shape = (len(canvas.tokens), canvas.tokens.shape[1] + 1, geometry.width)
         # with kr = 1 all that is carried is computed, but for a shifted model's last prompt position
         reuses = self.kr > 1 or self.first_layer == "all" or canvas.spec.shift
-        outputs = [[like.new_zeros(shape) for _ in range(geometry.layers if reuses else 0)] for _ in range(2)]
+        layers = range(geometry.layers if reuses else 0)
+        outputs = [[slab(canvas, (geometry.width,), like) for _ in layers] for _ in range(2)]
         never = torch.full_like(canvas.prompt, -1)
         nothing = torch.zeros_like(canvas.valid)
-        work = Work(nothing, nothing, torch.zeros_like(never))
+        work = Work(torch.zeros_like(never), nothing, nothing)
         return IntervalState(Store.empty(canvas, geometry, like), outputs[0], outputs[1], never, work, work)
 
     def plan(self, canvas: Canvas, ask: Ask, need: Tensor, state: IntervalState) -> tuple[Plan, IntervalState]:
@@ -110,47 +114,42 @@ class IntervalCache(Configured):
         compute = due | need | always | (response if self.rho else nothing)
         open_ = response & ~due if self.rho else nothing
         share = torch.minimum(share, open_.sum(1))  # what has just come into sight is due and not open
-        rest = first = self._work(due, open_, share, compute)
+        rest = first = Work(share, due, open_)
         if self.first_layer != "adaptive":
-            first = self._work(due | always, nothing, torch.zeros_like(share), compute)
+            first = Work(torch.zeros_like(share), due | always, nothing)
         layers = len(state.store.key)
         work = (first.due.sum(1) + first.share + (layers - 1) * (due.sum(1) + share)) / layers
         store = state.store.learn(due)
         fresh = due | open_ if self.rho == 1 else due
-        return Plan(compute, keys, work, fresh), replace(state, store=store, age=age, first=first, rest=rest)
+        host = first.host("first", compute) | rest.host("rest", compute)
+        return Plan(compute, keys, work, fresh, host=host), replace(state, store=store, age=age, first=first, rest=rest)
 
     @staticmethod
     def _due(before: Tensor, after: Tensor, every: int, refresh: Tensor | None) -> Tensor:
         due = after.div(every, rounding_mode="floor") != before.div(every, rounding_mode="floor")
         return due if refresh is None else due | refresh
 
-    @staticmethod
-    def _work(due: Tensor, open_: Tensor, share: Tensor, compute: Tensor) -> Work:
-        counts = torch.stack([(compute & ~due).sum(1), due.sum(1) + share, open_.sum(1)]).tolist()
-        return Work(due, open_, share, *map(tuple, counts))
-
     def layer(self, index: int, block: Block, hidden: Tensor, rows: Rows, state: IntervalState) -> Tensor:
         """Recompute the chosen positions, reuse the outputs of the others."""
-        work = state.rest if index else state.first
-        if not rows.most(work.left):
+        name, work = ("rest", state.rest) if index else ("first", state.first)
+        if not rows.most(f"{name}_left"):
             rows.layers.append(rows.position)
             return self._all(index, block, hidden, rows, state)
         store, attention, feed_forward = state.store, state.attention[index], state.feed_forward[index]
-        if not rows.most(work.most) and not rows.most(work.looks):
+        if not rows.most(f"{name}_most") and not rows.most(f"{name}_looks"):
             rows.layers.append(rows.position[:, :0])
-            return hidden + _at(attention, rows) + _at(feed_forward, rows)
-        chosen, position = self._choose(index, block, hidden, rows, store, work)
+            return hidden + take(attention, rows) + take(feed_forward, rows)
+        chosen, position = self._choose(index, block, hidden, rows, store, name, work)
         rows.layers.append(position)
-        place = rows.index_of(position)
         row = torch.arange(len(hidden), device=hidden.device)[:, None]
         rotary = rows.rotary[row if len(rows.rotary) > 1 else 0, chosen]
         query, key, value = block.qkv(hidden[row, chosen], rotary)
-        put(store.key[index], rows, key, place)
-        put(store.value[index], rows, value, place)
-        put(attention, rows, block.attend(query, *store.reach(index, rows), rows.keys_of(chosen)), place)
-        hidden = hidden + _at(attention, rows)
-        put(feed_forward, rows, block.mlp(hidden[row, chosen]), place)
-        return hidden + _at(feed_forward, rows)
+        put(store.key[index], rows, key, position)
+        put(store.value[index], rows, value, position)
+        put(attention, rows, block.attend(query, *store.reach(index, rows), rows.keys_of(chosen)), position)
+        hidden = hidden + take(attention, rows)
+        put(feed_forward, rows, block.mlp(hidden[row, chosen]), position)
+        return hidden + take(feed_forward, rows)
 
     @staticmethod
     def _all(index: int, block: Block, hidden: Tensor, rows: Rows, state: IntervalState) -> Tensor:
@@ -167,31 +166,20 @@ class IntervalCache(Configured):
 
     @staticmethod
     def _choose(
-        index: int, block: Block, hidden: Tensor, rows: Rows, store: Store, work: Work
+        index: int, block: Block, hidden: Tensor, rows: Rows, store: Store, name: str, work: Work
     ) -> tuple[Tensor, Tensor]:
         """Slots to recompute, ``[B, most]``, and their positions (T behind the row's own count)."""
-        due, most = F.pad(rows.of(work.due), (0, 1)).gather(1, rows.position), rows.most(work.most)
+        due, most = F.pad(rows.of(work.due), (0, 1)).gather(1, rows.position), rows.most(f"{name}_most")
         score = torch.where(due, -torch.inf, torch.inf)
-        if rows.most(work.looks):
+        if rows.most(f"{name}_looks"):
             value = block.value(hidden)
-            before = store.value[index].flatten(0, 1)[rows.index].view_as(value)
+            before = take(store.value[index], rows)
             change = F.cosine_similarity(value.flatten(2).float(), before.flatten(2).float(), dim=-1)
             open_ = F.pad(rows.of(work.open), (0, 1)).gather(1, rows.position)
-            put(store.value[index], rows, value, rows.index_of(torch.where(open_, rows.position, rows.total)))
+            put(store.value[index], rows, value, torch.where(open_, rows.position, rows.total))
             score = torch.where(open_, change, score)
         backwards = score.flip(1).argsort(dim=1, stable=True)[:, :most]  # of equals the last, in any batch
         chosen = rows.slots - 1 - backwards
         count = due.sum(1) + rows.of(work.share)
         kept = torch.arange(most, device=hidden.device) < count[:, None]
         return chosen, torch.where(kept, rows.position.gather(1, chosen), rows.total)
-
-    def note(self, update: Update, prediction: Prediction, state: IntervalState) -> IntervalState:
-        """Nothing to learn."""
-        return state
-
-
-def _at(store: Tensor, rows: Rows) -> Tensor:
-    """What ``store`` holds at the rows' slots, ``[B, Q, C]``."""
-    if rows.whole:
-        return rows.of(store[:, : rows.total])
-    return store.flatten(0, 1)[rows.index].view(*rows.position.shape, -1)

@@ -1,4 +1,4 @@
-"""No cache: every forward computes every visible position."""
+"""No cache: every forward pass computes every visible position."""
 
 from __future__ import annotations
 
@@ -7,23 +7,24 @@ from typing import Any
 
 from torch import Tensor
 
-from ..core.canvas import Canvas, Update
-from ..core.config import Configured
-from ..core.protocols import Ask, Block, Geometry, Plan, Prediction
+from ..core.cache import Cache
+from ..core.canvas import Canvas
+from ..core.protocols import Ask, Block, Geometry, Plan
 from ..core.rows import Rows
-from ..core.store import Store, attend_stored, visible
+from ..core.store import Store, visible
 
 
 @dataclass(frozen=True)
 class NoneState:
-    """The store has no positions until a policy lets some go stale."""
+    """A ``store`` that takes no memory until a policy calls positions stale, and whether one has: ``stored``."""
 
     store: Store
+    stored: bool
 
 
 @dataclass(frozen=True)
-class NoCache(Configured):
-    """Computes all visible positions in every forward; keys and values live for one layer.
+class NoCache(Cache):
+    """Computes all visible positions in every forward pass; keys and values live for one layer.
 
     A policy that declares positions stale (SlowFast with ``suffix=cached``) makes it keep their keys and values.
     """
@@ -32,27 +33,21 @@ class NoCache(Configured):
     paper = "-"
 
     def init(self, canvas: Canvas, geometry: Geometry, like: Tensor) -> NoneState:
-        """An empty store."""
-        return NoneState(Store.empty(canvas, geometry, like, positions=0))
+        """A store not in use."""
+        return NoneState(Store.empty(canvas, geometry, like), stored=False)
 
     def plan(self, canvas: Canvas, ask: Ask, need: Tensor, state: NoneState) -> tuple[Plan, NoneState]:
         """Everything visible, less what may be stale."""
         keys = visible(canvas, ask, need)
         if ask.stale is None:
             compute = keys | need
-            return Plan(compute, keys, compute.sum(1).double()), state
-        store = state.store.sized(canvas.tokens.shape[1])
-        compute = keys & ~(ask.stale & store.known) | need
-        state = replace(state, store=store.learn(compute))
-        return Plan(compute, keys, compute.sum(1).double()), state
+            return Plan(compute, keys, compute.sum(1)), replace(state, stored=False)
+        compute = keys & ~(ask.stale & state.store.known) | need
+        return Plan(compute, keys, compute.sum(1)), NoneState(state.store.learn(compute), stored=True)
 
-    def layer(self, index: int, block: Block, hidden: Tensor, rows: Rows, state: NoneState) -> Tensor:
-        """The ordinary layer; against the store once there is one."""
-        if state.store.width:
-            return attend_stored(index, block, hidden, rows, state.store)
+    def layer(self, index: int, block: Block, hidden: Tensor, rows: Rows, state: Any) -> Tensor:
+        """The ordinary layer; against the store where there is one."""
+        if state.stored:
+            return super().layer(index, block, hidden, rows, state)
         hidden = hidden + block.attend(*block.qkv(hidden, rows.rotary), rows.among)
         return hidden + block.mlp(hidden)
-
-    def note(self, update: Update, prediction: Prediction, state: Any) -> Any:
-        """Nothing to learn."""
-        return state

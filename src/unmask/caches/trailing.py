@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from ..core.canvas import Canvas, Update
-from ..core.config import Configured, param
-from ..core.protocols import Ask, Block, Geometry, Plan, Prediction
-from ..core.rows import Rows
-from ..core.store import Store, attend_stored, visible
+from ..core.cache import Cache
+from ..core.canvas import Canvas
+from ..core.config import param
+from ..core.protocols import Ask, Geometry, Plan
+from ..core.store import Store, visible
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class TrailingState:
 
 
 @dataclass(frozen=True)
-class TrailingCache(Configured):
+class TrailingCache(Cache):
     """Keys and values of all but the last ``window`` positions before the frontier are kept; the rest is recomputed.
 
     The window is counted from the frontier of the forward before, so that what that forward committed is computed at
@@ -49,12 +49,4 @@ class TrailingCache(Configured):
             part = part | ask.refresh[:, None]
         compute = keys & (part | ~state.store.known) | need
         after = replace(state, store=state.store.learn(compute), frontier=canvas.frontier)
-        return Plan(compute, keys, compute.sum(1).double()), after
-
-    def layer(self, index: int, block: Block, hidden: Tensor, rows: Rows, state: TrailingState) -> Tensor:
-        """The ordinary layer against the store."""
-        return attend_stored(index, block, hidden, rows, state.store)
-
-    def note(self, update: Update, prediction: Prediction, state: TrailingState) -> TrailingState:
-        """Nothing to learn."""
-        return state
+        return Plan(compute, keys, compute.sum(1)), after

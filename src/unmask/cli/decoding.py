@@ -1,26 +1,39 @@
-"""What commands that decode have in common: from records to results, with every listener on the way."""
+"""What commands that decode have in common: from records to results, with every observer on the way."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ..core.errors import RequestError
+from ..core.errors import RequestError, SpecError
 from .inputs import Form, Record, from_argument, from_file
 from .options import Decoding
-from .outputs import Results, Trace, check_distinct, check_writable, opened
+from .outputs import Output, Results, Trace, check_distinct, check_writable, finished_lines
 
 if TYPE_CHECKING:
     from ..api import Model
-    from ..engine.batch import Request
+    from ..engine.request import Request
     from ..results import Result
     from .progress import Display
+
+Make = Callable[["Model", Any, Mapping[str, Any]], "Sequence[Request]"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request with the record it comes from; ``key`` identifies what is decoded, for ``--resume``."""
+
+    record: Record
+    request: Request
+    key: str
 
 
 def check_files(options: Decoding) -> None:
@@ -35,13 +48,20 @@ def check_files(options: Decoding) -> None:
         check_writable(path)
     if options.picture is not None and Path(options.picture).suffix.lower() != ".svg":
         raise RequestError(f"--picture writes SVG; expected a name that ends in .svg, got {options.picture}")
+    if options.animate and options.picture is None:
+        raise RequestError("--animate needs --picture FILE.svg")
+    if options.resume and (options.output is None or options.batch is None):
+        raise RequestError("--resume needs --batch and --output: it goes on with the results of a batch in a file")
+    if options.resume and options.trace is not None:
+        raise RequestError("--resume and --trace do not go together: a trace has every step")
 
 
 def decode(
     value: str | None,
     form: Form,
     options: Decoding,
-    make: Callable[[Model, Record], Sequence[Request]],
+    common: Mapping[str, Any],
+    make: Make,
     check: Callable[[Model], None] | None = None,
 ) -> None:
     """Read what is to be decoded, check all of it, decode it.
@@ -50,8 +70,12 @@ def decode(
         value: the command's argument.
         form: what it and the lines of a batch are.
         options: how.
-        make: the request of one record.
+        common: what ``make`` is given beside the options, where a record has none of its own.
+        make: the requests of a record's value.
         check: refuses a model that the options are not for.
+
+    Raises:
+        typer.Exit: with code 1 where a request failed, after the others are written.
     """
     options = replace(options, output=None if options.output == "-" else options.output)
     check_files(options)
@@ -60,59 +84,86 @@ def decode(
             f"give either one {form.main.upper()} (- reads it from standard input) or --batch FILE.jsonl"
         )
     records = from_file(options.batch, form) if options.batch is not None else [from_argument(value or "", form)]
-    if options.animate and options.picture is None:
-        raise RequestError("--animate needs --picture FILE.svg")
-
+    given = {**common, "policy": options.policy, "cache": options.cache, "n": options.n, "chat": options.chat}
     from .. import registry
-    from ..api import SHIPPED_NAME
 
-    chosen, kept = registry.policy(options.policy), registry.cache(options.cache)
+    for name, known in (("policy", registry.policy), ("cache", registry.cache)):  # refused before anything is loaded
+        for spec, where in {given[name]: "", **{r.own.get(name): f"{r.where}: " for r in records}}.items():
+            if spec is not None:
+                _prefixed(where, known, spec)
     lm = options.loading.load()
     if check:
         check(lm)
-    requests = [_request(lm, record, i, make) for i, record in enumerate(records)]
-    with _named(records):
-        decoding = lm.run(requests, chosen, kept, options.batch_size)  # checks them all, decodes nothing yet
-    common = {"policy": str(chosen), "cache": str(kept), "model": options.model or SHIPPED_NAME}
+    name = options.model or _bundled()
+    jobs = [job for record in records for job in _jobs(lm, record, given, make, name)]
+    jobs = [replace(job, request=replace(job.request, id=i)) for i, job in enumerate(jobs)]
+    engine = lm.engine(options.batch_size, None if options.memory is None else int(options.memory * 2**20))
+    for job in jobs:
+        _prefixed(f"{job.record.where}: ", engine.check, job.request)
     with ExitStack() as stack:
-        batch = options.batch is not None
-        file = stack.enter_context(opened(options.output))
-        results = Results(file, options.json or batch, common, spans=form.spans)
-        traces = stack.enter_context(opened(options.trace))
-        listener = Trace(traces, lm, requests, common) if traces else None
+        output = stack.enter_context(Output.at(options.output))
+        held = finished_lines(output, [job.key for job in jobs]) if options.resume else {}
+        results = Results(output, options.json or options.batch is not None, name, form.spans, held)
+        waiting = [job for job in jobs if job.request.id not in held]
+        traces = None if options.trace is None else stack.enter_context(Output.at(options.trace))
+        observer = Trace(traces, lm, [job.request for job in waiting], {"model": name}) if traces else None
         scrolls = options.output is None and sys.stdout.isatty()  # the results themselves show how far it is
-        display = stack.enter_context(_display(lm, requests, options.watch, batch and not scrolls))
-        finished = _listen(lm, requests, decoding, results, listener, display)
+        bar = options.batch is not None and not scrolls
+        display = stack.enter_context(_display(lm, [job.request for job in waiting], options.watch, bar))
+        for job in waiting:
+            engine.add(job.request)
+        finished = _listen(lm, engine, waiting, results, observer, display)
+        results.close()
         display.close(finished)
-    if options.picture is not None:
+    if options.picture is not None and finished:
         from ..viz import svg
 
-        title = f"{chosen} + {kept}" if str(kept) != "none" else str(chosen)
-        drawn = svg(lm, [(title, r) for r in finished], animate=options.animate)
+        drawn = svg(
+            lm, [(_title(job.request), r) for job, r in zip(waiting, finished, strict=False)], animate=options.animate
+        )
         Path(options.picture).write_text(drawn, encoding="utf-8")
+    if results.failed:
+        what = f"{results.count} of {len(jobs)} responses were written" if len(jobs) > 1 else "no response was written"
+        print(f"error: {results.failed[0]}; {what}", file=sys.stderr)
+        raise typer.Exit(1)
 
 
-def _request(lm: Model, record: Record, index: int, make: Callable[[Model, Record], Sequence[Request]]) -> Request:
-    """Encode and check one record.
+def _title(request: Request) -> str:
+    cache = str(request.cache)
+    return f"{request.policy}" if cache == "none" else f"{request.policy} + {cache}"
+
+
+def _bundled() -> str:
+    from ..api import BUNDLED_NAME
+
+    return BUNDLED_NAME
+
+
+def _jobs(lm: Model, record: Record, given: Mapping[str, Any], make: Make, model: str) -> Iterator[Job]:
+    """The requests of a record, one for each sample.
 
     Raises:
         RequestError: names the record's line.
     """
-    try:
-        return replace(make(lm, record)[0], row=index)
-    except RequestError as error:
-        raise RequestError(f"{record.where}: {error.what}") from None
+    own = {**given, **record.own}
+    made = _prefixed(f"{record.where}: ", make, lm, record.value, own)
+    for sample, request in enumerate(made):
+        params = asdict(request.params)
+        if own.get("seed") is None:  # a fresh one: any will do
+            params.pop("seed")
+        key = [model, list(request.prompt), request.gen_length, str(request.policy), str(request.cache), params,
+               sorted(request.fixed.items()), sample]  # fmt: skip
+        yield Job(record, request, hashlib.sha256(json.dumps(key, default=str).encode()).hexdigest()[:16])
 
 
-@contextmanager
-def _named(records: Sequence[Record]) -> Iterator[None]:
-    """Errors of a request, whose row is the index of its record, name the record's line."""
+def _prefixed(where: str, make: Callable[..., Any], *args: Any) -> Any:
+    """What ``make`` returns; its errors name the line they are about."""
     try:
-        yield
+        return make(*args)
     except RequestError as error:
-        if error.row is None:
-            raise
-        raise RequestError(f"{records[error.row].where}: {error.what}") from None
+        raise RequestError(f"{where}{error.what}") from None
+    except SpecError as error:
+        raise SpecError(f"{where}{error}") from None
 
 
 def _display(lm: Model, requests: Sequence[Request], watch: bool, bar: bool) -> Display:
@@ -123,22 +174,35 @@ def _display(lm: Model, requests: Sequence[Request], watch: bool, bar: bool) -> 
     return Bar(len(requests)) if bar else Display()
 
 
-def _listen(
-    lm: Model, requests: Sequence[Request], decoding: Any, results: Results, trace: Trace | None, display: Display
-) -> list[Result]:
-    """Decode; every listener hears of every step. Results in the order of the prompts."""
-    finished: dict[int, Result] = {}
+@contextmanager
+def _interruptible(results: Results, total: int, display: Display) -> Iterator[None]:
     try:
-        for state, step in decoding:
-            if trace:
-                trace.add(step)
-            done = lm.results(state) if step.finished else {}
-            display.add(step, done)  # first, for it may have to leave the terminal to the results
-            for row, result in sorted(done.items()):
-                results.add(row, requests[row].seed, result)
-            finished.update(done)
+        yield
     except KeyboardInterrupt:
         display.close([])
-        print(f"interrupted: {results.count} of {len(requests)} responses were written", file=sys.stderr)
+        print(f"interrupted: {results.count} of {total} responses were written", file=sys.stderr)
         raise typer.Exit(130) from None
-    return [finished[r.row] for r in requests]
+
+
+def _listen(
+    lm: Model, engine: Any, jobs: Sequence[Job], results: Results, trace: Trace | None, display: Display
+) -> list[Result]:
+    """Decode; every observer hears of every event. Results in the order of the jobs, failed ones left out."""
+    from ..engine.scheduler import Outcome
+
+    by_id = {job.request.id: job for job in jobs}
+    finished: dict[int, Result] = {}
+    with _interruptible(results, len(jobs) + len(results.held), display):
+        while engine.busy:
+            events = engine.step()
+            done = {e.request.id: lm.result(e) for e in events if isinstance(e, Outcome)}
+            for event in events:
+                if not isinstance(event, Outcome):
+                    if trace:
+                        trace.add(event)
+                    display.add(event, done)  # first, for it may have to leave the terminal to the results
+            for at, result in sorted(done.items()):
+                results.add(by_id[at], result)
+                if result.error is None:
+                    finished[at] = result
+    return [finished[at] for at in sorted(finished)]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..core.errors import RequestError
 from .decoding import decode
 from .inputs import PROMPT
-from .options import Decoding, takes
+from .options import Decoding, Sampling, takes
 from .outputs import check_distinct
 
 if TYPE_CHECKING:
@@ -27,28 +27,31 @@ _Profile = Annotated[
 ]
 
 
-@takes(
-    batch="JSONL file of prompts; - reads standard input.",
-    no_eos_stop="Fill all of --gen-length.",
-    no_chat="Give the prompt without chat template.",
-)
-def generate(context: typer.Context, prompt: _Text = None, *, profile: _Profile = None, options: Decoding) -> None:
+@takes(batch="JSONL file of prompts; - reads standard input.")
+def generate(
+    context: typer.Context,
+    prompt: _Text = None,
+    *,
+    profile: _Profile = None,
+    options: Decoding,
+    sampling: Sampling,  # type: ignore[valid-type]
+) -> None:
     """Generate a response to PROMPT, or to every prompt of a file."""
     tuned = _tuned(profile, context)
     if tuned:
         for name in ("output", "trace", "picture"):
             check_distinct({"--profile": tuned.path, f"--{name}": getattr(options, name)})
         length = options.gen_length if _given(context, "gen_length") else tuned.gen_length
-        if options.temperature != 0:
-            raise RequestError(f"--profile is for temperature 0, got --temperature {options.temperature:g}")
+        if (temperature := vars(sampling)["temperature"]) != 0:
+            raise RequestError(f"--profile is for temperature 0, got --temperature {temperature:g}")
         options = replace(options, policy=tuned.policy, cache=tuned.cache, gen_length=length)
-    common = {"gen_length": options.gen_length, "stop": options.stop, **options.sampling}
     decode(
         prompt,
         PROMPT,
         options,
-        lambda lm, record: lm.requests([record.value], **{**common, **record.own}),
-        (lambda lm: _check(tuned, lm, options)) if tuned else None,
+        {"gen_length": options.gen_length, **vars(sampling)},
+        lambda lm, value, given: lm.requests([value], **given),
+        (lambda lm: _check(tuned, lm, options, sampling)) if tuned else None,
     )
 
 
@@ -68,19 +71,19 @@ def _tuned(path: str | None, context: typer.Context) -> Profile | None:
     return read(path)
 
 
-def _check(tuned: Profile, lm: Model, options: Decoding) -> None:
+def _check(tuned: Profile, lm: Model, options: Decoding, sampling: Any) -> None:
     """Refuse other weights; warn of what else is not as it was tuned."""
-    from ..api import SHIPPED_NAME
+    from ..api import BUNDLED_NAME
 
     tuned.check(lm)
     differ = {
-        tuned.differences(lm, options.model or SHIPPED_NAME, options.gen_length): True,
-        "the early stop": options.no_eos_stop,
-        "the chat template": options.no_chat and lm.text is not None and lm.text.chat,
-        "no stop strings": bool(options.stop),
+        tuned.differences(lm, options.model or BUNDLED_NAME, options.gen_length or tuned.gen_length): True,
+        "the early stop": sampling.ignore_eos,
+        "the chat template": options.chat is False and lm.text is not None and lm.text.chat,
+        "no stop strings": bool(sampling.stop),
     }
-    if said := ", ".join(what for what, differs in differ.items() if what and differs):
-        print(f"warning: {tuned.path} was made with {said}; its guarantee is for that", file=sys.stderr)
+    if found := ", ".join(what for what, differs in differ.items() if what and differs):
+        print(f"warning: {tuned.path} was made with {found}; its guarantee is for that", file=sys.stderr)
 
 
 def _given(context: typer.Context, name: str) -> bool:

@@ -8,7 +8,7 @@ import typer
 
 from .decoding import decode
 from .inputs import TEXT
-from .options import Decoding, takes
+from .options import Decoding, Sampling, takes
 
 _Text = Annotated[
     str | None,
@@ -22,10 +22,20 @@ _Prompt = Annotated[str | None, typer.Option("--prompt", help="A user's message 
 @takes(
     without=("gen_length", "stop"),
     batch="JSONL file of texts; - reads standard input.",
-    no_eos_stop="Fill all of a gap at the end.",
-    no_chat="Give --prompt without chat template.",
+    ignore_eos="Fill all of a gap at the end, do not stop at an end of text.",
 )
-def infill(text: _Text = None, *, prompt: _Prompt = None, options: Decoding) -> None:
+def infill(
+    text: _Text = None,
+    *,
+    prompt: _Prompt = None,
+    options: Decoding,
+    sampling: Sampling,  # type: ignore[valid-type]
+) -> None:
     """Fill the gaps of TEXT, or of every text of a file, and print it whole. What is given stays as it is."""
-    common = {"prompts": prompt, **options.sampling}
-    decode(text, TEXT, options, lambda lm, record: lm.infill_requests([record.value], **{**common, **record.own}))
+    decode(
+        text,
+        TEXT,
+        options,
+        {"prompts": prompt, **{name: value for name, value in vars(sampling).items() if name != "stop"}},
+        lambda lm, value, given: lm.infill_requests([value], **given),
+    )

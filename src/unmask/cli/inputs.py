@@ -5,57 +5,87 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import RequestError
+from ..engine.request import SamplingParams
 
-SEEDS = 1 << 63
+_SAMPLING = tuple(f.name for f in fields(SamplingParams))
+_RESULT = frozenset(("index", "text", "tokens", "steps", "prompt_tokens", "stats", "spans", "finish_reason", "error",
+                     "model", "request"))  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Form:
-    """What the argument of a command and the lines of its batch are: ``main`` is the key that every line has, ``more``
-    are the keys it may have. ``spans``: results tell what was filled.
+    """What the argument of a command and the lines of its batch are.
+
+    Attributes:
+        main: the key that every line has.
+        more: keys it may have beside the fields of :class:`~unmask.engine.request.SamplingParams`.
+        without: of these, what it may not have.
+        whole: whether newlines at the end of standard input belong to the text.
+        spans: whether results tell what was filled.
     """
 
     main: str
     more: tuple[str, ...]
-    spans: bool
+    without: tuple[str, ...] = ()
+    whole: bool = False
+    spans: bool = False
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """All that a line may say of how it is decoded."""
+        return (self.main, *self.more, *(name for name in _SAMPLING if name not in self.without))
 
     @property
     def expected(self) -> str:
         """A line, in words."""
-        return "{" + ", ".join(f'"{key}": {_KEYS[key]}' for key in (self.main, *self.more)) + "}"
+        more = ", ".join(self.keys[1:])
+        return f'{{"{self.main}": {_MAIN[self.main]}, ...}}; it may have {more}, and keys of your own'
 
 
-_KEYS = {
-    "prompt": 'text | [ids] | [{"role": ..., "content": ...}]',
-    "text": "text with gaps | [ids]",
-    "gen_length": "number",
-    "seed": "number",
-    "banned": "[texts and ids]",
-    "stop": "[texts]",
-}
-PROMPT = Form("prompt", ("gen_length", "seed", "banned", "stop"), spans=False)
-TEXT = Form("text", ("prompt", "seed", "banned"), spans=True)
+_MAIN = {"prompt": 'text | [ids] | [{"role": ..., "content": ...}]', "text": "text with gaps | [ids]"}
+PROMPT = Form("prompt", ("gen_length", "policy", "cache", "n", "chat"))
+TEXT = Form("text", ("prompt", "policy", "cache", "n", "chat"), without=("stop",), whole=True, spans=True)
+_ALIASES = {"messages": "prompt", "max_tokens": "gen_length"}  # OpenAI's names
 
 
 @dataclass(frozen=True)
 class Record:
-    """One prompt or text; ``where`` names it in messages. ``own``: what it has instead of the command's options."""
+    """One prompt or text; ``where`` names it in messages.
+
+    Attributes:
+        own: what it has instead of the command's options.
+        carried: keys of the user's own, which go through to the results.
+    """
 
     value: Any
     where: str
     own: Mapping[str, Any] = field(default_factory=dict)
+    carried: Mapping[str, Any] = field(default_factory=dict)
+
+
+def standard_input() -> bytes:
+    """All of it.
+
+    Raises:
+        RequestError: it is closed.
+    """
+    if sys.stdin is None:
+        raise RequestError("standard input is closed; expected a text there")
+    return sys.stdin.buffer.read()
 
 
 def from_argument(value: str, form: Form) -> Record:
-    """The argument as given, or what standard input holds for ``-``, without the newline at its end."""
+    """The argument as given, or what standard input holds for ``-``; of a prompt without the newline at its end."""
     if value != "-":
         return Record(value, f"the {form.main}")
-    return Record(_decode(sys.stdin.buffer.read(), "standard input").rstrip("\r\n"), "standard input")
+    text = _decode(standard_input(), "standard input")
+    return Record(text if form.whole else text.rstrip("\r\n"), "standard input")
 
 
 def from_file(path: str, form: Form) -> list[Record]:
@@ -65,7 +95,7 @@ def from_file(path: str, form: Form) -> list[Record]:
         RequestError: unreadable, nothing in it, or a line that is not what is expected; names the line.
     """
     try:
-        raw = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        raw = standard_input() if path == "-" else Path(path).read_bytes()
     except OSError as error:
         raise RequestError(f"cannot read {path}: {error.strerror}") from None
     name = "standard input" if path == "-" else path
@@ -95,20 +125,45 @@ def _records(text: str, name: str, form: Form) -> Iterator[Record]:
 
 
 def _record(value: Any, where: str, form: Form) -> Record:
-    if not isinstance(value, dict) or form.main not in value:
+    """A line: our own form, or OpenAI's batch format, whose ``body`` is a request."""
+    if not isinstance(value, dict):
         raise RequestError(f"{where}: expected {form.expected}")
-    known = (form.main, *form.more)
-    unknown = sorted(set(value) - set(known))
-    if unknown:
-        raise RequestError(f"{where}: unknown key {unknown[0]!r}; accepted are {', '.join(known)}")
-    own = {key: given for key, given in value.items() if given is not None and key != form.main}
-    for key, given in {**own, form.main: value[form.main]}.items():
-        if not _CHECKS[key](given):
-            shown = f", got {given!r:.80}" if key in _NUMBERS else ""
-            raise RequestError(f"{where}: {key} must be {_ACCEPTED[key]}{shown}")
+    carried = {}
+    if isinstance(value.get("body"), dict) and form.main not in value:
+        carried = {key: own for key, own in value.items() if key not in ("body", "method", "url")}
+        value = value["body"]
+    line = {}
+    for key, own in value.items():
+        name = _ALIASES.get(key, key)
+        if name in line or (name != key and name in value):
+            raise RequestError(f"{where}: {key} and {name} say the same; give one of them")
+        line[name] = own
+    if form.main not in line:
+        raise RequestError(f"{where}: expected {form.expected}")
+    known = set(form.keys)
+    carried |= {key: own for key, own in line.items() if key not in known}
+    reserved = sorted(_RESULT & carried.keys() - {"model"})
+    if reserved:
+        raise RequestError(f"{where}: {reserved[0]!r} is a key of results; a key of your own needs another name")
+    carried.pop("model", None)
+    for key in carried:
+        if near := get_close_matches(key, known, 1, 0.8):
+            raise RequestError(f"{where}: unknown key {key!r}; did you mean {near[0]!r}?")
+    own = {key: given for key, given in line.items() if key in known and given is not None and key != form.main}
+    _check(form.main, line[form.main], where)
+    for key, given in own.items():
+        _check(key, given, where)
     if "prompt" in own:
         own["prompts"] = [own.pop("prompt")]
-    return Record(value[form.main], where, own)
+    return Record(line[form.main], where, own, carried)
+
+
+def _check(key: str, value: Any, where: str) -> None:
+    """Refuse what a key cannot be; values are checked with the request."""
+    if key in _ACCEPTED:
+        accepted, check = _ACCEPTED[key]
+        if not check(value):
+            raise RequestError(f"{where}: {key} must be {accepted}, got {value!r:.80}")
 
 
 def _all(value: Any, check: Any) -> bool:
@@ -120,27 +175,23 @@ def _is_int(value: Any) -> bool:
 
 
 def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("role", "content"))
+    return isinstance(value, dict) and isinstance(value.get("role"), str) and "content" in value
 
 
-def _is_number(low: int, high: int) -> Any:
-    return lambda value: _is_int(value) and low <= value < high
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
-_NUMBERS = ("gen_length", "seed")
-_CHECKS = {
-    "prompt": lambda value: isinstance(value, str) or _all(value, _is_int) or _all(value, _is_message),
-    "text": lambda value: isinstance(value, str) or _all(value, _is_int),
-    "gen_length": _is_number(1, 1 << 31),
-    "seed": _is_number(0, SEEDS),
-    "banned": lambda value: value == [] or _all(value, lambda i: isinstance(i, str) or _is_int(i)),
-    "stop": lambda value: value == [] or _all(value, lambda i: isinstance(i, str) and i != ""),
-}
-_ACCEPTED = {
-    "prompt": "text, a list of ids or a list of messages with the texts role and content",
-    "text": "text or a list of ids",
-    "gen_length": "an integer of at least 1",
-    "seed": "an integer of at least 0",
-    "banned": "a list of texts and ids",
-    "stop": "a list of texts that are not empty",
+_ACCEPTED: dict[str, tuple[str, Any]] = {
+    "prompt": (
+        "text, a list of ids or a list of messages with role and content",
+        lambda value: isinstance(value, str) or _all(value, _is_int) or _all(value, _is_message),
+    ),
+    "text": ("text or a list of ids", lambda value: isinstance(value, str) or _all(value, _is_int)),
+    "gen_length": ("an integer of at least 1", lambda value: _is_int(value) and value >= 1),
+    "n": ("an integer of at least 1", lambda value: _is_int(value) and value >= 1),
+    "policy": ("a spec such as slowfast(tau_high=0.9)", _is_text),
+    "cache": ("a spec such as dual", _is_text),
+    "chat": ("true or false", lambda value: isinstance(value, bool)),
+    "seed": ("an integer", _is_int),
 }

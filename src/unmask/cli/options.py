@@ -6,14 +6,14 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, make_dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
 from ..core.errors import RequestError
-from .inputs import SEEDS
+from ..engine.request import SEEDS, SamplingParams
 from .progress import loading
 
 if TYPE_CHECKING:
@@ -21,28 +21,46 @@ if TYPE_CHECKING:
 
 TASKS = "Family that ships, gym:NAME of reasoning-gym, or FILE.jsonl with prompt and answer"
 
-Model = Annotated[str | None, typer.Option("--model", "-m", help="Folder or hub id; none: the shipped one.")]
-Policy = Annotated[str, typer.Option("--policy", "-p", help="See `unmask policies`.")]
-Cache = Annotated[str, typer.Option("--cache", "-c", help="See `unmask caches`.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Most prompts decoded at a time.")]
+Model = Annotated[str | None, typer.Option("--model", "-m", help="Folder or hub id; none: the bundled unmask-tiny.")]
+Policy = Annotated[
+    str | None, typer.Option("--policy", "-p", help="See `unmask policies`; none: what the model recommends.")
+]
+Cache = Annotated[
+    str | None, typer.Option("--cache", "-c", help="See `unmask caches`; none: the model's, or none with --policy.")
+]
+PolicySpec = Annotated[str, typer.Option("--policy", "-p", help="See `unmask policies`.")]
+CacheSpec = Annotated[str, typer.Option("--cache", "-c", help="See `unmask caches`.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Most responses decoded at a time.")]
+Memory = Annotated[float | None, typer.Option(help="Most MiB for the responses being decoded; none: no limit.")]
+Samples = Annotated[int, typer.Option("--n", min=1, help="Samples of each prompt.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Keep what --output holds of the same requests already.")]
+Chat = Annotated[bool | None, typer.Option("--chat/--no-chat", help="Chat template; none: if the model is for chat.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object per prompt; always so with --batch.")]
 Output = Annotated[str | None, typer.Option("--output", "-o", help="File for the results; - standard output.")]
 Trace = Annotated[str | None, typer.Option(help="JSONL file for every step of the decoding.")]
 Picture = Annotated[str | None, typer.Option(help="SVG file for a picture: tokens coloured by step.")]
 Animate = Annotated[bool, typer.Option("--animate", help="Let the picture play the decoding.")]
 Watch = Annotated[bool, typer.Option("--watch", help="Show the canvas fill in the terminal.")]
-Seed = Annotated[int, typer.Option(min=0, max=SEEDS - 1, help="Of the sampling noise.")]
-Temperature = Annotated[float, typer.Option(help="Of sampling; 0 is greedy.")]
-TopP = Annotated[float, typer.Option(help="Nucleus filter in (0, 1]; 1: off.")]
-TopK = Annotated[int, typer.Option(help="Sample from the k likeliest; 0: off.")]
-Ban = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="A token never to be said; can be repeated.")]
-Stop = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="The response ends before it; can be repeated.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16, float64 or auto.")]
 Threads = Annotated[int, typer.Option(min=0, max=1024, help="CPU threads; 0: as many as torch takes.")]
 Compile = Annotated[bool, typer.Option("--compile", help="Compile parts of the model; the first forwards take long.")]
-GenLength = Annotated[int, typer.Option("--gen-length", "-n", min=1, help="Tokens of the response.")]
+GenLength = Annotated[
+    int | None,
+    typer.Option("--gen-length", "-n", min=1, help="Tokens of the response; none: what the model recommends."),
+]
 Batch = Annotated[str | None, typer.Option(help="JSONL file; - reads standard input.")]
+
+
+def _doc(name: str) -> str:
+    """The help of a sampling parameter."""
+    text: str = next(f.metadata["doc"] for f in fields(SamplingParams) if f.name == name)
+    return text[0].upper() + text[1:] + "."
+
+
+Seed = Annotated[int, typer.Option(min=0, max=SEEDS - 1, help="Sampling seed.")]
+Temperature = Annotated[float, typer.Option(help=_doc("temperature"))]
+TopP = Annotated[float, typer.Option(help=_doc("top_p"))]
 NoEosStop = Annotated[bool, typer.Option("--no-eos-stop", help="Fill everything.")]
 NoChat = Annotated[bool, typer.Option("--no-chat", help="No chat template.")]
 
@@ -80,46 +98,45 @@ class Decoding:
     """The options of commands that decode, in the order in which their help lists them; see :func:`takes`."""
 
     model: Model = None
-    policy: Policy = "slowfast"
-    cache: Cache = "none"
-    gen_length: GenLength = 128
+    policy: Policy = None
+    cache: Cache = None
+    gen_length: GenLength = None
+    n: Samples = 1
+    chat: Chat = None
     batch: Batch = None
     batch_size: BatchSize = 32
+    memory: Memory = None
     json: Json = False
     output: Output = None
+    resume: Resume = False
     trace: Trace = None
     picture: Picture = None
     animate: Animate = False
     watch: Watch = False
-    seed: Seed = 0
-    temperature: Temperature = 0.0
-    top_p: TopP = 1.0
-    top_k: TopK = 0
-    ban: Ban = None
-    stop: Stop = None
     device: Device = "auto"
     dtype: Dtype = "auto"
+    threads: Threads = 0
     compile: Compile = False
-    no_eos_stop: NoEosStop = False
-    no_chat: NoChat = False
 
     @property
     def loading(self) -> Loading:
         """Its part that says which model, where, and how."""
-        return Loading(self.model, self.device, self.dtype, compile=self.compile)
+        return Loading(self.model, self.device, self.dtype, self.threads, self.compile)
 
-    @property
-    def sampling(self) -> dict[str, Any]:
-        """What :meth:`unmask.Model.generate` and :meth:`unmask.Model.infill` both take, by its names there."""
-        return {
-            "seed": self.seed,
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "top_k": self.top_k,
-            "banned": self.ban,
-            "eos_stop": not self.no_eos_stop,
-            "chat": False if self.no_chat else None,
-        }
+
+def sampling_options() -> type:
+    """A dataclass of options, one for each field of :class:`~unmask.engine.request.SamplingParams`."""
+    kinds: dict[str, Any] = {"float": float, "int": int, "int | None": int | None, "bool": bool}
+    made = []
+    for f in fields(SamplingParams):
+        several = str(f.type).startswith("tuple")
+        kind = list[str] | None if several else kinds[str(f.type)]
+        option = typer.Option(f"--{f.name.replace('_', '-')}", help=_doc(f.name), metavar="TEXT" if several else None)
+        made.append((f.name, Annotated[kind, option], None if several else f.default))
+    return make_dataclass("Sampling", made, frozen=True)
+
+
+Sampling = sampling_options()
 
 
 def pair(option: str, text: str) -> tuple[str, str, bool]:

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..api import Model
-    from ..engine.batch import Request
     from ..engine.loop import Step
+    from ..engine.request import Request
     from ..results import Result
+    from .decoding import Job
 
 
 def check_writable(path: str, make: bool = False, regular: bool = False) -> None:
@@ -55,15 +56,22 @@ def check_writable(path: str, make: bool = False, regular: bool = False) -> None
 
 
 def check_distinct(files: Mapping[str, str | Path | None]) -> None:
-    """Refuse one file for two purposes; ``files`` by what messages call them, None: there is none.
+    """Refuse one file for two purposes, by whatever name; ``files`` by what messages call them, None: none.
 
     Raises:
         RequestError: names the two.
     """
-    seen: dict[Path, str] = {}
+    seen: dict[Any, str] = {}
     for name, path in files.items():
-        if path is not None and (other := seen.setdefault(Path(path).resolve(), name)) != name:
-            raise RequestError(f"{name} and {other} are the same file {path}")
+        if path is None:
+            continue
+        keys: list[Any] = [Path(path).resolve()]
+        if Path(path).is_file():
+            status = Path(path).stat()
+            keys.append((status.st_dev, status.st_ino))  # hard links are the same file as well
+        for key in keys:
+            if (other := seen.setdefault(key, name)) != name:
+                raise RequestError(f"{name} and {other} are the same file {path}")
 
 
 @contextmanager
@@ -84,13 +92,6 @@ def opened(path: str | None) -> Iterator[TextIO | None]:
         yield file
 
 
-def put(file: TextIO, value: Mapping[str, Any]) -> None:
-    """One JSON object on a line of its own, on its way at once."""
-    unicode = (file.encoding or "").lower().replace("-", "") == "utf8"
-    file.write(json.dumps(value, ensure_ascii=not unicode) + "\n")
-    file.flush()
-
-
 @contextmanager
 def _whole() -> Iterator[None]:
     """Ctrl-C waits for the end of the block, so that what is written is counted as well."""
@@ -104,31 +105,147 @@ def _whole() -> Iterator[None]:
         before(*held[0])
 
 
+class Output:
+    """Where results go: standard output, or a file that nobody else writes and that is emptied with the first result.
+
+    Args:
+        file: standard output, or a file opened for appending.
+        fresh: whether the file is emptied before the first line.
+    """
+
+    def __init__(self, file: TextIO, fresh: bool) -> None:
+        self.file, self.fresh = file, fresh
+
+    @classmethod
+    @contextmanager
+    def at(cls, path: str | None) -> Iterator[Output]:
+        """The file of a name; None: standard output.
+
+        Raises:
+            RequestError: it cannot be written, or another process is writing it.
+        """
+        if path is None:
+            yield cls(sys.stdout, fresh=False)
+            return
+        try:
+            existed = Path(path).exists()
+            file = Path(path).open("a+", encoding="utf-8", newline="\n")  # noqa: SIM115
+        except OSError as error:
+            raise RequestError(f"cannot write {path}: {error.strerror}") from None
+        with file:
+            _lock(file, path)
+            try:
+                yield cls(file, fresh=True)
+            finally:
+                if not existed and file.tell() == 0 and Path(path).is_file():
+                    Path(path).unlink()  # nothing came of it
+
+    def emptied(self, lines: Sequence[str] = ()) -> None:
+        """Leave only some lines in the file."""
+        self.file.seek(0)
+        self.file.truncate()
+        self.file.writelines(lines)
+        self.file.flush()
+        self.fresh = False
+
+    def put(self, text: str) -> None:
+        """Write a line, on its way at once."""
+        if self.fresh:
+            self.emptied()
+        self.file.write(text + "\n")
+        self.file.flush()
+
+
+def _lock(file: TextIO, path: str) -> None:
+    """Refuse a file that another process is writing."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RequestError(f"{path} is being written by another process; wait for it, or choose another file") from None
+    except OSError as error:  # a pipe, or a file system without locks
+        if error.errno not in (errno.ENOLCK, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP):
+            raise
+
+
+def finished_lines(output: Output, keys: Sequence[str]) -> dict[int, str]:
+    """The lines that a file holds of requests with these keys, by their place among them; the rest leaves the file.
+
+    Raises:
+        RequestError: the file holds something else than results.
+    """
+    output.file.seek(0)
+    lines = output.file.read().split("\n")
+    place = {key: i for i, key in enumerate(keys)}
+    held: dict[int, str] = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line) if line.strip() else {}
+        except ValueError:
+            if number == len(lines):  # cut off by a kill
+                continue
+            raise RequestError(
+                f"{output.file.name} line {number}: not a line of results; --resume needs those"
+            ) from None
+        if isinstance(row, dict) and row.get("request") in place and row.get("error") is None:
+            held[place[row["request"]]] = line
+    if held:
+        output.emptied([line + "\n" for _, line in sorted(held.items())])
+    return held
+
+
 class Results:
-    """Writes responses as they finish, to a file or standard output."""
+    """Writes responses as they finish.
 
-    def __init__(self, file: TextIO | None, as_json: bool, common: Mapping[str, Any], spans: bool = False) -> None:
-        self.file = file or sys.stdout
-        self.spans = spans
-        self.as_json = as_json
-        self.common = common
-        self.count = 0
+    Attributes:
+        count: lines written, those held before included.
+        failed: what went wrong, for each request that failed.
+    """
 
-    def add(self, index: int, seed: int, result: Result) -> None:
-        """Write one response."""
+    def __init__(self, output: Output, as_json: bool, model: str, spans: bool, held: Mapping[int, str]) -> None:
+        self.output, self.as_json, self.model, self.spans, self.held = output, as_json, model, spans, held
+        self.count = len(held)
+        self.failed: list[str] = []
+        self._errors: list[str] = []
+
+    def add(self, job: Job, result: Result) -> None:
+        """Write one response. Failed ones are lines of JSON only, and do not empty a file of older results."""
         with _whole():
-            if self.as_json:
-                put(self.file, self.record(index, seed, result))
-            else:
-                self.file.write(result.text + "\n")
-                self.file.flush()
+            line = json.dumps(self.record(job, result), ensure_ascii=not self._unicode) if self.as_json else result.text
+            if result.error is not None:
+                self.failed.append(f"{job.record.where}: {result.error}")
+                if self.as_json and not self.output.fresh:
+                    self.output.put(line)
+                elif self.as_json:
+                    self._errors.append(line)
+                return
+            self.output.put(line)
             self.count += 1
+            for waiting in self._errors:
+                self.output.put(waiting)
+            self._errors = []
 
-    def record(self, index: int, seed: int, result: Result) -> dict[str, Any]:
+    def close(self) -> None:
+        """All is done; messages of failed requests go to standard error where no file has them."""
+        if len(self.failed) > 1:
+            for message in self.failed[1:]:
+                print(f"error: {message}", file=sys.stderr)
+
+    @property
+    def _unicode(self) -> bool:
+        return (self.output.file.encoding or "").lower().replace("-", "") == "utf8"
+
+    def record(self, job: Job, result: Result) -> dict[str, Any]:
         """The object that ``--json`` prints."""
+        request = job.request
         own = {
-            "index": index,
+            **job.record.carried,
+            "index": request.id,
             "text": result.text,
+            "finish_reason": result.finish_reason,
             "tokens": result.tokens,
             "steps": result.steps,
             "prompt_tokens": len(result.prompt_tokens),
@@ -136,34 +253,44 @@ class Results:
         }
         if self.spans:
             own["spans"] = [dataclasses.asdict(span) for span in result.spans]
-        return own | dict(self.common) | {"seed": seed}
+        if result.error is not None:
+            own["error"] = result.error
+        setting = {"policy": str(request.policy), "cache": str(request.cache), "model": self.model}
+        return own | setting | {"seed": result.seed, "request": job.key}
 
 
 class Trace:
     """Writes every step of a run: a header, then one object per forward. ``docs/trace.md`` describes the fields."""
 
-    def __init__(self, file: TextIO, lm: Model, requests: Sequence[Request], common: Mapping[str, Any]) -> None:
-        self.file = file
+    def __init__(self, output: Output, lm: Model, requests: Sequence[Request], common: Mapping[str, Any]) -> None:
+        self.output = output
         self.text = lm.text
         self.shown: set[int] = set()
         spec = lm.denoiser.spec
         rows = [
-            {"row": r.row, "prompt": list(r.prompt), "gen_length": r.gen_length, "seed": r.seed}
+            {"row": r.id, "prompt": list(r.prompt), "gen_length": r.gen_length, "seed": r.params.seed}
             | ({"fixed": sorted(map(list, r.fixed.items()))} if r.fixed else {})
             for r in requests
         ]
         ids = [spec.mask, *spec.eos, *(i for r in requests for i in (*r.prompt, *r.fixed.values()))]
         own = {"mask": spec.mask, "eos": list(spec.eos), "layers": lm.denoiser.layers}
-        put(file, {"trace": VERSION, **common, **own, "rows": rows} | self._pieces(ids))
+        settings = [
+            {name: ", ".join(dict.fromkeys(str(getattr(r, name)) for r in requests))} for name in ("policy", "cache")
+        ]
+        self.header = {"trace": VERSION, **settings[0], **settings[1], **common, **own, "rows": rows} | self._pieces(
+            ids
+        )
 
     def add(self, step: Step) -> None:
-        """Write one step."""
+        """Write one step; the header comes before the first."""
+        if self.header:
+            self._put(self.header)
+            self.header = {}
         committed = step.committed()
-        put(
-            self.file,
+        self._put(
             {
                 "index": step.index,
-                "rows": step.row.tolist(),
+                "rows": list(step.rows),
                 "forward": step.forward.tolist(),
                 "window": [spans(mask) for mask in step.ask.window],
                 "committed": [[c.row, c.position, c.token, round(c.confidence, 6)] for c in committed],
@@ -175,8 +302,11 @@ class Trace:
                 "seconds": step.seconds,
                 "finished": list(step.finished),
             }
-            | self._pieces([c.token for c in committed]),
+            | self._pieces([c.token for c in committed])
         )
+
+    def _put(self, line: Mapping[str, Any]) -> None:
+        self.output.put(json.dumps(line, ensure_ascii=False))
 
     def _pieces(self, ids: Sequence[int]) -> dict[str, Any]:
         """The text of ids that no line has shown yet."""

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..api import Model
-    from ..engine.batch import Request
     from ..engine.loop import Step
+    from ..engine.request import Request
     from ..results import Result
 
 _FRAME_SECONDS = 0.04  # the least time a step stays on the screen
@@ -20,13 +20,13 @@ _FRAME_SECONDS = 0.04  # the least time a step stays on the screen
 
 @contextmanager
 def loading(model: str | None) -> Iterator[None]:
-    """Tell a terminal that a model is being read; None: the one that ships."""
+    """Tell a terminal that a model is being read; None: the bundled one."""
     if not sys.stderr.isatty():
         yield
         return
     from rich.console import Console
 
-    with Console(stderr=True).status(f"loading {model or 'the shipped model'}"):
+    with Console(stderr=True).status(f"loading {model or 'unmask-tiny'}"):
         yield
 
 
@@ -99,7 +99,9 @@ class Display:
         self.stop()
         if sys.stderr.isatty() and finished:
             tokens, nfe = (sum(getattr(r.stats, key) for r in finished) for key in ("tokens", "nfe"))
-            print(f"{tokens} tokens in {nfe} forwards ({tokens / nfe:.2f} tokens per forward)", file=sys.stderr)
+            print(
+                f"{tokens} tokens in {nfe} forward passes ({tokens / nfe:.2f} tokens per forward pass)", file=sys.stderr
+            )
 
 
 class Bar(Display):
@@ -131,23 +133,20 @@ class Watch(Display):
     def __init__(self, lm: Model, requests: Sequence[Request]) -> None:
         from rich.console import Console
 
-        self.lm, self.requests = lm, requests
+        self.lm, self.requests = lm, {r.id: r for r in requests}
         self.console = Console(stderr=True)
         mask = lm.denoiser.spec.mask
-        lead = [list(r.prompt[len(r.prompt) if r.begin is None else r.begin :]) for r in requests]
-        self.begin = [len(r.prompt) - len(own) for r, own in zip(requests, lead, strict=True)]
-        self.tokens = [
-            [*own, *(r.fixed.get(at, mask) for at in range(r.gen_length))]
-            for r, own in zip(requests, lead, strict=True)
-        ]
-        self.steps = [[-1] * len(tokens) for tokens in self.tokens]
-        self.forwards = [0] * len(requests)
+        lead = {r.id: list(r.prompt[len(r.prompt) if r.begin is None else r.begin :]) for r in requests}
+        self.begin = {r.id: len(r.prompt) - len(lead[r.id]) for r in requests}
+        self.tokens = {r.id: [*lead[r.id], *(r.fixed.get(at, mask) for at in range(r.gen_length))] for r in requests}
+        self.steps = {row: [-1] * len(tokens) for row, tokens in self.tokens.items()}
+        self.forwards = dict.fromkeys(self.tokens, 0)
         self.live: Any = None
         self.shown = 0.0
 
     def add(self, step: Step, done: Mapping[int, Result]) -> None:
         """Draw the rows of this step; finished rows stay on the screen."""
-        rows = step.row.tolist()
+        rows = step.rows
         for row, forward in zip(rows, step.forward.tolist(), strict=True):
             self.forwards[row] = forward + 1
         for commit in step.committed():
@@ -159,7 +158,7 @@ class Watch(Display):
         if self.console.is_terminal:
             self._show(rows)
         for row, result in done.items():
-            if self.requests[row].stop:  # nothing that was said behind it stays
+            if self.requests[row].params.stop:  # nothing behind it stays
                 self.tokens[row], self.steps[row] = result.tokens, result.steps
             self._keep(row)
 

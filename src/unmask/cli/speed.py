@@ -49,7 +49,7 @@ def speed(
         raise RequestError("give --model or --shape, not both")
     import torch
 
-    from ..api import SHIPPED_NAME
+    from ..api import BUNDLED_NAME
     from ..measure import run
     from ..measure import speed as measure
 
@@ -58,7 +58,7 @@ def speed(
     measure.reach(denoiser, max(size.length for size in wanted))
     network = denoiser.network
     about: dict[str, Any] = {
-        "model": shape or where.model or SHIPPED_NAME,
+        "model": shape or where.model or BUNDLED_NAME,
         "device": run.device_name(network.device),
         "dtype": str(network.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),

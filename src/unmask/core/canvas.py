@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import RequestError
+from .state import PER_POSITION
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,11 @@ class Canvas:
         spec: the model's ids.
     """
 
-    tokens: Tensor
+    tokens: Tensor = field(metadata=PER_POSITION)
     prompt: Tensor
     length: Tensor
     eos_stop: Tensor
-    fixed: Tensor
+    fixed: Tensor = field(metadata=PER_POSITION)
     spec: ModelSpec
 
     @staticmethod
@@ -80,16 +81,9 @@ class Canvas:
         """One row per prompt, followed by ``lengths[i]`` masks, some of which ``fixed[i]`` replaces: {position in the
         response: id}.
 
-        Raises:
-            RequestError: see :func:`check_request`; no rows, or not as many lengths as prompts.
+        Nothing is checked: :func:`check_request` does that, once for each request.
         """
-        if not prompts:
-            raise RequestError("no prompts: the batch is empty")
-        if len(lengths) != len(prompts):
-            raise RequestError(f"{len(prompts)} prompts but {len(lengths)} response lengths")
         given = [{}] * len(prompts) if fixed is None else fixed
-        for i, (prompt, gen, own) in enumerate(zip(prompts, lengths, given, strict=True)):
-            check_request(i, prompt, gen, spec, own)
         size = [len(p) + n for p, n in zip(prompts, lengths, strict=True)]
         tokens = torch.full((len(prompts), max(size)), spec.pad, dtype=torch.long)
         kept = torch.zeros_like(tokens, dtype=torch.bool)
@@ -132,10 +126,14 @@ class Canvas:
     @cached_property
     def eos_at(self) -> Tensor:
         """``[B]`` position of the response's end of text; T where there is none."""
-        ends = torch.zeros_like(self.valid)
-        for eos in self.spec.eos:
-            ends = ends | (self.tokens == eos)
-        return self.first(ends & self.closing)
+        return self.first(self.is_eos(self.tokens) & self.closing)
+
+    def is_eos(self, tokens: Tensor) -> Tensor:
+        """Which ``tokens`` end a text."""
+        ends = tokens == self.spec.eos[0]
+        for eos in self.spec.eos[1:]:
+            ends = ends | (tokens == eos)
+        return ends
 
     @cached_property
     def masked(self) -> Tensor:

@@ -22,8 +22,8 @@ def forbid(logits: Tensor, spec: ModelSpec) -> Tensor:
     return logits
 
 
-def ban(logits: Tensor, sampling: Sampling, canvas: Canvas, row: Tensor, position: Tensor) -> None:
-    """Give what the rows' requests ban probability zero, in place; nothing to do (and no waiting) where none bans.
+def suppress(logits: Tensor, sampling: Sampling, canvas: Canvas, row: Tensor, position: Tensor) -> None:
+    """Give the tokens that the rows' requests suppress probability zero, in place.
 
     Args:
         logits: ``[N, V]``, the mask id forbidden.
@@ -31,8 +31,8 @@ def ban(logits: Tensor, sampling: Sampling, canvas: Canvas, row: Tensor, positio
         canvas: the rows.
         row, position: ``[N]`` batch row and absolute position of each line of logits.
     """
-    if sampling.banned is not None and sampling.banned.shape[1]:
-        _silence(logits, sampling.banned[row], canvas.spec)
+    if sampling.suppress is not None and sampling.suppress.shape[1]:
+        _silence(logits, sampling.suppress[row], canvas.spec)
     if sampling.inside is not None and sampling.inside.shape[1]:
         _silence(logits, sampling.inside[row] * ~canvas.closing[row, position][:, None], canvas.spec)
 
@@ -69,8 +69,7 @@ def read(
 
 def hot(sampling: Sampling, needs: frozenset[str]) -> bool:
     """Whether any row needs more than the likeliest tokens of the model's own distribution."""
-    filtered = (sampling.top_k > 0) | (sampling.top_p < 1)
-    return bool(((sampling.temperature > 0) | (filtered if "tempered" in needs else False)).any())
+    return sampling.samples or ("tempered" in needs and sampling.filters)
 
 
 def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -12,7 +12,6 @@ from torch import Tensor
 
 from .canvas import Canvas, ModelSpec, Update
 from .config import Configured
-from .rows import Rows
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,9 @@ class Prediction:
             policies whose ``needs`` has ``"margin"``.
         gap: ``[B, T]`` lead of the best logit over the second, before temperature and filters, 0 where not answered;
             only for policies whose ``needs`` has ``"gap"``.
-        logits: ``[N, V]`` of the positions answered, by row and position; only for policies whose ``needs`` has
-            ``"logits"``. Ids that may not be said have -inf.
+        where: rows and positions ``[N]`` of what was predicted, by row and position; see :attr:`lines`.
+        logits: ``[N, V]`` of these positions; only for policies whose ``needs`` has ``"logits"``. Suppressed ids have
+            -inf.
         probe: ``[B, T]`` float64, the probability that the probes give to the tokens now there; 0 where not probed or
             still masked.
         score: ``[B, T]`` float64, the probability that the network gives to a token where that stands; 0 where not
@@ -80,6 +80,15 @@ class Prediction:
     score: Tensor | None = None
     fresh: Tensor | None = None
     aside: Tensor | None = None
+    where: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def lines(self) -> tuple[Tensor, Tensor]:
+        """Rows and positions ``[N]`` of what was predicted, by row and position: of the lines of ``logits``."""
+        if self.where is not None:
+            return self.where
+        row, position = (self.confidence > -torch.inf).nonzero(as_tuple=True)
+        return row, position
 
     def within(self, window: Tensor) -> Prediction:
         """What would have been answered to an ask for ``window [B, T]`` alone; for wrappers that ask for more."""
@@ -88,9 +97,11 @@ class Prediction:
             for name in ("token", "entropy", "margin", "gap")
             if (value := getattr(self, name)) is not None
         }
-        if self.logits is not None:
-            kept["logits"] = self.logits[window[self.confidence > -torch.inf]]
-        return replace(self, confidence=torch.where(window, self.confidence, -torch.inf), **kept)
+        row, position = self.lines
+        inside = window[row, position]
+        logits = None if self.logits is None else self.logits[inside]
+        confidence = torch.where(window, self.confidence, -torch.inf)
+        return replace(self, confidence=confidence, logits=logits, where=(row[inside], position[inside]), **kept)
 
 
 @dataclass(frozen=True)
@@ -98,16 +109,22 @@ class Sampling:
     """Sampling parameters of every row, each ``[B]``: ``temperature`` (0 = greedy), ``top_p`` (1 = off), ``top_k``
     (0 = off), ``seed`` (noise is a function of seed, position and the row's step alone).
 
-    ``banned [B, K]`` are ids with probability zero, plus 1 (0 = none); ``inside [B, K]`` likewise, but in front of the
-    row's last fixed token only. None: nothing.
+    ``suppress [B, K]`` are ids with probability zero, plus 1 (0 = none); ``inside [B, K]`` likewise, but in front of
+    the row's last fixed token only. None: nothing. ``late_eos [B]``: rows whose end of text is committed last.
+    ``samples``, ``filters``, ``delays``: whether any row has a temperature, top-p or top-k, a late end of text; known
+    on the host.
     """
 
     temperature: Tensor
     top_p: Tensor
     top_k: Tensor
     seed: Tensor
-    banned: Tensor | None = None
+    suppress: Tensor | None = None
     inside: Tensor | None = None
+    late_eos: Tensor | None = None
+    samples: bool = True
+    filters: bool = True
+    delays: bool = False
 
 
 class PolicyBase(Configured):
@@ -268,8 +285,9 @@ class Plan:
         keys: ``[B, T]`` positions that may be attended to.
         work: ``[B]`` float, positions whose layers are really computed, averaged over the layers.
         fresh: ``[B, T]`` positions that are computed in every layer for certain. None: those of ``compute``.
-        read: ``[B, T]`` masks outside the window that ``compute`` predicts and whose confidence :meth:`Cache.note` is
-            to be told. None: none.
+        read: ``[B, T]`` masked positions outside the window that ``compute`` predicts and whose confidence
+            :meth:`Cache.note` needs. None: none.
+        host: ``[B]`` whole numbers that the cache's layers need on the host, by name; see ``Rows.host``.
     """
 
     compute: Tensor
@@ -277,6 +295,7 @@ class Plan:
     work: Tensor
     fresh: Tensor | None = None
     read: Tensor | None = None
+    host: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Block(Protocol):
@@ -305,25 +324,3 @@ class Geometry(Protocol):
     width: int
     kv_heads: int
     head_dim: int
-
-
-class Cache(Protocol):
-    """Runs the layers: decides which positions are computed and what their queries attend to."""
-
-    name: str
-    paper: str
-
-    def init(self, canvas: Canvas, geometry: Geometry, like: Tensor) -> Any:
-        """The empty state for these rows; ``like`` gives dtype and device."""
-
-    def plan(self, canvas: Canvas, ask: Ask, need: Tensor, state: Any) -> tuple[Plan, Any]:
-        """Which positions the next forward computes; ``need [B, T]``, the sources of the window's masks, must be among
-        them, unless the ask calls these masks optional. Those of it that are not valid are probes: they hold other
-        things in every forward.
-        """
-
-    def layer(self, index: int, block: Block, hidden: Tensor, rows: Rows, state: Any) -> Tensor:
-        """Run layer ``index`` on ``hidden [B, Q, C]``; may write into the state's stores."""
-
-    def note(self, update: Update, prediction: Prediction, state: Any) -> Any:
-        """Learn what was committed, and what the model had answered."""

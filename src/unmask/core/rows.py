@@ -1,24 +1,16 @@
-"""From masks to network rows, and rows of a batch in and out of any state."""
+"""From the positions to compute to rectangles of network rows."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from bisect import bisect_right
-from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-S = TypeVar("S")
-
 # What one more rectangle costs, in positions' worth of work: launches, and weights read again. Measured on the CPU with
-# the shipped model (a forward costs 4.5 ms and 75 us per position); on CUDA the estimate for 8 billion parameters.
+# the bundled model (a forward pass costs 4.5 ms and 75 us per position); on CUDA the estimate for 8 billion parameters.
 _TILE_COST = {False: 48.0, True: 256.0}
 # In one rectangle 32 rows of 1100 take 20 % longer, perhaps for activations of over 32 MiB, which the heap does not
 # keep (core/heap.py). From 2048 to 20000 there is little in it.
@@ -27,7 +19,7 @@ _TILE_WORK = {False: 4096.0, True: math.inf}
 
 @dataclass(frozen=True)
 class Rows:
-    """The positions one forward computes for some rows of a batch, gathered to the left of a ``[B, Q]`` rectangle.
+    """The positions one forward pass computes for some rows of a batch, gathered to the left of a ``[B, Q]`` rectangle.
 
     Attributes:
         row: ``[B]`` which rows of the batch these are; None: all, in order.
@@ -40,6 +32,7 @@ class Rows:
         total: T.
         whole: every position of the canvas is computed, in order.
         rotary: what the model's blocks need to know of ``position``; set by the model.
+        host: numbers of the cache's plan on the host, by name, one for each of these rows; see ``Plan.host``.
         scratch: what a cache hands from one layer to the next; gone after the last.
         layers: per layer the positions ``[B, N]`` that were computed in it (T: none), noted by caches that compute some
             of ``position`` only; empty: all of them, in every layer.
@@ -54,23 +47,26 @@ class Rows:
     total: int
     whole: bool
     rotary: Tensor
+    host: Mapping[str, Sequence[int]] = field(default_factory=dict)
     scratch: dict[str, Tensor] = field(default_factory=dict)
     layers: list[Tensor] = field(default_factory=list)
+    flat: dict[int, Tensor] = field(default_factory=dict)
 
     @property
     def slots(self) -> int:
         """Q."""
         return self.position.shape[1]
 
-    @cached_property
-    def index(self) -> Tensor:
-        """``[B * Q]`` where the slots are in a store seen as ``[B * (T + 1), ...]``."""
-        return self.index_of(self.position)
+    def index(self, stride: int) -> Tensor:
+        """``[B * Q]`` where the slots are in a store seen as ``[B * stride, ...]``."""
+        if stride not in self.flat:
+            self.flat[stride] = self.index_of(self.position, stride)
+        return self.flat[stride]
 
-    def index_of(self, position: Tensor) -> Tensor:
+    def index_of(self, position: Tensor, stride: int) -> Tensor:
         """``[B * N]`` the same for any ``position [B, N]``."""
         row = torch.arange(len(position), device=position.device) if self.row is None else self.row
-        return (position + row[:, None] * (self.total + 1)).reshape(-1)
+        return (position + row[:, None] * stride).reshape(-1)
 
     def of(self, whole: Tensor) -> Tensor:
         """What concerns these rows of ``whole``, which has a dimension 0 for all rows of the batch."""
@@ -91,9 +87,32 @@ class Rows:
         found = self.keys.gather(2, at)
         return found if self.real is None else found & self.real[:, None]
 
-    def most(self, values: tuple[int, ...]) -> int:
-        """Slots for the largest of these rows' values, given those of all rows of the batch; see :func:`bucket`."""
-        return bucket(max(values[member] for member in self.members), self.slots, self.position.device)
+    def most(self, name: str) -> int:
+        """Slots for the largest of these rows' numbers of a name in ``host``; see :func:`bucket`."""
+        return bucket(max(self.host[name]), self.slots, self.position.device)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What the host must know of a plan to lay it out, a number for each row.
+
+    Attributes:
+        compute: positions to compute.
+        reach: one behind the last position attended to.
+        seen: positions attended to.
+        work: positions' worth of work.
+    """
+
+    compute: Sequence[int]
+    reach: Sequence[int]
+    seen: Sequence[int]
+    work: Sequence[float]
+
+    @staticmethod
+    def columns(compute: Tensor, keys: Tensor, work: Tensor) -> list[Tensor]:
+        """The four, ``[B]`` each, on the device; :class:`Counts` takes them in this order from the host."""
+        place = torch.arange(1, keys.shape[1] + 1, device=keys.device)
+        return [compute.sum(1), torch.where(keys, place, 0).amax(1), keys.sum(1), work]
 
 
 def bucket(count: int, total: int, device: torch.device) -> int:
@@ -106,7 +125,7 @@ def bucket(count: int, total: int, device: torch.device) -> int:
     return min(-(-count // step) * step, total)
 
 
-def tiles(compute: Tensor, keys: Tensor, work: Tensor) -> list[Rows]:
+def tiles(compute: Tensor, keys: Tensor, counts: Counts, host: Mapping[str, Sequence[int]] | None = None) -> list[Rows]:
     """Lay out the positions to compute, rows that need about as much work side by side.
 
     A rectangle costs what its busiest row costs, times its rows: where a few rows of a batch need much (a refresh)
@@ -115,47 +134,28 @@ def tiles(compute: Tensor, keys: Tensor, work: Tensor) -> list[Rows]:
     Args:
         compute: ``[B, T]`` positions to compute.
         keys: ``[B, T]`` positions that may be attended to.
-        work: ``[B]`` positions' worth of work.
+        counts: of both, on the host.
+        host: numbers of the plan on the host, by name.
     """
-    if len(compute) == 1:
-        return [gather(compute, keys)]
-    groups = partition(work.tolist(), _TILE_COST[compute.is_cuda], _TILE_WORK[compute.is_cuda])
-    if len(groups) == 1:
-        return [gather(compute, keys)]
-    rows = [torch.tensor(group, device=compute.device) for group in groups]
-    return [gather(compute[row], keys[row], row, tuple(group)) for row, group in zip(rows, groups, strict=True)]
+    cuda = compute.is_cuda
+    groups = partition(counts.work, _TILE_COST[cuda], _TILE_WORK[cuda])
+    return [_tile(compute, keys, counts, tuple(group), host or {}, len(groups) == 1) for group in groups]
 
 
-def partition(work: list[float], tile_cost: float, most: float = math.inf) -> list[list[int]]:
+def partition(work: Sequence[float], tile_cost: float, most: float = math.inf) -> list[list[int]]:
     """Rows in groups, such that the sum over groups of ``tile_cost + rows * the largest work`` is least; no group of
-    several rows with more than ``most`` of that product.
-
-    Groups are stretches of the rows in order of their work. The further a stretch's end, the later the best one begins:
-    a queue of beginnings, each with the end from which it is the best, takes n log n steps (the least weight
-    subsequence problem, Hirschberg and Larmore 1987).
+    several rows with more than ``most`` of that product. Groups are stretches of the rows in order of their work; of
+    equal sums the one whose last group is the longest.
     """
     order = sorted(range(len(work)), key=work.__getitem__)
-    ranked = [work[row] for row in order]
-    expiry = _expiry(ranked, most)
+    if order and work[order[0]] == work[order[-1]] and len(order) * work[order[0]] <= most:
+        return [order]
     best, begin = [0.0], [0]
-    queue = deque([(0, 1)])
-
-    def takeover(old: int, new: int) -> int:
-        """The first end for which beginning at ``new`` is cheaper than at ``old``, if that may still be."""
-        cheaper = bisect_right(ranked, (best[new] - best[old]) / (new - old), lo=new)
-        return min(cheaper, expiry[old]) + 1
-
-    for end, largest in enumerate(ranked, start=1):
-        while len(queue) > 1 and queue[1][1] <= end:
-            queue.popleft()
-        start = queue[0][0]
-        best.append(best[start] + tile_cost + (end - start) * largest)
+    for end, row in enumerate(order, start=1):
+        fitting = (at for at in range(end) if at == end - 1 or (end - at) * work[row] <= most)
+        cost, start = min((best[at] + tile_cost + (end - at) * work[row], at) for at in fitting)
+        best.append(cost)
         begin.append(start)
-        while queue and takeover(queue[-1][0], end) <= max(queue[-1][1], end + 1):
-            queue.pop()  # it would be the best nowhere
-        first = takeover(queue[-1][0], end) if queue else end + 1
-        if first <= len(order):
-            queue.append((end, first))
     groups, end = [], len(order)
     while end:
         groups.append(sorted(order[begin[end] : end]))
@@ -163,44 +163,64 @@ def partition(work: list[float], tile_cost: float, most: float = math.inf) -> li
     return groups
 
 
-def _expiry(ranked: list[float], most: float) -> list[int]:
-    """The last end of a group that may begin at each place of ``ranked`` works; see :func:`partition` for ``most``."""
-    last, start = [len(ranked)] * len(ranked), 0
-    for end, largest in enumerate(ranked, start=1):
-        low = max(0, end - max(1, int(most / largest))) if largest * end > most else 0
-        while start < low:
-            last[start] = end - 1
-            start += 1
-    return last
-
-
-def gather(compute: Tensor, keys: Tensor, row: Tensor | None = None, members: tuple[int, ...] | None = None) -> Rows:
-    """Lay out the positions to compute in one rectangle. Waits for the device once.
+def gather(compute: Tensor, keys: Tensor) -> Rows:
+    """Lay out the positions to compute, all rows in one rectangle. Waits for the device once.
 
     Args:
         compute: ``[B, T]`` positions to compute.
         keys: ``[B, T]`` positions that may be attended to.
-        row: ``[B]`` which rows of the batch these are, and ``members`` the same on the host; None: all.
     """
-    members = tuple(range(len(compute))) if members is None else members
-    total = compute.shape[1]
-    place = torch.arange(total, device=compute.device)
-    count = compute.sum(1)
-    reach = torch.where(keys, place + 1, 0).amax(1)
-    most, least, extent, seen = torch.stack([count.amax(), count.amin(), reach.amax(), keys.sum(1).amin()]).tolist()
-    if seen != extent:  # without a mask attention is faster than with one: no rounding there
-        extent = bucket(extent, total, compute.device)
-    seeable = None if seen == extent else keys[:, :extent]
+    columns = Counts.columns(compute, keys, compute.sum(1))
+    counts = Counts(*torch.stack(columns).tolist())
+    return _tile(compute, keys, counts, tuple(range(len(compute))), {}, True)
+
+
+def _tile(
+    compute: Tensor,
+    keys: Tensor,
+    counts: Counts,
+    members: tuple[int, ...],
+    host: Mapping[str, Sequence[int]],
+    all_: bool,
+) -> Rows:
+    total, device = compute.shape[1], compute.device
+    row = None
+    if not all_:
+        row = torch.tensor(members, device=device)
+        compute, keys = compute[row], keys[row]
+    size, reach, seen = ([values[i] for i in members] for values in (counts.compute, counts.reach, counts.seen))
+    most, least, extent = int(max(size)), int(min(size)), int(max(reach))
+    if int(min(seen)) != extent:  # without a mask attention is faster than with one: no rounding there
+        extent = bucket(extent, total, device)
+    seeable = None if int(min(seen)) == extent else keys[:, :extent]
+    own = {name: [values[i] for i in members] for name, values in host.items()}
+    place = torch.arange(total, device=device)
     nothing = place.new_empty(0)
     if least == total:
-        return Rows(row, members, place.expand_as(compute), None, seeable, extent, total, True, nothing)
-    slots = max(1, bucket(most, total, compute.device))
-    if len(compute) == 1 and slots == most:
-        return Rows(row, members, compute[0].nonzero().T, None, seeable, extent, total, False, nothing)
-    order = torch.argsort((~compute).to(torch.uint8), dim=1, stable=True)[:, :slots]
-    real = place[:slots] < count[:, None]
-    position = torch.where(real, order, total)
-    return Rows(row, members, position, None if least == slots else real, seeable, extent, total, False, nothing)
+        return Rows(row, members, place.expand_as(compute), None, seeable, extent, total, True, nothing, own)
+    slots = max(1, bucket(most, total, device))
+    real = None if least == slots else place[:slots] < compute.sum(1)[:, None]
+    return Rows(row, members, compact(compute, slots), real, seeable, extent, total, False, nothing, own)
+
+
+def compact(mask: Tensor, slots: int) -> Tensor:
+    """``[B, slots]`` the true positions of a ``[B, T]`` mask in order, T behind them. Does not wait for the device."""
+    rows, total = mask.shape
+    place = torch.where(mask, mask.cumsum(1) - 1, slots).clamp(max=slots)
+    found = torch.full((rows, slots + 1), total, device=mask.device)
+    return found.scatter_(1, place, torch.arange(total, device=mask.device).expand(rows, total))[:, :slots]
+
+
+def pairs(mask: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Rows and positions, ``[count]`` each, of the true entries of a ``[B, T]`` mask, of which there must be ``count``.
+
+    Does not wait for the device.
+    """
+    if mask.device.type == "cpu":
+        row, position = torch.nonzero_static(mask, size=count).unbind(1)
+        return row, position
+    flat = compact(mask.reshape(1, -1), count)[0]
+    return flat // mask.shape[1], flat % mask.shape[1]
 
 
 def computed(parts: Sequence[Rows], shape: Sequence[int], layers: int) -> Tensor:
@@ -218,50 +238,3 @@ def computed(parts: Sequence[Rows], shape: Sequence[int], layers: int) -> Tensor
             ones = torch.full_like(position, 1 if rows.layers else layers)
             count.index_put_((row[:, None], position), ones, accumulate=True)
     return count[:, :-1]
-
-
-def select(state: S, rows: Tensor) -> S:
-    """Keep some rows of any state: every tensor leaf has dimension 0 = row.
-
-    Args:
-        state: a tensor, a dataclass, or a list of these; anything else is kept as it is.
-        rows: ``[N]`` row indices, or a ``[B]`` mask.
-    """
-    return _map(lambda leaf: leaf[rows], state)  # type: ignore[no-any-return]
-
-
-def append(first: S, second: S) -> S:
-    """Put the rows of ``second`` behind those of ``first``. Other dimensions that differ are padded with zeros at the
-    end, which is behind the end of the shorter rows.
-
-    Raises:
-        TypeError: the states are of different kinds.
-    """
-    if isinstance(first, Tensor) and isinstance(second, Tensor):
-        size = [max(a, b) for a, b in zip(first.shape[1:], second.shape[1:], strict=True)]
-        return torch.cat([_grow(first, size), _grow(second, size)])  # type: ignore[return-value]
-    if type(first) is not type(second):
-        raise TypeError(f"cannot append a {type(second).__name__} to a {type(first).__name__}")
-    if dataclasses.is_dataclass(first) and not isinstance(first, type):
-        names = [f.name for f in dataclasses.fields(first)]
-        return replace(first, **{n: append(getattr(first, n), getattr(second, n)) for n in names})
-    if isinstance(first, list) and isinstance(second, list):
-        return [append(a, b) for a, b in zip(first, second, strict=True)]  # type: ignore[return-value]
-    return first
-
-
-def _grow(leaf: Tensor, size: list[int]) -> Tensor:
-    if list(leaf.shape[1:]) == size:
-        return leaf
-    pad = [n for have, want in zip(reversed(leaf.shape[1:]), reversed(size), strict=True) for n in (0, want - have)]
-    return F.pad(leaf, pad)
-
-
-def _map(change: Any, state: Any) -> Any:
-    if isinstance(state, Tensor):
-        return change(state)
-    if dataclasses.is_dataclass(state) and not isinstance(state, type):
-        return replace(state, **{f.name: _map(change, getattr(state, f.name)) for f in dataclasses.fields(state)})
-    if isinstance(state, list):
-        return [_map(change, leaf) for leaf in state]
-    return state

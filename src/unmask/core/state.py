@@ -3,7 +3,7 @@
 Three kinds of leaves:
 
 - an ordinary tensor ``[B, ...]``: small, copied when rows enter or leave;
-- a tensor declared :func:`per_position`, ``[B, T, ...]``: as wide as the canvas, and narrowed with it;
+- a tensor declared :data:`PER_POSITION`, ``[B, T, ...]``: as wide as the canvas, and narrowed with it;
 - a :class:`Slab`: large, allocated once, addressed by slot. Entering or leaving copies at most the row concerned.
 """
 
@@ -21,9 +21,9 @@ from torch import Tensor
 S = TypeVar("S")
 
 
-def per_position() -> Any:
-    """A field of a state that holds ``[B, T, ...]``, T positions of the canvas; it is narrowed with the canvas."""
-    return dataclasses.field(metadata={"per_position": True})
+# A field of a state that holds ``[B, T, ...]``, T positions of the canvas, so that it is narrowed with the canvas:
+# ``field(metadata=PER_POSITION)``.
+PER_POSITION = {"per_position": True}
 
 
 class Slab:
@@ -36,10 +36,12 @@ class Slab:
         width: W of each; it only grows.
         tail: the other dimensions of a row.
         like: gives dtype and device.
+        follows_canvas: whether W is a position of the canvas, so that wider rows make it wider.
     """
 
-    def __init__(self, rows: int, width: int, tail: Sequence[int], like: Tensor) -> None:
-        self.rows, self.width, self.tail = rows, width, tuple(tail)
+    def __init__(self, rows: int, width: int, tail: Sequence[int], like: Tensor, follows_canvas: bool = False) -> None:
+        self.rows, self.width, self.tail, self.follows_canvas = rows, width, tuple(tail), follows_canvas
+        self._spare = 0
         self._like = like.new_empty(0)
         self._held: Tensor | None = None
 
@@ -47,7 +49,7 @@ class Slab:
     def data(self) -> Tensor:
         """``[B, W, ...]``, a view that is written in place. Valid until rows enter or leave."""
         if self._held is None:
-            self._held = self._like.new_zeros(self.rows, self.width, *self.tail)
+            self._held = self._like.new_zeros(max(self.rows, self._spare), self.width, *self.tail)
         return self._held[: self.rows]
 
     @property
@@ -64,9 +66,7 @@ class Slab:
         """Make room for so many rows, so wide, in one step; what is held stays."""
         wide = max(width, self.width)
         if self._held is None:
-            self.width = wide
-            if rows > self.rows:
-                self._held = self._like.new_zeros(rows, wide, *self.tail)
+            self.width, self._spare = wide, rows
             return
         if rows > self.capacity or wide > self.width:
             old = self._held
@@ -77,17 +77,14 @@ class Slab:
     def join(self, other: Slab) -> None:
         """Take the rows of another slab behind the own ones."""
         count, moved = other.rows, other._held
-        if self._held is None and moved is None:
-            self.rows, self.width = self.rows + count, max(self.width, other.width)
-            return
-        if self._held is None:
-            self.reserve(self.rows + count, other.width)
-        self.reserve(self.rows + count, other.width)
-        assert self._held is not None
-        slots = self._held[self.rows : self.rows + count]
-        slots.zero_()
-        if moved is not None:
-            slots[:, : other.width] = moved[:count]
+        if self._held is None and moved is not None:
+            self._held = self.data
+        self.reserve(max(self.rows + count, self._spare), other.width)
+        if self._held is not None:
+            slots = self._held[self.rows : self.rows + count]
+            slots.zero_()
+            if moved is not None:
+                slots[:, : other.width] = moved[:count]
         self.rows += count
 
     def keep(self, rows: Sequence[int]) -> None:
@@ -101,7 +98,7 @@ class Slab:
 
     def at(self, rows: Sequence[int]) -> Slab:
         """A slab of its own with copies of some rows."""
-        made = Slab(len(rows), self.width, self.tail, self._like)
+        made = Slab(len(rows), self.width, self.tail, self._like, self.follows_canvas)
         if self._held is not None:
             made._held = self._held[torch.tensor(rows, device=self._held.device)]
         return made
@@ -121,7 +118,7 @@ def select(state: S, rows: Sequence[int], width: int | None = None) -> S:
     Args:
         state: a tensor, a slab, a dataclass, a list or a tuple of these; anything else is kept as it is.
         rows: row indices; see :func:`survivors`.
-        width: positions that remain of leaves declared :func:`per_position`; None: all.
+        width: positions that remain of leaves declared :data:`PER_POSITION`; None: all.
     """
     index: dict[torch.device, Tensor] = {}
 
@@ -151,7 +148,7 @@ def copied(state: S, rows: Sequence[int]) -> S:
 
 def append(first: S, second: S) -> S:
     """Put the rows of ``second`` behind those of ``first``; both are used up. Other dimensions that differ are padded
-    with zeros at the end, which is behind the end of the shorter rows.
+    with zeros at the end, which is behind the end of the shorter rows. A bool says whether something holds for any row.
 
     Raises:
         TypeError: the states are of different kinds.
@@ -169,6 +166,8 @@ def append(first: S, second: S) -> S:
         return replace(first, **{n: append(getattr(first, n), getattr(second, n)) for n in names})
     if isinstance(first, (list, tuple)) and isinstance(second, (list, tuple)):
         return type(first)(append(a, b) for a, b in zip(first, second, strict=True))  # type: ignore[return-value]
+    if isinstance(first, bool):
+        return first or second
     return first
 
 

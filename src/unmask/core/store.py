@@ -1,52 +1,44 @@
-"""Keys and values of every position, kept between forwards; what the caches share."""
+"""Keys and values of every position, held between forward passes; what the caches share."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .canvas import Canvas
 from .protocols import Ask, Block, Geometry
 from .rows import Rows
+from .state import PER_POSITION, Slab
 
 
 @dataclass(frozen=True)
 class Store:
-    """Rotated keys and values per layer, ``[B, T + 1, H_kv, D]``; the last position takes what empty slots write.
+    """Rotated keys and values per layer, ``[B, W, H_kv, D]`` with W > T; position T takes what empty slots write.
 
     Attributes:
-        key, value: one tensor per layer, written in place.
+        key, value: one slab per layer, written in place.
         known: ``[B, T]`` positions computed at least once.
     """
 
-    key: list[Tensor]
-    value: list[Tensor]
-    known: Tensor
+    key: list[Slab]
+    value: list[Slab]
+    known: Tensor = field(metadata=PER_POSITION)
 
     @staticmethod
-    def empty(canvas: Canvas, geometry: Geometry, like: Tensor, positions: int | None = None) -> Store:
-        """Room for ``positions`` (default: the canvas; 0: none yet) in the dtype and on the device of ``like``."""
-        width = canvas.tokens.shape[1] + 1 if positions is None else positions
-        shape = (len(canvas.tokens), width, geometry.kv_heads, geometry.head_dim)
-        key = [like.new_zeros(shape) for _ in range(geometry.layers)]
-        value = [like.new_zeros(shape) for _ in range(geometry.layers)]
+    def empty(canvas: Canvas, geometry: Geometry, like: Tensor) -> Store:
+        """Room for the canvas in the dtype and on the device of ``like``."""
+        key, value = (
+            [slab(canvas, (geometry.kv_heads, geometry.head_dim), like) for _ in range(geometry.layers)]
+            for _ in range(2)
+        )
         return Store(key, value, torch.zeros_like(canvas.valid))
 
     @property
-    def width(self) -> int:
-        """Positions there is room for, the spare one included; 0 before :meth:`sized`."""
-        return self.key[0].shape[1]
-
-    def sized(self, total: int) -> Store:
-        """The store with room for ``total`` positions."""
-        missing = total + 1 - self.width
-        if not missing:
-            return self
-        key, value = ([F.pad(old, (0, 0, 0, 0, 0, missing)) for old in part] for part in (self.key, self.value))
-        return replace(self, key=key, value=value)
+    def store(self) -> Store:
+        """Itself, as states that hold a store and more have it."""
+        return self
 
     def learn(self, computed: Tensor) -> Store:
         """The store after ``computed [B, T]`` positions are written."""
@@ -54,16 +46,31 @@ class Store:
 
     def reach(self, layer: int, rows: Rows) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer, of some rows, as far as any of them attends."""
-        return rows.of(self.key[layer][:, : rows.extent]), rows.of(self.value[layer][:, : rows.extent])
+        key, value = self.key[layer].data, self.value[layer].data
+        return rows.of(key[:, : rows.extent]), rows.of(value[:, : rows.extent])
 
 
-def put(store: Tensor, rows: Rows, fresh: Tensor, index: Tensor | None = None) -> None:
-    """Write ``fresh [B, Q, ...]`` into ``store [B, T + 1, ...]`` in place, at the rows' slots or at flat ``index``."""
-    if rows.whole and index is None:
-        store[slice(None) if rows.row is None else rows.row, : rows.total] = fresh
+def slab(canvas: Canvas, tail: tuple[int, ...], like: Tensor) -> Slab:
+    """A slab with a place for every position of the canvas, and one behind."""
+    return Slab(len(canvas.tokens), canvas.tokens.shape[1] + 1, tail, like, follows_canvas=True)
+
+
+def put(store: Slab, rows: Rows, fresh: Tensor, position: Tensor | None = None) -> None:
+    """Write ``fresh [B, Q, ...]`` into a slab in place, at the rows' slots or at ``position [B, Q]``."""
+    data = store.data
+    if rows.whole and position is None:
+        data[slice(None) if rows.row is None else rows.row, : rows.total] = fresh
     else:
-        at = rows.index if index is None else index
-        store.flatten(0, 1).index_copy_(0, at, fresh.flatten(0, 1))
+        at = rows.index(store.width) if position is None else rows.index_of(position, store.width)
+        data.flatten(0, 1).index_copy_(0, at, fresh.flatten(0, 1))
+
+
+def take(store: Slab, rows: Rows) -> Tensor:
+    """What a slab holds at the rows' slots, ``[B, Q, ...]``."""
+    data = store.data
+    if rows.whole:
+        return rows.of(data[:, : rows.total])
+    return data.flatten(0, 1)[rows.index(store.width)].view(*rows.position.shape, *store.tail)
 
 
 def visible(canvas: Canvas, ask: Ask, need: Tensor) -> Tensor:

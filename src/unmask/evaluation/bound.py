@@ -22,7 +22,7 @@ from ..core.canvas import Canvas, Update
 from ..core.pick import best, top
 from ..core.predict import uniform
 from ..core.protocols import Ask, Prediction, Sampling
-from ..core.rows import select
+from ..core.state import select
 from ..models.denoiser import Denoiser
 
 _LOGITS_AT_ONCE = 1 << 27  # elements of [masked positions, vocabulary] in one forward: 512 MiB in float32
@@ -129,8 +129,8 @@ def greedy(denoiser: Denoiser, pairs: Sequence[Pair], batch_size: int, guidance:
             canvas = canvas.apply(update)
             for i in here[wrong.cpu()].tolist():
                 found[i] = False
-            stay = ~wrong & ~canvas.done
-            canvas, target, here = select(canvas, stay), target[stay], here[stay.cpu()]
+            stay = (~wrong & ~canvas.done).nonzero()[:, 0]
+            canvas, target, here = select(canvas, stay.tolist()), target[stay], here[stay.cpu()]
     return found
 
 
@@ -201,7 +201,7 @@ def _blank(denoiser: Denoiser, pairs: Sequence[Pair]) -> tuple[Canvas, Tensor]:
 def _answer(denoiser: Denoiser, canvas: Canvas, guidance: float, needs: frozenset[str]) -> Prediction:
     """A forward without any cache, greedy."""
     cache, zero = registry.cache("none"), torch.zeros_like(canvas.prompt)
-    sampling = Sampling(zero.double(), zero.double() + 1, zero, zero)
+    sampling = Sampling(zero.double(), zero.double() + 1, zero, zero, samples=False, filters=False)
     states = denoiser.init(canvas, cache, guidance)
     ask = Ask(canvas.masked)
     return denoiser(canvas, ask, cache, states, sampling, zero, needs=needs, guidance=guidance).prediction

@@ -17,10 +17,11 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, warni
 from tqdm import tqdm
 
 from .. import __version__, registry
-from ..api import SHIPPED_NAME, Model, load
-from ..checks import check_sampling, integer
+from ..api import BUNDLED_NAME, Model, load
 from ..core.errors import ModelError, RequestError
-from ..engine.batch import Request
+from ..core.values import integer
+from ..engine.loop import Step
+from ..engine.request import Request, SamplingParams
 from ..measure.run import environment, files
 from ..text import Text
 from .bound import Pair, bounds, greedy
@@ -98,14 +99,14 @@ class UnmaskLM(TemplateLM):  # type: ignore[misc]
         self.mc_num, self.mc_batch_size = _count("mc_num", mc_num), _count("mc_batch_size", mc_batch_size)
         self.mc_seed, self.seed = integer("mc_seed", mc_seed), integer("seed", seed)
         self.temperature, self.top_p, self.cfg = temperature, top_p, float(cfg)
-        check_sampling(0.0 if temperature is None else temperature, 1.0 if top_p is None else top_p, 0)
+        SamplingParams(0.0 if temperature is None else temperature, 1.0 if top_p is None else top_p)
         if not 0 <= self.cfg <= 100:
             raise RequestError(f"cfg must be in [0, 100] (0: off), got {cfg}")
         self.check_greedy, self.chat, self.add_bos = is_check_greedy, chat, add_bos_token
         self.eos_stop = eos_stop
         self.policy, self.cache = registry.policy(policy), registry.cache(cache)
         self.files = files(str(self.policy))
-        self.name = pretrained or SHIPPED_NAME
+        self.name = pretrained or BUNDLED_NAME
         self.lm: Model = load(pretrained, device, dtype)
         if self.lm.text is None:
             raise ModelError(f"{self.name} has no tokenizer.json; tasks are texts")
@@ -238,17 +239,19 @@ class UnmaskLM(TemplateLM):  # type: ignore[misc]
             (made,) = self.lm.requests(
                 [ids],
                 length,
+                self.policy,
+                self.cache,
                 temperature=temperature,
                 top_p=top_p,
                 top_k=top_k,
                 seed=seed,
-                eos_stop=self.eos_stop,
+                ignore_eos=not self.eos_stop,
                 stop=[one for one in asked["until"] if one],
             )
         except RequestError as error:
             raise RequestError(f"{where}: {error.what}") from None
         key = hash_of(["generate_until", __version__, str(self.policy), self.files, str(self.cache), *what, seed * hot])
-        return Job(index, task, request.args, replace(made, row=index), key)
+        return Job(index, task, request.args, replace(made, id=index), key)
 
     def _context(self, text: str) -> list[int]:
         if self.chat:
@@ -271,13 +274,17 @@ class UnmaskLM(TemplateLM):  # type: ignore[misc]
         by_row = {job.index: job for job in jobs}
         order = sorted(jobs, key=lambda job: -len(job.request.prompt) - job.request.gen_length)
         self.memory.start()
-        for state, step in self.lm.run([job.request for job in order], self.policy, self.cache, self.batch_size):
-            for row, result in (self.lm.results(state) if step.finished else {}).items():
-                job, stats = by_row[row], result.stats
-                cost = {"nfe": stats.nfe, "tokens": stats.tokens, "positions": round(stats.positions, 1)}
-                self.memory.keep(job.task, job.key, result.text, cost)
-                self.cache_hook.add_partial("generate_until", job.arguments, result.text)
-                yield row, result.text
+        for event in self.lm.run([job.request for job in order], self.batch_size):
+            if isinstance(event, Step):
+                continue
+            job, result = by_row[event.request.id], self.lm.result(event)
+            if result.error is not None:
+                raise RequestError(f"{job.task}: {result.error}")
+            stats = result.stats
+            cost = {"nfe": stats.nfe, "tokens": stats.tokens, "positions": round(stats.positions, 1)}
+            self.memory.keep(job.task, job.key, result.text, cost)
+            self.cache_hook.add_partial("generate_until", job.arguments, result.text)
+            yield job.index, result.text
 
     # --- likelihoods
 

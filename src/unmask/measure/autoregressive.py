@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..api import SHIPPED_NAME
+from ..api import BUNDLED_NAME
 from ..core.errors import ModelError, RequestError
 from ..verifier import SHIPPED, read_config, read_network, read_text
 from .problems import Answer, Source
@@ -94,7 +94,7 @@ def load(name: str, lm: Model) -> Causal:
 
 @lru_cache(maxsize=4)
 def _load(name: str, device: torch.device, dtype: torch.dtype) -> Causal:
-    source = str(SHIPPED) if name == SHIPPED_NAME else name
+    source = str(SHIPPED) if name == BUNDLED_NAME else name
     config = read_config(source, WHAT)
     text = read_text(source, WHAT)
     if text is None:

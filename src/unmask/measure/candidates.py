@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from .. import registry
@@ -155,7 +155,9 @@ def settings(pairs: Sequence[tuple[str, str]], goal: Goal, lm: Model, parts: Set
     requests = lm.requests(prompts, goal.gen_length)
     made: dict[Setting, None] = {}
     for given, cache in pairs:
-        lm.run(requests, given, cache)
+        how, kept = lm.setting(given, cache)
+        for request in requests:
+            replace(request, policy=how, cache=kept).check(lm.denoiser.spec)
         policy = str(registry.policy(given))
         one = Setting(policy, str(registry.cache(cache)), goal.gen_length, goal.batch_size, files=files(policy))
         if one != goal.vanilla:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.cache import Cache
 from ..core.canvas import Canvas, ModelSpec, Update
 from ..core.protocols import Ask, Block, Geometry, Plan, Prediction, Sampling
 from ..core.rows import Rows, gather
@@ -78,7 +79,7 @@ def _canvas(spec: ModelSpec, size: Size) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Stored:
+class Stored(Cache):
     """A cache that computes ``compute [B, T]``: what any cache costs, less its choice. Whole canvases need no store."""
 
     compute: Tensor
@@ -92,15 +93,15 @@ class Stored:
 
     def init(self, canvas: Canvas, geometry: Geometry, like: Tensor) -> Store:
         """Zeros: what is stored makes no difference to the time."""
-        return Store.empty(canvas, geometry, like, positions=0 if self.whole else None)
+        return Store.empty(canvas, geometry, like)
 
     def plan(self, canvas: Canvas, ask: Ask, need: Tensor, state: Store) -> tuple[Plan, Store]:
         """Always the same."""
-        return Plan(self.compute, visible(canvas, ask, need), self.compute.sum(1).double()), state
+        return Plan(self.compute, visible(canvas, ask, need), self.compute.sum(1)), state
 
     def layer(self, index: int, block: Block, hidden: Tensor, rows: Rows, state: Store) -> Tensor:
         """The ordinary layer, against the store if there is one."""
-        if state.width:
+        if not self.whole:
             return attend_stored(index, block, hidden, rows, state)
         hidden = hidden + block.attend(*block.qkv(hidden, rows.rotary), rows.among)
         return hidden + block.mlp(hidden)

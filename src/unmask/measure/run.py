@@ -13,20 +13,18 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from .. import __version__, registry
-from ..api import SHIPPED_NAME, Model
+from ..api import BUNDLED_NAME, Model
 from ..core.config import Configured
 from ..core.errors import RequestError, SpecError
+from ..engine.loop import Step
 from . import autoregressive, ledger, lines
 from .problems import Answer, Source
 from .profile import fingerprint
-
-if TYPE_CHECKING:
-    from ..results import Result
 
 Row = dict[str, Any]
 
@@ -174,7 +172,9 @@ def _check(lm: Model, setting: Setting, source: Source, made: dict[Any, list[Any
         return
     shape = setting.gen_length, setting.temperature, setting.eos_stop
     made[shape] = made.get(shape) or _requests(lm, setting, source, 0, len(source.items))
-    lm.run(made[shape], setting.policy, setting.cache, setting.batch_size)
+    how, kept = lm.setting(setting.policy, setting.cache)
+    for request in made[shape]:
+        replace(request, policy=how, cache=kept).check(lm.denoiser.spec)
 
 
 def held(path: Path, run: str) -> dict[str, dict[str, Any]]:
@@ -272,25 +272,23 @@ def decode(lm: Model, batch: Batch) -> dict[str, Any]:
 
 def _answers(lm: Model, setting: Setting, source: Source, first: int, n: int) -> tuple[list[Answer], float]:
     """Answer problems ``first`` to ``first + n`` with a policy and a cache; and the seconds spent in the network."""
-    began, inside = time.perf_counter(), 0.0
-    requests = _requests(lm, setting, source, first, n)
-    results: dict[int, Result] = {}
-    told: dict[int, float] = {}
-    for state, step in lm.run(requests, setting.policy, setting.cache, setting.batch_size):
-        inside += step.model_seconds
-        begun = step.update.write.gather(1, state.canvas.prompt[:, None])[:, 0].tolist()
-        now = time.perf_counter() - began
-        told.update({row: now for row, own in zip(step.row.tolist(), begun, strict=True) if own})
-        if step.finished:
-            results.update(lm.results(state))
-    found = [(results[r.row], told[r.row]) for r in requests]
-    return [Answer(one.text, one.stats.nfe, one.stats.tokens, one.stats.positions, at) for one, at in found], inside
+    inside, found = 0.0, dict[int, Answer]()
+    for event in lm.run(_requests(lm, setting, source, first, n), setting.batch_size):
+        if isinstance(event, Step):
+            inside += event.model_seconds
+            continue
+        one = lm.result(event)
+        if one.error is not None:
+            raise RequestError(f"{source.name} problem {first + event.request.id}: {one.error}")
+        stats, first_token = one.stats, event.first_token_seconds or one.stats.seconds
+        found[event.request.id] = Answer(one.text, stats.nfe, stats.tokens, stats.positions, first_token)
+    return [found[i] for i in range(n)], inside
 
 
 def _requests(lm: Model, setting: Setting, source: Source, first: int, n: int) -> list[Any]:
     prompts = [item.prompt for item in source.items[first : first + n]]
-    return lm.requests(prompts, setting.gen_length, temperature=setting.temperature, eos_stop=setting.eos_stop,
-                       seed=list(range(first, first + n)))  # fmt: skip
+    return lm.requests(prompts, setting.gen_length, setting.policy, setting.cache, temperature=setting.temperature,
+                       ignore_eos=not setting.eos_stop, seed=first)  # fmt: skip
 
 
 def environment(lm: Model, model: str | None) -> dict[str, Any]:
@@ -301,7 +299,7 @@ def environment(lm: Model, model: str | None) -> dict[str, Any]:
     """
     network = lm.denoiser.network
     return {
-        "model": model or SHIPPED_NAME,
+        "model": model or BUNDLED_NAME,
         **({"fingerprint": fingerprint(lm)} if model else {}),
         **({"tokenizer": lm.text.fingerprint} if model and lm.text else {}),
         "device": device_name(network.device),

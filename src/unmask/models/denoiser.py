@@ -1,7 +1,8 @@
-"""The seam between policies and networks: ask -> rows -> prediction. The only place that knows of a shift."""
+"""The seam between policies and networks: ask -> rows -> prediction."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -11,16 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.cache import Cache
 from ..core.canvas import Canvas, ModelSpec
-from ..core.predict import MEASURES, ban, forbid, hot, likeliest, read
-from ..core.protocols import Ask, Cache, Plan, Prediction, Sampling
-from ..core.rows import Rows, computed, tiles
-from .lines import Lines, Pair
+from ..core.predict import MEASURES, forbid, hot, likeliest, read, suppress
+from ..core.protocols import Ask, Plan, Prediction, Sampling
+from ..core.rows import Counts, Rows, computed, gather, tiles
+from .lines import Lines, Outputs, Pair
 from .probes import Probes
 from .transformer import Transformer
 
 _LOGITS_AT_ONCE = 1 << 26  # elements of [positions, vocabulary] at any time: 256 MiB in float32
 _SAMPLING = 12  # sampling needs so many times more (float64, sorting)
+_LATE = 1e-9  # factor of the confidence of an end of text that shall come last
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class Branches:
 
 @dataclass(frozen=True)
 class Answer:
-    """A prediction with what it cost: ``work [B]`` positions computed, ``seconds`` spent in the network.
+    """A prediction with what it cost: ``work [B]`` positions computed, ``seconds()`` spent in the network, once the
+    device has finished.
 
     ``computed()`` is ``[B, T]``, how many layers have computed each position, of both branches together under guidance.
     """
@@ -41,8 +45,36 @@ class Answer:
     prediction: Prediction
     state: Branches
     work: Tensor
-    seconds: float
+    seconds: Callable[[], float]
     computed: Callable[[], Tensor]
+
+
+class Clock:
+    """Time spent in ``with`` blocks; on CUDA the device's own, which may be read once it has finished."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+        self.marks: list[Any] = []
+
+    def _mark(self) -> Any:
+        if not self.cuda:
+            return time.perf_counter()
+        event: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
+
+    def __enter__(self) -> None:
+        self.marks.append(self._mark())
+
+    def __exit__(self, *error: object) -> None:
+        self.marks.append(self._mark())
+
+    def seconds(self) -> float:
+        """The sum of the blocks."""
+        spans = zip(self.marks[::2], self.marks[1::2], strict=True)
+        if self.cuda:
+            return sum(float(begin.elapsed_time(end)) for begin, end in spans) / 1000
+        return float(sum(end - begin for begin, end in spans))
 
 
 class Denoiser:
@@ -51,6 +83,7 @@ class Denoiser:
     def __init__(self, network: Transformer, spec: ModelSpec) -> None:
         self.network = network.eval()
         self.spec = spec
+        self.lock = threading.RLock()  # held during every forward pass: threads take turns
         arch = network.arch
         self.layers, self.width, self.kv_heads, self.head_dim = arch.layers, arch.width, arch.kv_heads, arch.head_dim
 
@@ -59,7 +92,7 @@ class Denoiser:
         like = self.network.embed.weight
         return Branches(cache.init(canvas, self, like), cache.init(canvas, self, like) if guidance else None)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def __call__(
         self,
         canvas: Canvas,
@@ -72,7 +105,7 @@ class Denoiser:
         needs: frozenset[str] = frozenset(),
         guidance: float = 0.0,
     ) -> Answer:
-        """One forward.
+        """One forward pass. Waits for the device once, between the cache's plan and the layers.
 
         Args:
             canvas: the rows.
@@ -80,77 +113,86 @@ class Denoiser:
             cache: runs the layers.
             state: the cache's states, from :meth:`init` or the last answer.
             sampling: per-row parameters.
-            step: ``[B]`` forwards each row has made, the noise's counter.
+            step: ``[B]`` forward passes each row has made, the noise's counter.
             needs: extra parts of the prediction (``"entropy"``).
             guidance: classifier-free guidance scale s: logits u + (s + 1)(c - u), u with the prompt and
                 all fixed tokens masked out.
         """
-        started = time.perf_counter()
-        probes = None if ask.probe is None else Probes.of(canvas, ask.probe)
-        want = ask.window & canvas.masked
-        scored = None if ask.score is None else ask.score & canvas.response & (canvas.tokens != self.spec.mask)
-        need = canvas.sources(want if scored is None else want | scored)
-        need = need if probes is None else need | probes.held
-        branches = [state.plain, state.free] if guidance else [state.plain]
-        planned = [cache.plan(canvas, ask, need, branch) for branch in branches]
-        lines = Lines.of(canvas, ask, want, scored, probes, [plan for plan, _ in planned])
-        ran = list[Rows]()
-        run = partial(self._hidden, lines, probes, cache, ran)
-        hidden = run(canvas.tokens, *planned[0])
-        if guidance:
-            given = (canvas.position < canvas.prompt[:, None]) | canvas.fixed
-            hidden = torch.stack([hidden, run(torch.where(given, self.spec.mask, canvas.tokens), *planned[1])], 1)
-        (_, (row, position), asked), *others = lines.split(hidden)
-        seconds, parts = time.perf_counter() - started, list[dict[str, Tensor]]()
+        clock = Clock(self.network.device)
+        with clock:
+            probes = None if ask.probe is None else Probes.of(canvas, ask.probe)
+            want = ask.window & canvas.masked
+            scored = None if ask.score is None else ask.score & canvas.response & (canvas.tokens != self.spec.mask)
+            need = canvas.sources(want if scored is None else want | scored)
+            need = need if probes is None else need | probes.held
+            branches = [state.plain, state.free] if guidance else [state.plain]
+            planned = [cache.plan(canvas, ask, need, branch) for branch in branches]
+            plans = [plan for plan, _ in planned]
+            lines = Lines.of(canvas, ask, want, scored, probes, plans)
+            layouts, outputs = _layout(plans, lines)
+            tokens = [canvas.tokens]
+            if guidance:
+                given = (canvas.position < canvas.prompt[:, None]) | canvas.fixed
+                tokens.append(torch.where(given, self.spec.mask, canvas.tokens))
+            ran = list[Rows]()
+            run = partial(self._hidden, outputs, probes, cache, ran)
+            found = [run(*each) for each in zip(tokens, planned, layouts, strict=True)]
+            hidden = torch.stack(found, 1) if guidance else found[0]
+        (_, (row, position), asked), *others = outputs.split(hidden)
+        parts = list[dict[str, Tensor]]()
         more = _SAMPLING if hot(sampling, needs) else 1
-        for piece, logits, spent in self._logits(asked, guidance, more):
-            seconds += spent
-            ban(logits, sampling, canvas, row[piece], position[piece])
+        for piece, logits in self._logits(asked, guidance, clock, more):
+            suppress(logits, sampling, canvas, row[piece], position[piece])
             parts.append(read(logits, sampling, needs, row[piece], position[piece], step[row[piece]]))
-        plan = planned[0][0]
-        fresh = canvas.targets(plan.compute if plan.fresh is None else plan.fresh)
-        prediction = replace(_spread(want, row, position, parts, needs, self.network.arch.vocab), fresh=fresh)
+        fresh = canvas.targets(plans[0].compute if plans[0].fresh is None else plans[0].fresh)
+        prediction = replace(_spread(canvas, row, position, parts, needs, sampling), fresh=fresh)
         for name, place, part in others:
-            told, spent = self._told(canvas, sampling, place, part, guidance, best=name == "aside")
-            seconds, prediction = seconds + spent, replace(prediction, **{name: told})
-        work = plan.work + planned[1][0].work if guidance else plan.work
+            told = self._told(canvas, sampling, place, part, guidance, clock, best=name == "aside")
+            prediction = replace(prediction, **{name: told})  # type: ignore[arg-type]
+        work = torch.stack([plan.work.double() for plan in plans]).sum(0)
         tell = partial(computed, [replace(r, keys=None, scratch={}) for r in ran], canvas.tokens.shape, self.layers)
-        return Answer(prediction, Branches(*(after for _, after in planned)), work, seconds, tell)
+        return Answer(prediction, Branches(*(after for _, after in planned)), work, clock.seconds, tell)
 
     def _told(
-        self, canvas: Canvas, sampling: Sampling, place: Pair, hidden: Tensor, guidance: float, best: bool
-    ) -> tuple[Tensor, float]:
-        """``[B, T]`` the probability of the token at each place, or of the likeliest (``best``), and seconds spent."""
+        self, canvas: Canvas, sampling: Sampling, place: Pair, hidden: Tensor, guidance: float, clock: Clock, best: bool
+    ) -> Tensor:
+        """``[B, T]`` the probability of the token at each place, or of the likeliest (``best``)."""
         told = torch.full(canvas.tokens.shape, -torch.inf if best else 0.0, dtype=torch.float64, device=hidden.device)
-        seconds = 0.0
-        for piece, logits, spent in self._logits(hidden, guidance):
-            seconds += spent
+        for piece, logits in self._logits(hidden, guidance, clock):
             at = place[0][piece], place[1][piece]
-            ban(logits, sampling, canvas, *at)
+            suppress(logits, sampling, canvas, *at)
             own = None if best else logits.double().softmax(-1).gather(-1, canvas.tokens[at][:, None])[:, 0]
             told[at] = likeliest(logits)[1] if own is None else own
-        return told, seconds
+        return told
 
     def _hidden(
-        self, lines: Lines, probes: Probes | None, cache: Cache, ran: list[Rows], tokens: Tensor, plan: Plan, state: Any
+        self,
+        outputs: Outputs,
+        probes: Probes | None,
+        cache: Cache,
+        ran: list[Rows],
+        tokens: Tensor,
+        planned: tuple[Plan, Any],
+        parts: list[Rows],
     ) -> Tensor:
-        """Run the layers; the hidden state ``[N, C]`` of each line. ``ran`` is told the rectangles."""
-        row, column = lines.all()
+        """Run the layers; the hidden state ``[N, C]`` of each output. ``ran`` is told the rectangles."""
+        plan, state = planned
+        row, column = outputs.row, outputs.column
         if probes is not None:
             tokens = probes.filled(tokens, self.spec.mask)
         slot = (plan.compute.cumsum(1) - 1)[row, column]
-        parts = tiles(plan.compute, plan.keys, plan.work)
         ran += parts
         run = partial(self._tile, tokens, cache, state, probes, plan.keys)
         if len(parts) == 1:
             return run(parts[0])[row, slot]
-        out = self.network.embed.weight.new_empty(len(row), self.width)
+        first, begin = [0] * len(tokens), 0  # where each row's slots begin, all rectangles one after the other
         for rows in parts:
-            place = torch.full_like(tokens[:, 0], -1)
-            place[rows.row] = torch.arange(len(rows.members), device=place.device)
-            mine = (place[row] >= 0).nonzero()[:, 0]
-            out[mine] = run(rows)[place[row[mine]], slot[mine]]
-        return out
+            for i, member in enumerate(rows.members):
+                first[member] = begin + i * rows.slots
+            begin += len(rows.members) * rows.slots
+        return torch.cat([run(rows).flatten(0, 1) for rows in parts])[
+            torch.tensor(first, device=row.device)[row] + slot
+        ]
 
     def _tile(
         self, tokens: Tensor, cache: Cache, state: Any, probes: Probes | None, keys: Tensor, rows: Rows
@@ -164,16 +206,34 @@ class Denoiser:
             hidden = cache.layer(index, block, hidden, rows, state)  # type: ignore[arg-type]
         return hidden
 
-    def _logits(self, hidden: Tensor, guidance: float, more: int = 1) -> Iterator[tuple[slice, Tensor, float]]:
-        """Logits of hidden states, some lines at a time: which, the logits, seconds in the head.
+    @torch.no_grad()
+    def first_not_finite(self, tokens: Tensor) -> str | None:
+        """Where the numbers of one row's ``tokens [T]`` first stop being finite: "the embedding", "layer 5 of 32", "the
+        head"; None: nowhere.
+        """
+        network, every = self.network, torch.ones_like(tokens, dtype=torch.bool)[None]
+        rows = gather(every, every)
+        rotary, hidden = network.rotate_rows(rows), network.embed(tokens[None])
+        if not bool(hidden.isfinite().all()):
+            return "the embedding"
+        for index, block in enumerate(network.blocks):
+            hidden = hidden + block.attend(*block.qkv(hidden, rotary), None)  # type: ignore[operator]
+            hidden = hidden + block.mlp(hidden)  # type: ignore[operator]
+            if not bool(hidden.isfinite().all()):
+                return f"layer {index} of {self.layers}"
+        return None if bool(network.logits(hidden[0]).isfinite().all()) else "the head"
 
-        Ids that may not be said have -inf. ``more``: how many times the logits' memory the caller needs with them.
+    def _logits(self, hidden: Tensor, guidance: float, clock: Clock, more: int = 1) -> Iterator[tuple[slice, Tensor]]:
+        """Logits of hidden states, some at a time: which, and the logits. Ids that are never sampled have -inf.
+
+        ``clock`` runs in the head. ``more``: how many times the logits' memory the caller needs with them.
         """
         size = max(1, _LOGITS_AT_ONCE // (self.network.arch.vocab * more))
         for at in range(0, len(hidden), size):
-            piece, started = slice(at, at + size), time.perf_counter()
-            logits = self._guided(hidden[piece], guidance)
-            yield piece, forbid(logits, self.spec), time.perf_counter() - started
+            piece = slice(at, at + size)
+            with clock:
+                logits = self._guided(hidden[piece], guidance)
+            yield piece, forbid(logits, self.spec)
 
     def _guided(self, hidden: Tensor, guidance: float) -> Tensor:
         if not guidance:
@@ -182,18 +242,40 @@ class Denoiser:
         return free + (guidance + 1) * (conditional - free)
 
 
+def _layout(plans: list[Plan], lines: Lines) -> tuple[list[list[Rows]], Outputs]:
+    """The rectangles of each plan, and the outputs to read; the host reads all it must know of them at once."""
+    columns = [(*Counts.columns(p.compute, p.keys, p.work), *p.host.values()) for p in plans]
+    counts = lines.counts()
+    told = torch.stack([column.double() for own in (*columns, counts) for column in own]).tolist()
+    layouts = []
+    for plan, own in zip(plans, columns, strict=True):
+        mine, told = told[: len(own)], told[len(own) :]
+        host = {name: [int(v) for v in values] for name, values in zip(plan.host, mine[4:], strict=True)}
+        layouts.append(tiles(plan.compute, plan.keys, Counts(*mine[:4]), host))
+    return layouts, lines.settled(told)
+
+
 def _spread(
-    want: Tensor, row: Tensor, position: Tensor, parts: list[dict[str, Tensor]], needs: frozenset[str], vocab: int
+    canvas: Canvas,
+    row: Tensor,
+    position: Tensor,
+    parts: list[dict[str, Tensor]],
+    needs: frozenset[str],
+    sampling: Sampling,
 ) -> Prediction:
-    """The lines' values at their places in ``[B, T]``."""
+    """The values of all positions predicted, at their places in ``[B, T]``."""
+    like = torch.zeros(canvas.tokens.shape, dtype=torch.float64, device=canvas.tokens.device)
     spread = {
-        "token": torch.zeros_like(want, dtype=torch.long),
-        "confidence": torch.full(want.shape, -torch.inf, dtype=torch.float64, device=want.device),
-        **{name: torch.zeros_like(want, dtype=torch.float64) for name in MEASURES if name in needs},
+        "token": torch.zeros_like(canvas.tokens),
+        "confidence": torch.full_like(like, -torch.inf),
+        **{name: torch.zeros_like(like) for name in MEASURES if name in needs},
     }
     for name, values in spread.items() if parts else ():
         values[row, position] = torch.cat([part[name] for part in parts]).to(values.dtype)
+    if sampling.delays and sampling.late_eos is not None:
+        ends = canvas.is_eos(spread["token"]) & sampling.late_eos[:, None]
+        spread["confidence"] = torch.where(ends, spread["confidence"] * _LATE, spread["confidence"])
     logits = None
     if "logits" in needs:
-        logits = torch.cat([part["logits"] for part in parts]) if parts else torch.zeros(0, vocab, device=want.device)
-    return Prediction(**spread, logits=logits)
+        logits = torch.cat([part["logits"] for part in parts]) if parts else like.new_zeros(0, canvas.spec.vocab)
+    return Prediction(**spread, logits=logits, where=(row, position))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..core.canvas import Canvas
 from ..core.protocols import Ask, Plan
+from ..core.rows import pairs
 from .probes import Probes
 
 Pair = tuple[Tensor, Tensor]
@@ -17,49 +18,72 @@ Pair = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Lines:
-    """Network outputs by purpose: first ``"asked"``, predictions of masks for the policy; then ``"probe"`` and
-    ``"score"``, which rate the tokens that are there; then ``"aside"``, predictions for the cache.
+    """Network outputs by purpose: first ``"asked"``, predictions of masked positions for the policy; then ``"probe"``
+    and ``"score"``, which rate the tokens that are there; then ``"aside"``, predictions for the cache.
 
     Attributes:
-        places: rows and positions that each purpose's outputs speak of, ``[M]``.
-        columns: where on the canvas these outputs stand, ``[M]``.
+        masks: ``[B, T]`` for each purpose: the positions that the outputs speak of; for probes the columns they are in.
+        probes: of the forward pass.
+        shift: of the model.
     """
 
-    places: dict[str, Pair]
-    columns: dict[str, Tensor]
+    masks: dict[str, Tensor]
+    probes: Probes | None
+    shift: bool
 
     @staticmethod
     def of(
         canvas: Canvas, ask: Ask, want: Tensor, scored: Tensor | None, probes: Probes | None, plans: list[Plan]
     ) -> Lines:
-        """Those of the masks ``want [B, T]`` that are computed in every branch, and what else is."""
+        """Those of the positions ``want [B, T]`` that are computed in every branch, and what else is."""
         computed = plans[0].compute
         for plan in plans[1:]:
             computed = computed & plan.compute
         if ask.optional is not None:
             want = want & canvas.targets(computed)
         read = None if plans[0].read is None else plans[0].read & canvas.targets(computed)
-        direct = {"asked": want, "score": scored, "aside": read}
-        places = {name: _pair(mask) for name, mask in direct.items() if mask is not None}
-        back = int(canvas.spec.shift)
-        columns = {name: position - back if back else position for name, (_, position) in places.items()}
-        if probes is not None:
-            probed = probes.select(~canvas.masked)
-            places["probe"], columns["probe"] = (probed.row, probed.position), probed.column
-        return Lines(places, columns)
+        rating = None if probes is None else probes.rating(canvas)
+        masks = {"asked": want, "score": scored, "aside": read, "probe": rating}
+        return Lines({name: mask for name, mask in masks.items() if mask is not None}, probes, canvas.spec.shift)
 
-    def all(self) -> Pair:
-        """Rows and columns ``[N]`` of all outputs, one purpose after the other."""
-        if len(self.places) == 1:
-            return self.places["asked"][0], self.columns["asked"]
-        return torch.cat([row for row, _ in self.places.values()]), torch.cat([*self.columns.values()])
+    def counts(self) -> list[Tensor]:
+        """How many of each purpose, ``[B]``; to be read on the host and given to :meth:`settled`."""
+        return [mask.sum(1) for mask in self.masks.values()]
+
+    def settled(self, counts: Sequence[Sequence[int]]) -> Outputs:
+        """The outputs one by one."""
+        row, position, column, many = [], [], [], [sum(map(int, own)) for own in counts]
+        for (name, mask), count in zip(self.masks.items(), many, strict=True):
+            at, place = pairs(mask, count)
+            stands = place - int(self.shift and name != "probe")
+            if name == "probe" and self.probes is not None:
+                place = self.probes.target[at, place]
+            row.append(at)
+            position.append(place)
+            column.append(stands)
+        return Outputs(
+            dict(zip(self.masks, zip(row, position, strict=True), strict=True)), many, _one(row), _one(column)
+        )
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Attributes:
+    places: rows and positions that each purpose's outputs speak of, ``[M]``.
+    many: how many each purpose has.
+    row, column: ``[N]`` where on the canvas the outputs of all purposes stand, one purpose after the other.
+    """
+
+    places: dict[str, Pair]
+    many: list[int]
+    row: Tensor
+    column: Tensor
 
     def split(self, hidden: Tensor) -> Iterator[tuple[str, Pair, Tensor]]:
         """Each purpose with its places and its part of ``hidden [N, ...]``."""
-        parts = torch.split(hidden, [len(row) for row, _ in self.places.values()])
+        parts = torch.split(hidden, self.many)
         return zip(self.places.keys(), self.places.values(), parts, strict=True)
 
 
-def _pair(mask: Tensor) -> Pair:
-    row, position = mask.nonzero(as_tuple=True)
-    return row, position
+def _one(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -20,17 +20,15 @@ class Probes:
     what predicts the position.
 
     Attributes:
-        row, position, column: ``[M]`` row, position probed, column of the probe.
         held: ``[B, T]`` columns that hold probes.
+        target: ``[B, T]`` the position that each column probes; meaningful where held.
         place: ``[B, T]`` the position each column stands for.
         hides: ``[B, T]`` the position each column does not see; -1: none.
         shift: of the model.
     """
 
-    row: Tensor
-    position: Tensor
-    column: Tensor
     held: Tensor
+    target: Tensor
     place: Tensor
     hides: Tensor
     shift: bool
@@ -38,23 +36,22 @@ class Probes:
     @staticmethod
     def of(canvas: Canvas, probe: Tensor) -> Probes:
         """Give each position of ``probe [B, T]`` a column."""
-        row, position = probe.nonzero(as_tuple=True)
-        column = probe.shape[1] - probe.cumsum(1)[row, position]
-        source = position - 1 if canvas.spec.shift else position
-        held = torch.zeros_like(probe).index_put((row, column), torch.ones_like(row, dtype=torch.bool))
-        place = canvas.position.expand(probe.shape).index_put((row, column), source)
-        hides = torch.full_like(canvas.tokens, -1).index_put((row, column), position)
-        return Probes(row, position, column, held, place, hides, canvas.spec.shift)
+        rows, total = probe.shape
+        column = torch.where(probe, total - probe.cumsum(1), total)  # the others' lies behind the canvas
+        position = canvas.position.expand(rows, total)
+        target = position.new_zeros(rows, total + 1).scatter_(1, column, position)[:, :total]
+        held = probe.new_zeros(rows, total + 1).scatter_(1, column, True)[:, :total]
+        place = torch.where(held, target - int(canvas.spec.shift), position)
+        return Probes(held, target, place, torch.where(held, target, -1), canvas.spec.shift)
 
-    def select(self, positions: Tensor) -> Probes:
-        """Those that probe some ``positions [B, T]``."""
-        keep = positions[self.row, self.position]
-        return replace(self, row=self.row[keep], position=self.position[keep], column=self.column[keep])
+    def rating(self, canvas: Canvas) -> Tensor:
+        """``[B, T]`` columns whose position holds a token, which they rate."""
+        return self.held & ~canvas.masked.gather(1, self.target)
 
     def filled(self, tokens: Tensor, mask: int) -> Tensor:
         """The tokens with those that the probes begin with."""
-        given = tokens[self.row, self.position - 1] if self.shift else torch.full_like(self.row, mask)
-        return tokens.index_put((self.row, self.column), given)
+        given = tokens.gather(1, (self.target - 1).clamp(min=0)) if self.shift else mask
+        return torch.where(self.held, given, tokens)
 
     def aim(self, rows: Rows, keys: Tensor) -> tuple[Rows, Tensor]:
         """Rows whose probes see what they shall, given the others' ``keys [B, T]``; and where all stand, ``[B, Q]``."""

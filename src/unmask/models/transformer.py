@@ -171,7 +171,8 @@ class Transformer(nn.Module):
         """The rotary rows of the positions to compute, ``[B or 1, Q, 2, D]``; ``place [B, Q]``: where others stand."""
         if place is None and rows.whole:
             return self.rotary[None, : rows.total]
-        return self.rotary[rows.position if place is None else place]
+        at = rows.position if place is None else place
+        return self.rotary[at.clamp(max=len(self.rotary) - 1)]  # empty slots and padding may lie behind the table
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits ``[N, V]``, at least float32, of hidden states ``[N, C]``."""

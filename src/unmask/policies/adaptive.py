@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from ..core.config import Spec, param
 from ..core.errors import SpecError
 from ..core.pick import at_least
 from ..core.protocols import Ask, Policy, Prediction, Sampling, Wrapper, with_threshold
+from ..core.state import PER_POSITION
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,8 @@ class AdaptiveState:
 
     inner: Any
     tau: Tensor
-    token: Tensor
-    confidence: Tensor
+    token: Tensor = field(metadata=PER_POSITION)
+    confidence: Tensor = field(metadata=PER_POSITION)
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ class Apd(PolicyBase):
     def decide(self, canvas: Canvas, prediction: Prediction, state: ApdState) -> tuple[Update, ApdState]:
         """Draft, let the verifier judge the draft, commit the prefix on which both agree."""
         asked = prediction.confidence > -torch.inf
-        row, position = asked.nonzero(as_tuple=True)
+        row, position = prediction.lines
         logits = prediction.logits
         assert logits is not None
         draft = prediction.token[row, position]

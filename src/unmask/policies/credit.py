@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from ..core.config import param
 from ..core.pick import at_least, best
 from ..core.predict import likeliest, read
 from ..core.protocols import Ask, PolicyBase, Prediction, Sampling
+from ..core.state import PER_POSITION
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class CreditState:
     rows' parameters and ``count [B]``, forwards made.
     """
 
-    credit: Tensor
+    credit: Tensor = field(metadata=PER_POSITION)
     start: Tensor
     sampling: Sampling
     count: Tensor
@@ -60,7 +61,7 @@ class Credit(PolicyBase):
     def decide(self, canvas: Canvas, prediction: Prediction, state: CreditState) -> tuple[Update, CreditState]:
         """Commit, and give credit."""
         assert prediction.logits is not None
-        row, position = (prediction.confidence > -torch.inf).nonzero(as_tuple=True)
+        row, position = prediction.lines
         where = row, position
         start = canvas.block_start(self.block_length)
         kept = state.credit[where] * self.beta * (start == state.start)[row, None]

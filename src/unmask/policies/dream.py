@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from ..core.config import param
 from ..core.pick import block_steps, top
 from ..core.predict import gumbel, uniform
 from ..core.protocols import Ask, PolicyBase, Prediction, Sampling
+from ..core.state import PER_POSITION
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class DreamState:
     steps: Tensor
     step: Tensor
     skipped: Tensor
-    due: Tensor
+    due: Tensor = field(metadata=PER_POSITION)
     seed: Tensor
 
 

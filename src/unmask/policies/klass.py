@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from ..core.canvas import Canvas, Update
 from ..core.config import param
 from ..core.pick import at_least, best
 from ..core.protocols import Ask, PolicyBase, Prediction, Sampling
+from ..core.state import PER_POSITION
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,9 @@ class KlassState:
         calm: ``[B, T]`` computed forwards in a row whose distribution moved by less than ``kl``.
     """
 
-    logp: Tensor
-    seen: Tensor
-    calm: Tensor
+    logp: Tensor = field(metadata=PER_POSITION)
+    seen: Tensor = field(metadata=PER_POSITION)
+    calm: Tensor = field(metadata=PER_POSITION)
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Klass(PolicyBase):
     def _watch(self, prediction: Prediction, state: KlassState) -> KlassState:
         assert prediction.logits is not None
         assert prediction.fresh is not None
-        row, position = (prediction.confidence > -torch.inf).nonzero(as_tuple=True)
+        row, position = prediction.lines
         now = prediction.logits.log_softmax(-1)
         before = state.logp[row, position]
         moved = torch.where(now > -torch.inf, now.double().exp() * (now.double() - before), 0.0).sum(-1)

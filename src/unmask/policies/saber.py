@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from ..core.canvas import Canvas, Update
 from ..core.config import param
 from ..core.pick import above, top
 from ..core.protocols import Ask, PolicyBase, Prediction, Sampling
+from ..core.state import PER_POSITION
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,8 @@ class SaberState:
     committed), and ``last``, that of its token in the forward before (0: none).
     """
 
-    commit: Tensor
-    last: Tensor
+    commit: Tensor = field(metadata=PER_POSITION)
+    last: Tensor = field(metadata=PER_POSITION)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from ...core.canvas import Canvas
 from ...core.pick import at_least
 from ...core.protocols import Prediction
+from ...core.state import PER_POSITION
 from .settings import Settings
 
 
@@ -36,7 +37,7 @@ class SlowFastState:
     fast: Tensor
     ends: Tensor
     signal: Tensor
-    confidence: Tensor
+    confidence: Tensor = field(metadata=PER_POSITION)
     skipped: Tensor
 
 

@@ -1,0 +1,49 @@
+"""What a cache is: it runs the layers and decides which positions are computed."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import Tensor
+
+from .canvas import Canvas, Update
+from .config import Configured
+from .protocols import Ask, Block, Geometry, Plan, Prediction
+from .rows import Rows
+from .store import Store, attend_stored
+
+
+class Cache(Configured, ABC):
+    """Base of the caches. Hyper-parameters are frozen fields; what changes lives in the state.
+
+    A state is a :class:`~unmask.core.store.Store`, or a dataclass with one in its field ``store``; every tensor has
+    dimension 0 = row, see :mod:`unmask.core.state`.
+    """
+
+    def init(self, canvas: Canvas, geometry: Geometry, like: Tensor) -> Any:
+        """The state before the first forward pass; ``like`` gives dtype and device. By default an empty store."""
+        return Store.empty(canvas, geometry, like)
+
+    @abstractmethod
+    def plan(self, canvas: Canvas, ask: Ask, need: Tensor, state: Any) -> tuple[Plan, Any]:
+        """Which positions the next forward pass computes, without waiting for the device.
+
+        Args:
+            canvas: the rows.
+            ask: what the policy wants.
+            need: ``[B, T]`` the sources of the window's masked positions. They must be computed, unless the ask calls
+                these positions optional. Those of it that are not valid are probes: they hold other things in every
+                forward pass.
+            state: from :meth:`init` or the last :meth:`note`.
+        """
+
+    def layer(self, index: int, block: Block, hidden: Tensor, rows: Rows, state: Any) -> Tensor:
+        """Run layer ``index`` on ``hidden [B, Q, C]``; may write into the state's slabs. By default the ordinary layer,
+        which attends to all stored keys and values.
+        """
+        return attend_stored(index, block, hidden, rows, state.store)
+
+    def note(self, update: Update, prediction: Prediction, state: Any) -> Any:
+        """The state once it is known what was committed and what the model had predicted. By default unchanged."""
+        return state

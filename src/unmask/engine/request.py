@@ -1,0 +1,133 @@
+"""What is to be decoded, and how: one declaration of every sampling parameter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..core.cache import Cache
+from ..core.canvas import ModelSpec, check_request
+from ..core.config import param
+from ..core.errors import RequestError
+from ..core.protocols import Policy
+from ..core.values import integer, is_list, number
+
+SEEDS = 1 << 63
+
+
+def _texts(name: str, value: Any) -> tuple[str, ...]:
+    given = [] if value is None else [value] if isinstance(value, str) else value
+    if not is_list(given) or not all(isinstance(one, str) and one for one in given):
+        raise RequestError(f"{name} must be a text that is not empty, or a list of them; got {value!r:.80}")
+    return tuple(dict.fromkeys(given))
+
+
+def _tokens(name: str, value: Any) -> tuple[str | int, ...]:
+    given = value.tolist() if hasattr(value, "tolist") else value
+    given = [] if given is None else [given] if isinstance(given, str) or hasattr(given, "__index__") else given
+    if not is_list(given):
+        raise RequestError(f"{name} must be ids and texts of one token, in a list; got {value!r:.80}")
+    return tuple(dict.fromkeys(i if isinstance(i, str) else integer(f"{name}: an id", i) for i in given))
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How tokens are chosen and where a response ends.
+
+    The one declaration: keywords of :meth:`unmask.Model.generate`, options of the command line and keys of batch lines
+    are these fields, with these defaults and descriptions.
+
+    Raises:
+        RequestError: a value out of range; names the parameter.
+    """
+
+    temperature: float = param(0.0, "sampling temperature; 0 is greedy", ge=0)
+    top_p: float = param(1.0, "nucleus filter of sampling, in (0, 1]; 1: off", gt=0, le=1)
+    top_k: int = param(0, "sample from the k likeliest tokens; 0: off", ge=0)
+    seed: int | None = param(None, "sampling seed; none: a fresh one for each call")
+    stop: tuple[str, ...] = param((), "the response ends before this text; can be several")
+    suppress: tuple[str | int, ...] = param((), "token that is never generated, an id or its text; can be several")
+    ignore_eos: bool = param(False, "fill all of gen_length, do not stop at an end of text")
+    late_eos: bool = param(False, "commit an end of text only where nothing else is left to commit")
+
+    def __post_init__(self) -> None:
+        put: Any = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
+        put("temperature", number("temperature", self.temperature))
+        if not 0 <= self.temperature < math.inf:
+            raise RequestError(f"temperature must be a number >= 0 (0: greedy), got {self.temperature!r}")
+        put("top_p", number("top_p", self.top_p))
+        if not 0 < self.top_p <= 1:
+            raise RequestError(f"top_p must be a number in (0, 1] (1: off), got {self.top_p!r}")
+        put("top_k", integer("top_k", self.top_k))
+        if self.top_k < 0:
+            raise RequestError(f"top_k must be at least 0 (0: off), got {self.top_k}")
+        if self.seed is not None:
+            put("seed", integer("seed", self.seed))
+            if not -SEEDS <= self.seed < SEEDS:
+                raise RequestError(f"seed must fit in 64 bits, got {self.seed}")
+        put("stop", _texts("stop", self.stop))
+        put("suppress", _tokens("suppress", self.suppress))
+        for name in ("ignore_eos", "late_eos"):
+            if not isinstance(getattr(self, name), bool):
+                raise RequestError(f"{name} must be True or False, got {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt to decode.
+
+    Attributes:
+        id: names the request in events and results; unique among those that are being decoded.
+        prompt: ids.
+        gen_length: response length in tokens.
+        policy, cache: of this request alone; requests with equal ones share forward passes.
+        params: with ``suppress`` as ids and a ``seed`` that is a number.
+        fixed: tokens of the response that are given, {position in the response: id}.
+        begin: where on the canvas the text of the result begins; None: behind the prompt.
+    """
+
+    id: Any
+    prompt: Sequence[int]
+    gen_length: int
+    policy: Policy
+    cache: Cache
+    params: SamplingParams = SamplingParams(seed=0)
+    fixed: Mapping[int, int] = field(default_factory=dict)
+    begin: int | None = None
+
+    def check(self, spec: ModelSpec) -> None:
+        """Refuse what cannot be decoded; called once for each request.
+
+        Raises:
+            RequestError: see :func:`unmask.core.canvas.check_request`; suppressed ids out of range or so many that no
+                token is left, tokens given behind a masked position to a policy that goes from left to right, or what
+                else the policy refuses. Its ``row`` is the request's id.
+            ModelError: something else that the policy needs cannot be used.
+        """
+        check_request(self.id, self.prompt, self.gen_length, spec, self.fixed)
+        limit = min(spec.limit, spec.vocab)
+        outside = [i for i in self.params.suppress if not 0 <= int(i) < spec.vocab]
+        if outside:
+            raise RequestError(f"suppress has the id {outside[0]}; accepted are 0 to {spec.vocab - 1}", self.id)
+        silent = {spec.mask, *map(int, self.params.suppress), *(spec.eos if self.inside else ())}
+        if len({i for i in silent if i < limit}) == limit:
+            why = ", for an end of text cannot stand in front of given text" if self.inside else ""
+            raise RequestError(f"suppress leaves no token to generate{why}", self.id)
+        if self.fixed and self.policy.left_to_right:
+            raise RequestError(
+                f"{self.policy.name} decodes from left to right and cannot look at what stands behind a masked "
+                "position: text behind a gap and fixed tokens need a policy that fills positions in any order, such as "
+                "slowfast or threshold",
+                self.id,
+            )
+        try:
+            self.policy.check(self.prompt, self.gen_length, spec)
+        except RequestError as error:
+            raise error.of(self.id) from None
+
+    @property
+    def inside(self) -> bool:
+        """Whether a masked position stands in front of a fixed token."""
+        return bool(self.fixed) and len(self.fixed) <= max(self.fixed)

@@ -1,0 +1,444 @@
+"""The engine: requests enter and leave while others are being decoded; it alone steps."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+
+from ..core.cache import Cache
+from ..core.canvas import Canvas, ModelSpec
+from ..core.errors import RequestError
+from ..core.protocols import Policy, Sampling
+from ..core.state import append, row_bytes, select, slabs, survivors
+from ..core.values import integer
+from ..models.denoiser import Denoiser
+from ..stop import Ending, StopStrings
+from ..text import Text
+from .loop import State, Status, Step, start, step
+from .request import Request
+
+FinishReason = Literal["eos", "stop", "length", "abort", "error"]
+_LOG = logging.getLogger(__name__)
+_ROUND = 64  # widths of slabs grow in steps of so many positions, so that slightly longer rows fit as well
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What has become of a request.
+
+    Attributes:
+        request: the request.
+        finish_reason: ``eos``, ``stop`` (a stop string), ``length`` (all of gen_length is filled), ``abort`` or
+            ``error``.
+        tokens: the response's ids; the mask id where nothing was generated.
+        steps: of each token the row's forward pass (from 0) that committed it; -1 where none did.
+        confidence: of each token, its probability when it was committed; 0 where none was.
+        nfe: forward passes.
+        positions: positions computed, averaged over the layers and summed over the forward passes.
+        seconds: time in the engine from admission to the end; the other rows of the batch share it.
+        first_token_seconds: the same to the commit of the response's first token that stayed; None: there is none.
+        ending: where a stop string cuts the response; None: nowhere.
+        error: what went wrong, for ``error``.
+    """
+
+    request: Request
+    finish_reason: FinishReason
+    tokens: list[int]
+    steps: list[int]
+    confidence: list[float]
+    nfe: int
+    positions: float
+    seconds: float
+    first_token_seconds: float | None
+    ending: Ending | None = None
+    error: str | None = None
+
+
+Event = Step | Outcome
+
+
+@dataclass
+class _Row:
+    """A request that is being decoded, as the host knows it. Slot i of its group's state is row i of its list."""
+
+    request: Request
+    born: float
+    stops: StopStrings | None
+    nfe: int = 0
+    looked: int = 0  # where the text has been searched for stop strings up to
+    first: float | None = None
+    reason: FinishReason | None = None
+    ending: Ending | None = None
+    error: str | None = None
+
+
+@dataclass
+class _Group:
+    """The rows that share forward passes: those with equal policy and cache."""
+
+    policy: Policy
+    cache: Cache
+    rows: list[_Row]
+    state: State | None = None
+    row_bytes: int = 0
+
+
+class Engine:
+    """Decodes requests, as many at a time as ``batch_size`` and ``memory`` allow; the next enter as others leave.
+
+    ::
+
+        engine = Engine(denoiser, text)
+        engine.add(request)
+        while engine.busy:
+            for event in engine.step():
+                ...
+
+    Every request ends in exactly one :class:`Outcome`, whatever happens to others. Its methods may be called from
+    several threads.
+
+    Args:
+        model: the network with its ids.
+        text: its tokenizer; without one no request may have stop strings.
+        batch_size: most rows decoded at a time, all groups together.
+        memory: most bytes that the rows' states (keys and values, for the most part) may take; None: no limit.
+
+    Raises:
+        RequestError: batch_size or memory out of range.
+    """
+
+    def __init__(
+        self, model: Denoiser, text: Text | None = None, *, batch_size: int = 32, memory: int | None = None
+    ) -> None:
+        for name, value in (("batch_size", batch_size), ("memory", memory)):
+            if value is not None and integer(name, value) < 1:
+                raise RequestError(f"{name} must be at least 1, got {value}")
+        self.model, self.text = model, text
+        self.batch_size, self.memory = integer("batch_size", batch_size), memory
+        self.clock = 0.0  # seconds spent in step(), which is what times are counted in
+        self.moving = 0.0  # of these, spent on rows that enter and leave
+        self._waiting: deque[Request] = deque()
+        self._groups: list[_Group] = []
+        self._ids: set[Any] = set()
+        self._ended: list[Outcome] = []
+        self._index, self._turn = 0, 0
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model's ids."""
+        return self.model.spec
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything left to do or to tell."""
+        return bool(self._ids or self._ended)
+
+    @property
+    def running(self) -> int:
+        """Rows that are being decoded."""
+        return sum(len(group.rows) for group in self._groups)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a place."""
+        return len(self._waiting)
+
+    def check(self, request: Request) -> None:
+        """Refuse what cannot be decoded, without adding it.
+
+        Raises:
+            RequestError, ModelError: see :meth:`Request.check`; stop strings without a tokenizer, an id that is in use,
+                a row that alone does not fit the memory.
+        """
+        request.check(self.spec)
+        if request.params.stop and self.text is None:
+            raise RequestError("stop: the model has no tokenizer.json, so that its responses have no text", request.id)
+        if self.memory is not None:
+            need = self._bytes(request)
+            if need > self.memory:
+                raise RequestError(
+                    f"it needs {need / 2**20:.0f} MiB for {len(request.prompt)} + {request.gen_length} tokens with "
+                    f"cache {request.cache}, but the memory budget is {self.memory / 2**20:.0f} MiB; shorten it, "
+                    "choose another cache or raise the budget",
+                    request.id,
+                )
+
+    def add(self, request: Request) -> None:
+        """Queue a request. It is decoded from the next :meth:`step` on that has a place for it.
+
+        Raises:
+            RequestError, ModelError: see :meth:`check`; nothing is queued then.
+        """
+        self.check(request)
+        with self.model.lock:
+            if request.id in self._ids:
+                raise RequestError("a request with this id is being decoded already", request.id)
+            self._ids.add(request.id)
+            self._waiting.append(request)
+
+    @torch.no_grad()
+    def abort(self, id: Any) -> None:
+        """End a request before the next forward pass; its outcome holds what it had. Unknown ids are ignored."""
+        with self.model.lock:
+            for request in [r for r in self._waiting if r.id == id]:
+                self._waiting.remove(request)
+                self._end(_Row(request, self.clock, None, reason="abort"), None, 0)
+            for group in self._groups:
+                for row in group.rows:
+                    if row.request.id == id:
+                        row.reason = "abort"
+                self._leave(group)
+
+    @torch.no_grad()
+    def step(self) -> list[Event]:
+        """One forward pass of one group, groups taking turns, and the outcomes of the requests that ended."""
+        with self.model.lock:
+            began = time.perf_counter()
+            events: list[Event] = []
+            self._admit()
+            self.moving += time.perf_counter() - began
+            if self._groups:
+                self._turn = (self._turn + 1) % len(self._groups)
+                events += self._forward(self._groups[self._turn], began)
+            else:
+                self.clock += time.perf_counter() - began
+            events += self._ended
+            self._ended = []
+            return events
+
+    def _forward(self, group: _Group, began: float) -> list[Event]:
+        """One forward pass of a group; rows that end leave it."""
+        rows, before = group.rows, self.clock
+        assert group.state is not None
+        try:
+            ids = [row.request.id for row in rows]
+            group.state, event = step(self.model, group.cache, group.policy, group.state, self._index, ids)
+        except Exception as error:  # whatever a policy or a cache does: the other groups go on
+            _LOG.debug("%s + %s failed", group.policy, group.cache, exc_info=True)
+            for row in rows:
+                row.reason, row.error = "error", f"{type(error).__name__}: {error}"
+            self.clock = before + time.perf_counter() - began
+            self._leave(group)
+            return []
+        self._index += 1
+        self.clock = before + time.perf_counter() - began
+        for slot, (row, status) in enumerate(zip(rows, event.status, strict=True)):
+            row.nfe += 1
+            if row.first is None and status.settled > len(row.request.prompt):
+                row.first = self.clock - row.born
+            elif row.first is not None and status.settled <= len(row.request.prompt):
+                row.first = None  # re-masked
+            self._judge(group, row, slot, status)
+        event = replace(event, finished=tuple(row.request.id for row in rows if row.reason))
+        leaving = time.perf_counter()
+        self._leave(group)
+        spent = time.perf_counter() - leaving
+        self.moving += spent
+        self.clock += spent
+        return [event]
+
+    def _judge(self, group: _Group, row: _Row, slot: int, status: Status) -> None:
+        """Whether a row ends with this forward pass, and why."""
+        request = row.request
+        if not status.finite:
+            row.reason, row.error = "error", self._diagnosis(group, slot)
+            return
+        if row.stops and (
+            status.done or (status.settled > row.looked and not group.policy.remasks and not request.params.ignore_eos)
+        ):
+            assert group.state is not None
+            row.looked = status.settled
+            ids = group.state.canvas.tokens[slot, len(request.prompt) : status.settled].tolist()
+            row.ending = row.stops.find(ids, status.done)
+            if row.ending:
+                row.reason = "stop"
+        if row.reason is None and status.done:
+            row.reason = "eos" if status.ended and not request.params.ignore_eos else "length"
+        elif row.reason is None and row.nfe > 4 * request.gen_length + 16:
+            row.reason = "error"
+            row.error = f"{group.policy} does not finish: {row.nfe} forward passes for {request.gen_length} tokens"
+
+    def _diagnosis(self, group: _Group, slot: int) -> str:
+        """Where the numbers end, found by one more forward pass of the row alone."""
+        assert group.state is not None
+        canvas = group.state.canvas
+        where = self.model.first_not_finite(canvas.tokens[slot][canvas.valid[slot]])
+        dtype = str(self.model.network.dtype).removeprefix("torch.")
+        way_out = {"float16": "; load it with dtype bfloat16 or float32", "bfloat16": "; load it with dtype float32"}
+        found = f", the first in {where}" if where else ""
+        return f"the model's logits are not finite numbers in {dtype}{found}{way_out.get(dtype, '')}"
+
+    def _leave(self, group: _Group) -> None:
+        """Take the rows that have a reason out of a group."""
+        leaving = [row.reason is not None for row in group.rows]
+        if not any(leaving):
+            return
+        for slot, row in enumerate(group.rows):
+            if row.reason is not None:
+                self._end(row, group.state, slot)
+        stay = survivors(leaving)
+        if stay and group.state is not None:
+            group.rows = [group.rows[i] for i in stay]
+            width = max(map(_total, group.rows)) + group.policy.probes
+            group.state = select(group.state, stay, width)
+        else:
+            at = next(i for i, one in enumerate(self._groups) if one is group)
+            del self._groups[at]
+            self._turn -= at <= self._turn
+
+    def _end(self, row: _Row, state: State | None, slot: int) -> None:
+        """Note the outcome of a row."""
+        request, spec, length = row.request, self.spec, row.request.gen_length
+        fixed = [request.fixed.get(at, spec.mask) for at in range(length)]
+        tokens, steps, sure, work = fixed, [-1] * length, [0.0] * length, 0.0
+        if state is not None:
+            own = slice(len(request.prompt), len(request.prompt) + length)
+            record = state.record
+            tokens, steps = torch.stack([state.canvas.tokens[slot, own], record.committed_at[slot, own]]).tolist()
+            *sure, work = torch.cat([record.confidence[slot, own].double(), record.work[slot : slot + 1]]).tolist()
+        if row.ending:
+            cut = length - row.ending.tokens
+            tokens[row.ending.tokens :], steps[row.ending.tokens :] = [spec.eos[0]] * cut, [-1] * cut
+            sure[row.ending.tokens :] = [0.0] * cut
+        if row.reason == "eos":  # masked positions behind it stay empty
+            tokens = [spec.eos[0] if token == spec.mask else token for token in tokens]
+        assert row.reason is not None
+        self._ids.discard(request.id)
+        spent = self.clock - row.born
+        self._ended.append(
+            Outcome(request, row.reason, tokens, steps, sure, row.nfe, work, spent, row.first, row.ending, row.error)
+        )
+
+    # --- rows that enter
+
+    def _admit(self) -> None:
+        """Let waiting requests in, in their order, as long as they fit."""
+        entering: list[tuple[_Group, list[_Row]]] = []
+        running, used = self.running, self._used()
+        while self._waiting and running < self.batch_size:
+            request = self._waiting[0]
+            group, fresh = self._place(entering, request)
+            width = max(map(_total, [*group.rows, *fresh, _Row(request, 0.0, None)]))
+            if self.memory is not None:
+                need = self._bytes(request, width)
+                count = len(group.rows) + len(fresh)
+                grown = used - group.row_bytes * count + max(need, group.row_bytes) * (count + 1)
+                if running and grown > self.memory:
+                    break
+                used, group.row_bytes = grown, max(need, group.row_bytes)
+            self._waiting.popleft()
+            stops = StopStrings(self.text, request.params.stop) if request.params.stop and self.text else None
+            fresh.append(_Row(request, self.clock, stops, looked=len(request.prompt)))
+            running += 1
+        for group, fresh in entering:
+            self._enter(group, fresh)
+
+    def _place(self, entering: list[tuple[_Group, list[_Row]]], request: Request) -> tuple[_Group, list[_Row]]:
+        """The group of a request, and those that enter it now."""
+        for group, fresh in entering:
+            if group.policy == request.policy and group.cache == request.cache:
+                return group, fresh
+        for group in self._groups:
+            if group.policy == request.policy and group.cache == request.cache:
+                entering.append((group, []))
+                return entering[-1]
+        entering.append((_Group(request.policy, request.cache, []), []))
+        return entering[-1]
+
+    def _enter(self, group: _Group, fresh: list[_Row]) -> None:
+        """Put rows behind those of a group."""
+        try:
+            made = fresh_state(self.model, [row.request for row in fresh])
+        except Exception as error:  # a policy that cannot begin
+            _LOG.debug("%s cannot begin", group.policy, exc_info=True)
+            for row in fresh:
+                row.reason, row.error = "error", f"{type(error).__name__}: {error}"
+                self._end(row, None, 0)
+            return
+        if group.state is None:
+            group.state = made
+            self._groups.append(group)
+        else:
+            group.state = append(group.state, made)
+        group.rows += fresh
+        self._reserve(group)
+
+    def _reserve(self, group: _Group) -> None:
+        """Make room for the rows that are going to enter, so that entering copies nothing but themselves."""
+        more = [r for r in self._waiting if r.policy == group.policy and r.cache == group.cache]
+        places = self.batch_size - self.running
+        room = len(group.rows) + min(len(more), places)
+        width = max([_total(row) for row in group.rows] + [len(r.prompt) + r.gen_length for r in more[:places]])
+        wide = -(-(width + group.policy.probes + 1) // _ROUND) * _ROUND
+        if self.memory is not None:
+            room = max(len(group.rows), min(room, self.memory // max(1, group.row_bytes)))
+            wide = 0
+        for slab in slabs(group.state):
+            slab.reserve(room, wide if slab.follows_canvas else 0)
+
+    # --- memory
+
+    def _used(self) -> int:
+        return sum(group.row_bytes * len(group.rows) for group in self._groups)
+
+    def _bytes(self, request: Request, width: int = 0) -> int:
+        """Bytes of the state of a row, on a canvas of so many positions at least."""
+        own = len(request.prompt) + request.gen_length
+        longer = replace(request, prompt=[*request.prompt, *[self.spec.pad] * (width - own)])
+        return row_bytes(fresh_state(self.model, [longer]))
+
+
+def fresh_state(model: Denoiser, requests: Sequence[Request]) -> State:
+    """The state of requests with one policy and cache before their first forward pass."""
+    device, spec = model.network.device, model.spec
+    canvas = Canvas.blank(
+        [r.prompt for r in requests],
+        [r.gen_length for r in requests],
+        spec,
+        eos_stop=[not r.params.ignore_eos for r in requests],
+        fixed=[r.fixed for r in requests],
+        device=device,
+    )
+    return start(model, requests[0].cache, requests[0].policy, canvas, _sampling(requests, spec, device))
+
+
+def _total(row: _Row) -> int:
+    return len(row.request.prompt) + row.request.gen_length
+
+
+def _sampling(requests: Sequence[Request], spec: ModelSpec, device: torch.device) -> Sampling:
+    params = [r.params for r in requests]
+    late = [p.late_eos for p in params]
+    return Sampling(
+        torch.tensor([p.temperature for p in params], device=device, dtype=torch.float64),
+        torch.tensor([p.top_p for p in params], device=device, dtype=torch.float64),
+        torch.tensor([min(p.top_k, spec.vocab) for p in params], device=device),
+        torch.tensor([p.seed or 0 for p in params], device=device),
+        _ids([list(map(int, p.suppress)) for p in params], device),
+        _ids([spec.eos if r.inside else () for r in requests], device),
+        torch.tensor(late, device=device),
+        samples=any(p.temperature > 0 for p in params),
+        filters=any(p.top_k > 0 or p.top_p < 1 for p in params),
+        delays=any(late),
+    )
+
+
+def _ids(values: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
+    """``[B, K]`` ids plus 1, K the most of a row; 0 behind a row's own."""
+    most = max(map(len, values))
+    return torch.tensor([[i + 1 for i in own] + [0] * (most - len(own)) for own in values], device=device).long()
+
+
+def drain(engine: Engine, each: Callable[[Event], None] = lambda event: None) -> Iterator[Outcome]:
+    """Step until nothing is left; yields outcomes as they come, and hands every event to ``each`` first."""
+    while engine.busy:
+        for event in engine.step():
+            each(event)
+            if isinstance(event, Outcome):
+                yield event
