@@ -102,21 +102,26 @@ def test_canvas_applies_updates(rows: list[tuple[list[int], list[int], bool]], d
 
 
 @pytest.mark.parametrize(
-    ("prompts", "lengths", "words"),
+    ("prompt", "length", "words"),
     [
-        ([], [], "no prompts"),
-        ([[1]], [1, 2], "1 prompts but 2 response lengths"),
-        ([[1], []], [1, 1], "prompt 1: the prompt is empty"),
-        ([[1]], [0], "prompt 0: gen_length must be at least 1, got 0"),
-        ([[1] * 60], [5], "together 65, but the model's context is 64"),
-        ([[-1, 3]], [1], "prompt 0: it has the id -1; accepted are 0 to 63"),
-        ([[1, 64]], [1], "prompt 0: it has the id 64; accepted are 0 to 63"),
-        ([[1], [2, MASK]], [1, 1], f"prompt 1: it contains the mask id {MASK}"),
+        ([], 1, ["prompt", "empty"]),
+        ([1], 0, ["gen_length", "0"]),
+        ([1] * 60, 5, ["65", "64"]),
+        ([-1, 3], 1, ["-1", "0 to 63"]),
+        ([1, 64], 1, ["64", "0 to 63"]),
+        ([2, MASK], 1, ["mask", str(MASK)]),
     ],
 )
-def test_canvas_refuses(prompts: list[list[int]], lengths: list[int], words: str) -> None:
-    with pytest.raises(RequestError, match=words):
-        Canvas.blank(prompts, lengths, SPEC)
+def test_the_engine_refuses(prompt: list[int], length: int, words: list[str]) -> None:
+    """One error that names the request; nothing is queued, and the engine goes on."""
+    engine = Engine(tiny())
+    with pytest.raises(RequestError) as error:
+        engine.add(Request("odd", prompt, length).to("vanilla", "none"))
+    assert error.value.row == "odd"
+    assert all(word in str(error.value) for word in words)
+    assert not engine.busy
+    engine.add(Request("odd", [1, 2], 3).to("vanilla", "none"))
+    assert [outcome.finish_reason for outcome in drain(engine)] in (["eos"], ["length"])
 
 
 def test_canvas_fills_the_context_exactly() -> None:

@@ -266,7 +266,7 @@ class Model:
         **options: Any,
     ) -> list[Request]:
         """Encode texts with gaps into requests; see :meth:`infill`."""
-        check_names("infill", options, ("params", "n", *_SAMPLING))
+        check_names("infill", options, ("params", "n", *(name for name in _SAMPLING if name != "stop")))
         many = as_batch(texts, TEXTS)
         fronts: Sequence[list[int] | None] = [None] * len(many)
         if prompts is not None:

@@ -7,13 +7,14 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from ..core.errors import RequestError, SpecError
+from ..engine.request import SamplingParams
 from .inputs import Form, Record, from_argument, from_file
 from .options import Decoding
 from .outputs import Output, Results, Trace, check_distinct, check_writable, finished_lines
@@ -85,6 +86,7 @@ def decode(
         )
     records = from_file(options.batch, form) if options.batch is not None else [from_argument(value or "", form)]
     given = {**common, "policy": options.policy, "cache": options.cache, "n": options.n, "chat": options.chat}
+    SamplingParams(**{f.name: given[f.name] for f in fields(SamplingParams) if given.get(f.name) is not None})
     from .. import registry
 
     for name, known in (("policy", registry.policy), ("cache", registry.cache)):  # refused before anything is loaded

@@ -97,11 +97,13 @@ class Prediction:
             for name in ("token", "entropy", "margin", "gap")
             if (value := getattr(self, name)) is not None
         }
+        confidence = torch.where(window, self.confidence, -torch.inf)
+        if self.logits is None:
+            return replace(self, confidence=confidence, where=None, **kept)
         row, position = self.lines
         inside = window[row, position]
-        logits = None if self.logits is None else self.logits[inside]
-        confidence = torch.where(window, self.confidence, -torch.inf)
-        return replace(self, confidence=confidence, logits=logits, where=(row[inside], position[inside]), **kept)
+        where, logits = (row[inside], position[inside]), self.logits[inside]
+        return replace(self, confidence=confidence, logits=logits, where=where, **kept)
 
 
 @dataclass(frozen=True)
