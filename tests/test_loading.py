@@ -91,9 +91,9 @@ def test_every_layer_and_every_weight_matters(tmp_path):
 
 def test_weights_are_spread_over_all_shards(tmp_path):
     folder = write(tmp_path, shards=3)
-    checkpoint = Checkpoint.find(folder)
-    assert {f.name for f in checkpoint.files.values()} == {f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)}
-    assert set(checkpoint.files) == set(shapes(CONFIG))
+    tensors = Checkpoint.find(folder).tensors
+    assert {tensors.file(n).name for n in tensors.names()} == {f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)}
+    assert set(tensors.names()) == set(shapes(CONFIG))
 
 
 def test_a_tied_head_that_comes_along_and_rotary_buffers_are_left_alone(tmp_path):
@@ -204,8 +204,14 @@ def test_llada_8b_maps_every_name_without_allocating(tmp_path):
         "vocab": 126464,
         "theta": 500000.0,
         "eps": 1e-5,
-        "bias": False,
+        "qkv_bias": False,
         "tied": False,
+        "head_dim": 128,
+        "rotary_dim": 128,
+        "qk_norm": False,
+        "o_bias": False,
+        "mlp_bias": False,
+        "scaling": None,
     }
     ids = (description.mask, description.eos, description.pad, description.context, description.shift)
     assert ids == (126336, (126081,), 126081, 4096, False)
