@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from transformers import (
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from llada_folder import CONFIG as LLADA
+from unmask.core.canvas import ModelSpec
 from unmask.core.errors import ModelError
 from unmask.core.rows import gather
 from unmask.models import causal
@@ -31,10 +33,11 @@ from unmask.models.config import Config
 from unmask.models.dream import Dream
 from unmask.models.family import describe
 from unmask.models.llada import Llada
-from unmask.models.rope import rope_of, rotary_table
+from unmask.models.rope import Interpolation, rope_of, rotary_table
 from unmask.models.tensors import tensors_of
 from unmask.models.transformer import Architecture, Transformer
 from unmask.models.weights import Checkpoint, load_denoiser
+from unmask.profiles import fingerprint
 
 SIZES: dict[str, Any] = {
     "vocab_size": 61,
@@ -434,3 +437,34 @@ def test_packed_weights_are_refused_without_a_config_that_says_so(tmp_path: Path
     save_file({"model.layers.0.self_attn.q_proj.qweight": torch.ones(2, 2).int()}, tmp_path / "model.safetensors")
     with pytest.raises(ModelError, match=r"q_proj.qweight is packed by GPTQ, AWQ"):
         tensors_of(tmp_path)
+
+
+# --- fingerprints -----------------------------------------------------------------------------------------------
+
+
+def fingerprinted(arch: Architecture, dtype: torch.dtype = torch.float32) -> str:
+    """The fingerprint of a model of these sizes, its weights the same for all that have weights of the same shapes."""
+    torch.manual_seed(0)
+    network = Transformer(arch, 16)
+    for weight in network.parameters():
+        torch.nn.init.normal_(weight)
+    network = network.to(dtype)
+    spec = ModelSpec(mask=1, eos=(2,), pad=2, vocab=arch.vocab, limit=arch.vocab, context=16)
+    return fingerprint(SimpleNamespace(denoiser=SimpleNamespace(network=network, spec=spec)))  # type: ignore[arg-type]
+
+
+def test_the_fingerprint_covers_what_the_weights_do_not_say() -> None:
+    """Each of these computes something else from the same tensors."""
+    arch = Architecture(width=32, layers=1, heads=4, kv_heads=4, ffn=8, vocab=9, theta=10000.0, eps=1e-6)
+    changes: list[dict[str, Any]] = [
+        {},
+        {"heads": 8, "kv_heads": 8, "head_dim": 4, "rotary_dim": 4},
+        {"theta": 1e6},
+        {"eps": 1e-5},
+        {"rotary_dim": 4},
+        {"scaling": Interpolation(2.0)},
+        {"scaling": Interpolation(4.0)},
+    ]
+    found = [fingerprinted(replace(arch, **change)) for change in changes]
+    assert len(set(found)) == len(changes)
+    assert fingerprinted(arch, torch.bfloat16) == found[0]

@@ -22,9 +22,9 @@ from ..api import BUNDLED_NAME, Model
 from ..core.config import Configured
 from ..core.errors import RequestError, SpecError
 from ..engine.loop import Step
+from ..profiles import fingerprint
 from . import autoregressive, ledger, lines
 from .problems import Answer, Source
-from .profile import fingerprint
 
 Row = dict[str, Any]
 
