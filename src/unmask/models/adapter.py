@@ -26,7 +26,7 @@ _HARMLESS = words(
     """
     auto_mapping base_model_name_or_path bias corda_config eva_config exclude_modules inference_mode layers_pattern
     layers_to_transform library_name loftq_config lora_dropout lora_ga_config megatron_core modules_to_save peft_version
-    qalora_group_size revision runtime_config target_modules task_type
+    qalora_group_size revision runtime_config task_type
     """
 )
 
@@ -41,6 +41,7 @@ class Adapter:
         rooted: the scale is alpha / sqrt(rank), not alpha / rank (rank-stabilised LoRA).
         pairs: the two tensors' names of each module that is adapted.
         whole: tensors that replace the model's, by the model's names.
+        targets: names, or ends of names, of the modules that were trained; empty where the config has a pattern.
         tensors: of the adapter.
     """
 
@@ -52,6 +53,7 @@ class Adapter:
     alphas: Mapping[str, Any]
     pairs: Mapping[str, tuple[str, str]] = field(repr=False)
     whole: Mapping[str, str] = field(repr=False)
+    targets: tuple[str, ...]
     tensors: Tensors = field(repr=False)
 
     @staticmethod
@@ -71,6 +73,8 @@ class Adapter:
         ranks, alphas = _patterns(config, "rank_pattern"), _patterns(config, "alpha_pattern")
         rank, alpha = config.integer("r"), config.number("lora_alpha")
         rooted = config.flag("use_rslora")
+        targets = config.get("target_modules")
+        named = tuple(sorted(map(str, targets))) if isinstance(targets, list) else ()
         surplus = sorted(key for key in set(values) - config.asked - _HARMLESS if values[key])
         if surplus:
             raise ModelError(
@@ -79,7 +83,7 @@ class Adapter:
             )
         tensors = _tensors(folder)
         pairs, whole = _pairs(tensors, folder)
-        return Adapter(folder, rank, alpha, rooted, ranks, alphas, pairs, whole, tensors)
+        return Adapter(folder, rank, alpha, rooted, ranks, alphas, pairs, whole, named, tensors)
 
     def scale(self, module: str) -> float:
         """What the product of a module is multiplied with."""
@@ -117,6 +121,10 @@ class Adapter:
                     f"{self.tensors.file(down)}: {module} has products of the shapes {b} and {a}; "
                     f"rank {rank} and {name} imply {wanted[1]} and {wanted[0]}"
                 )
+        for target in self.targets:
+            trained = {m for m in (name.removesuffix(".weight") for name in known) if f".{m}".endswith(f".{target}")}
+            if trained and not trained & self.pairs.keys():
+                raise ModelError(f"{self.folder}: {CONFIG} names {target} in target_modules, but has no weights for it")
         for name, own in self.whole.items():
             if name not in known:
                 raise ModelError(f"{self.folder}: the adapter is of another model: this one has no {name}")
