@@ -157,7 +157,9 @@ def test_tensors_that_were_trained_whole_take_the_place_of_the_models(tmp_path: 
     base, head = weights(CONFIG), torch.randn(288, 32)
     folder = write(tmp_path / "model", tensors=base, tokenizer=False)
     whole = {"base_model.model.model.transformer.ff_out.weight": head}
-    own = adapter(tmp_path / "a", {"modules_to_save": ["ff_out"]}, pair(Q, 32, 32) | whole)
+    own = adapter(
+        tmp_path / "a", {"target_modules": ["q_proj"], "modules_to_save": ["ff_out"]}, pair(Q, 32, 32) | whole
+    )
     found = loaded(folder, adapter=own)
     name = "model.transformer.ff_out.weight"
     wanted = {f"{Q}.weight": 16 / R * delta(ADAPTER, Q), name: head.double() - base[name].double()}
