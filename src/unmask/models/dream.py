@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from . import llama
 from .config import Config
-from .family import Description, special_ids
+from .family import Description, Recommended, special_ids
 from .transformer import Architecture
+
+_PUBLISHED = Recommended("slowfast(preset=reference_dream)", "none", 256, "SlowFast's published setting for Dream")
 
 
 class Dream:
@@ -18,7 +20,7 @@ class Dream:
     def describe(self, config: Config) -> Description:
         """See :class:`unmask.models.family.Family`."""
         arch, context = llama.architecture(config, qkv_bias=True)
-        return Description(self.name, arch, context, **special_ids(config), shift=True)
+        return Description(self.name, arch, context, **special_ids(config), shift=True, published=_PUBLISHED)
 
     def names(self, arch: Architecture) -> dict[str, str]:
         """See :class:`unmask.models.family.Family`."""

@@ -13,6 +13,22 @@ from .transformer import Architecture
 
 
 @dataclass(frozen=True)
+class Recommended:
+    """How to decode a model where nobody says otherwise.
+
+    Attributes:
+        policy, cache: specs, as for :meth:`unmask.Model.generate`.
+        gen_length: response length in tokens.
+        source: who recommends it: a file, or what a family was published with.
+    """
+
+    policy: str
+    cache: str
+    gen_length: int
+    source: str
+
+
+@dataclass(frozen=True)
 class Description:
     """A checkpoint as its config describes it; ids as in :class:`unmask.core.canvas.ModelSpec`."""
 
@@ -23,6 +39,7 @@ class Description:
     eos: tuple[int, ...]
     pad: int
     shift: bool
+    published: Recommended
 
     def __post_init__(self) -> None:
         """Refuse ids outside the vocabulary, as a :class:`ModelError`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .config import Config, words
-from .family import Description, special_ids, weight_names
+from .family import Description, Recommended, special_ids, weight_names
 from .rope import rope_of
 from .transformer import Architecture
 
@@ -45,6 +45,7 @@ _HARMLESS = words(
 """What other keys decide (the size of the embedding, key/value heads, the tied head), how weights begin in training,
 and number formats: rotary embeddings have full precision here whatever ``rope_full_precision`` says.
 """
+_PUBLISHED = Recommended("slowfast(preset=reference)", "none", 256, "SlowFast's published setting for LLaDA")
 
 
 class Llada:
@@ -75,7 +76,7 @@ class Llada:
             rotary_dim=int(width // heads * rope.share),
             scaling=rope.scaling,
         )
-        return Description(self.name, arch, context, **special_ids(config), shift=False)
+        return Description(self.name, arch, context, **special_ids(config), shift=False, published=_PUBLISHED)
 
     def names(self, arch: Architecture) -> dict[str, str]:
         """See :class:`unmask.models.family.Family`."""
