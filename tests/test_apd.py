@@ -168,11 +168,11 @@ class TestLifetime:
         return shutil.copytree(VERIFIER, tmp_path / "v")
 
     @pytest.fixture
-    def reads(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    def reads(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         """The folders whose weights are read."""
         found: list[str] = []
-        real = causal.tensors_of
-        monkeypatch.setattr(causal, "tensors_of", lambda folder: found.append(str(folder)) or real(folder))
+        real = causal.fill
+        monkeypatch.setattr(causal, "fill", lambda *given: found.append(str(folder)) or real(*given))
         return found
 
     def test_one_model_reads_it_once(self, folder: Path, reads: list[str]) -> None:
@@ -270,7 +270,7 @@ class TestUnfit:
     def test_another_tokenizer(self, tmp_path: Path) -> None:
         """Both are named, and the first id that differs."""
         shutil.copytree(VERIFIER, tmp_path / "v")
-        theirs = json.loads((api.SHIPPED / "tokenizer.json").read_text())
+        theirs = json.loads((api.BUNDLED / "tokenizer.json").read_text())
         pieces = theirs["model"]["vocab"]
         (a, i), (b, j) = list(pieces.items())[40:42]
         pieces[a], pieces[b] = j, i

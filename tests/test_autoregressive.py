@@ -21,7 +21,7 @@ from unmask.measure.run import Batch, Setting
 from unmask.measure.summary import summarise, tallies
 
 SHIPPED = Path(unmask.__file__).parent / "assets" / "verifier"
-GREEDY = "autoregressive(shipped)"
+GREEDY = "autoregressive(unmask-tiny)"
 RECORD = ["-t", "record", "--split", "valid", "--gen-length", "64"]
 
 
@@ -32,7 +32,7 @@ def lm():
 
 @pytest.fixture(scope="module")
 def causal(lm):
-    return Autoregressive.beside(lm, "shipped")
+    return Autoregressive.beside(lm, "unmask-tiny")
 
 
 def network(causal):
@@ -105,7 +105,7 @@ def test_without_early_stop_everything_is_filled(causal):
 
 def test_it_solves_word_problems_and_is_not_run_again(tmp_path):
     path = tmp_path / "r.jsonl"
-    args = ["bench", "--autoregressive", "shipped", "-p", "threshold", "-t", "word_problem", "--split", "valid",
+    args = ["bench", "--autoregressive", "unmask-tiny", "-p", "threshold", "-t", "word_problem", "--split", "valid",
             "--gen-length", 64, "--batch-size", 5, "--baseline", f"{GREEDY}|none", "-o", path]  # fmt: skip
     assert cli(*args, "-n", 5).exit_code == 0
     before = path.read_bytes()
@@ -127,7 +127,7 @@ def test_it_solves_word_problems_and_is_not_run_again(tmp_path):
 
 def test_report_takes_it_as_any_setting(tmp_path):
     path, folder = tmp_path / "r.jsonl", tmp_path / "page"
-    args = ["--autoregressive", "shipped", "-p", "threshold", "--baseline", "-", *RECORD, "-n", 1, "-o", path]
+    args = ["--autoregressive", "unmask-tiny", "-p", "threshold", "--baseline", "-", *RECORD, "-n", 1, "-o", path]
     assert cli("bench", *args).exit_code == 0
     done = cli("report", path, "-o", folder, "--baseline", f"{GREEDY}|none")
     assert done.exit_code == 0, done.stderr
@@ -147,7 +147,7 @@ def test_a_model_in_a_folder_is_the_same_model(lm, tmp_path):
     folder = folder_without(tmp_path)
     problems = source("record", 1, "valid")
     here, there = (run.decode(lm, Batch(Setting(f"autoregressive({name})", "none", 64), problems, 0, 1))
-                   for name in ("shipped", folder))  # fmt: skip
+                   for name in ("unmask-tiny", folder))  # fmt: skip
     assert here["digest"] == there["digest"]
 
 
@@ -158,9 +158,9 @@ def test_a_model_in_a_folder_is_the_same_model(lm, tmp_path):
         (["--autoregressive", ""], "no autoregressive model at ''"),
         (["--autoregressive", unmask.__file__], "no autoregressive model at"),
         (["--autoregressive", str(SHIPPED.parent / "tiny")], "LLaDAModelLM"),
-        (["--autoregressive", "shipped", "--temperature", "0.5"], "record: autoregressive(shipped) is greedy"),
+        (["--autoregressive", "unmask-tiny", "--temperature", "0.5"], "record: autoregressive(unmask-tiny) is greedy"),
         (["--pair", f"{GREEDY}|dual"], "has a cache of its own; accepted: none, got 'dual'"),
-        (["--autoregressive", "shipped", "--gen-length", "2040"], "record: prompt 0: "),
+        (["--autoregressive", "unmask-tiny", "--gen-length", "2040"], "record: prompt 0: "),
         (["-p", GREEDY], "unknown policy 'autoregressive'"),
     ],
 )

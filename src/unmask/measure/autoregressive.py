@@ -41,7 +41,7 @@ class Autoregressive:
     """A causal model with its own tokenizer.
 
     Attributes:
-        name: folder, hub id, or ``shipped``.
+        name: folder, hub id, or ``unmask-tiny``.
         model: the causal model.
         text: tokenizer and chat template.
         eos: ids that end a response.

@@ -24,8 +24,8 @@ from . import llama
 from .config import Config
 from .family import Family, describe, pick
 from .hub import find_folder
-from .loading import blank, fill
-from .tensors import first_dtype, named_dtype, read_json, tensors_of
+from .loading import blank, fill, matched
+from .tensors import Tensors, first_dtype, named_dtype, read_json, tensors_of
 from .transformer import Architecture, Transformer
 from .vocabulary import pieces_of
 
@@ -137,7 +137,7 @@ class CausalModel:
 
         Raises:
             ModelError: an id that both know stands for different text, or the model's tokenizer has more ids than this
-                one has embeddings.
+                one has embeddings; or weights are missing or of another shape.
         """
         used, key = min(spec.limit, spec.vocab), (spec.tokenizer, spec.limit, spec.vocab)
         if key in self._fitting:
@@ -153,6 +153,7 @@ class CausalModel:
                 )
         if self.vocab < used:
             raise ModelError(f"the {self.what} {self.source!r} has {self.vocab} ids, the model uses {used}")
+        self._matched()
         self._fitting.add(key)
 
     def check(self, prompt: Sequence[int], total: int) -> None:
@@ -183,7 +184,7 @@ class CausalModel:
         layers = range(arch.layers)
         return Memory([like.clone() for _ in layers], [like.clone() for _ in layers], known)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def score(self, tokens: Tensor, row: Tensor, position: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
         """Logits ``[N, V]`` for the tokens at some places, each given everything before it.
 
@@ -204,7 +205,7 @@ class CausalModel:
         hidden = _read(network, tokens, place, real, extent, memory)
         return network.logits(hidden[row, position - 1 - known[row]]), replace(memory, known=known + count)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode(
         self, prompts: Sequence[Sequence[int]], gen_length: int, device: torch.device, dtype: torch.dtype | None = None
     ) -> Iterator[tuple[list[int], float]]:
@@ -238,16 +239,22 @@ class CausalModel:
         """
         key = device, dtype or self.dtype(device)
         if key not in self._networks:
-            arch, context = self.description.arch, self.description.context
-            made, untied = blank(arch), self._family.names(replace(arch, tied=False))
-            try:
-                names, tensors = self._family.names(arch), tensors_of(self._weights)
-                fill(made, names, set(untied.values()), tensors, self._weights, *key)
-            except ModelError as error:
-                raise ModelError(f"the {self.what} {self.source!r} cannot be loaded: {error}") from None
-            made.make_rotary(context, device)
+            made, tensors, found = self._matched()
+            fill(made, found, tensors, *key)
+            made.make_rotary(self.description.context, device)
             self._networks[key] = made.eval().requires_grad_(False)
         return self._networks[key]
+
+    def _matched(self) -> tuple[Transformer, Tensors, dict[str, str]]:
+        """The network on the meta device, and the tensors to read into it."""
+        arch, folder = self.description.arch, self._weights
+        names, untied = (self._family.names(each) for each in (arch, replace(arch, tied=False)))
+        made = blank(arch)
+        try:
+            tensors = tensors_of(folder)
+            return made, tensors, matched(made, names, set(untied.values()), tensors, folder)
+        except ModelError as error:
+            raise ModelError(f"the {self.what} {self.source!r} cannot be loaded: {error}") from None
 
     @cached_property
     def _weights(self) -> Path:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from ..core.errors import ModelError
 from .tensors import Tensors
@@ -22,18 +21,10 @@ def blank(arch: Architecture, context: int = 1) -> Transformer:
         return Transformer(arch, context)
 
 
-def fill(
-    network: Transformer,
-    names: Mapping[str, str],
-    known: set[str],
-    tensors: Tensors,
-    folder: Path,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> None:
-    """Read the weights into a network made on the meta device, one tensor at a time.
-
-    Each is copied out of the file, so that a file overwritten later does not change (or crash) a loaded model.
+def matched(
+    network: Transformer, names: Mapping[str, str], known: set[str], tensors: Tensors, folder: Path
+) -> dict[str, str]:
+    """The tensors to read, file by file, and the parameter each is for.
 
     Args:
         network: made on the meta device.
@@ -41,7 +32,6 @@ def fill(
         known: names of tensors that may be there, whether they are read or not.
         tensors: the checkpoint's.
         folder: for messages.
-        device, dtype: what the network is to have.
 
     Raises:
         ModelError: missing or surplus weights, wrong shapes, truncated files.
@@ -55,14 +45,27 @@ def fill(
     if surplus:
         raise ModelError(f"{folder}: weights that config.json does not account for: {_some(surplus)}")
     wanted, ours = network.shapes(), {theirs: ours for ours, theirs in names.items()}
-    state: dict[str, Tensor] = {}
-    for theirs in tensors.names():
-        if theirs not in ours:
-            continue
-        shape, found = wanted[ours[theirs]], tensors.shape(theirs)
-        if found != list(shape):
-            raise ModelError(f"{tensors.file(theirs)}: {theirs} has shape {found}; config.json implies {list(shape)}")
-        state[ours[theirs]] = tensors.read(theirs).to(device=device, dtype=dtype, copy=True)
+    found = {theirs: ours[theirs] for theirs in tensors.names() if theirs in ours}
+    for theirs, name in found.items():
+        if tensors.shape(theirs) != list(wanted[name]):
+            raise ModelError(
+                f"{tensors.file(theirs)}: {theirs} has shape {tensors.shape(theirs)}; "
+                f"config.json implies {list(wanted[name])}"
+            )
+    return found
+
+
+def fill(
+    network: Transformer, found: Mapping[str, str], tensors: Tensors, device: torch.device, dtype: torch.dtype
+) -> None:
+    """Read what :func:`matched` has found into a network made on the meta device, one tensor at a time.
+
+    Each is copied out of the file, so that a file overwritten later does not change (or crash) a loaded model.
+
+    Raises:
+        ModelError: a file that cannot be read, or holds other than floating point numbers.
+    """
+    state = {ours: tensors.read(theirs).to(device=device, dtype=dtype, copy=True) for theirs, ours in found.items()}
     network.assign(state)
 
 

@@ -19,7 +19,7 @@ from .dream import Dream
 from .family import Description, Family, describe, pick
 from .hub import find_folder
 from .llada import Llada
-from .loading import blank, fill
+from .loading import blank, fill, matched
 from .tensors import DTYPES, Tensors, first_dtype, named_dtype, read_json, tensors_of
 from .transformer import Transformer
 
@@ -112,9 +112,14 @@ class Checkpoint:
         return named_dtype(self.config) or first_dtype(self.tensors)
 
     def load(self, network: Transformer, device: torch.device, dtype: torch.dtype) -> None:
-        """Read the weights into a network made on the meta device; see :func:`fill`."""
+        """Read the weights into a network made on the meta device.
+
+        Raises:
+            ModelError: missing or surplus weights, wrong shapes, truncated files.
+        """
         untied = self.family.names(replace(network.arch, tied=False))  # a tied head may come along
-        fill(network, self.names, set(untied.values()), self.tensors, self.folder, device, dtype)
+        found = matched(network, self.names, set(untied.values()), self.tensors, self.folder)
+        fill(network, found, self.tensors, device, dtype)
 
     def spec(self, limit: int | None = None, more_eos: tuple[int, ...] = ()) -> ModelSpec:
         """The ids; ``limit`` is the tokenizer's size, ``more_eos`` what it adds to the config's end-of-text ids."""
