@@ -8,18 +8,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 import unmask
 from unmask.cli import app
 from unmask.core.errors import ModelError, RequestError
 from unmask.measure import autoregressive, run
+from unmask.measure.autoregressive import Autoregressive
 from unmask.measure.problems import Item, Source, source
 from unmask.measure.run import Batch, Setting
 from unmask.measure.summary import summarise, tallies
 
 SHIPPED = Path(unmask.__file__).parent / "assets" / "verifier"
-GREEDY = "autoregressive(shipped)"
+GREEDY = "autoregressive(unmask-tiny)"
 RECORD = ["-t", "record", "--split", "valid", "--gen-length", "64"]
 
 
@@ -30,18 +32,26 @@ def lm():
 
 @pytest.fixture(scope="module")
 def causal(lm):
-    return autoregressive.load("shipped", lm)
+    return Autoregressive.beside(lm, "unmask-tiny")
+
+
+def network(causal):
+    """The plain network, by ``transformers``, on the tokens so far."""
+    found = AutoModelForCausalLM.from_pretrained(SHIPPED, dtype=torch.float32).eval()
+    return lambda ids: found(torch.tensor([ids])).logits[0, -1]
 
 
 def cli(*args):
     return CliRunner().invoke(app, list(map(str, args)), prog_name="unmask")
 
 
+@torch.inference_mode()
 def argmax_loop(causal, prompt: list[int], gen_length: int) -> list[int]:
     """The likeliest token again and again, everything read anew each time, up to the end of text."""
     said: list[int] = []
+    logits = network(causal)
     while len(said) < gen_length:
-        token = int(causal.network(torch.tensor([prompt + said])).logits[0, -1].argmax())
+        token = int(logits(prompt + said).argmax())
         if token in causal.eos:
             break
         said.append(token)
@@ -55,18 +65,14 @@ def test_a_spec_names_a_model():
 
 
 @pytest.mark.parametrize("n", [1, 3])
-def test_it_says_what_a_naive_loop_says(n, lm, causal):
+def test_it_generates_what_a_naive_loop_generates(n, causal):
     """Prompts of several lengths, padded on the left; one is cut off by gen_length."""
     problems = source("word_problem", 3, "valid")
     prompts = [causal.text.encode(item.prompt) for item in problems.items]
     assert len({len(p) for p in prompts}) > 1
     expected = [argmax_loop(causal, p, 24) for p in prompts]
     assert {len(ids) == 24 for ids in expected} == {True, False}
-    found = [
-        answer
-        for first in range(0, 3, n)
-        for answer in autoregressive.answers(lm, Setting(GREEDY, "none", 24, n), problems, first, n)[0]
-    ]
+    found = [answer for first in range(0, 3, n) for answer in causal.answers(problems, 24, first, n)[0]]
     assert [a.text for a in found] == [causal.text.decode(ids) for ids in expected]
     assert [a.tokens for a in found] == [len(ids) for ids in expected]
     assert [a.nfe for a in found] == [min(len(ids) + 1, 24) for ids in expected]
@@ -76,9 +82,8 @@ def test_it_says_what_a_naive_loop_says(n, lm, causal):
 def test_forwards_are_those_of_the_network(lm, causal):
     """One for the prompt, then one a token; the prompt is read once."""
     shapes = []
-    hook = causal.network.register_forward_pre_hook(
-        lambda module, args, kwargs: shapes.append(kwargs["input_ids"].shape[1]), with_kwargs=True
-    )
+    network = causal.model.network(causal.device, causal.dtype)
+    hook = network.embed.register_forward_pre_hook(lambda module, args: shapes.append(args[0].shape[1]))
     try:
         row = run.decode(lm, Batch(Setting(GREEDY, "none", 64), source("record", 1, "valid"), 0, 1))
     finally:
@@ -90,12 +95,9 @@ def test_forwards_are_those_of_the_network(lm, causal):
     assert 0 < row["model_seconds"] < row["seconds"]
 
 
-def test_without_early_stop_everything_is_filled(lm):
+def test_without_early_stop_everything_is_filled(causal):
     problems = source("record", 2, "valid")
-    stopped, full = (
-        autoregressive.answers(lm, Setting(GREEDY, "none", 48, 2, eos_stop=stop), problems, 0, 2)[0]
-        for stop in (True, False)
-    )
+    stopped, full = (causal.answers(problems, 48, 0, 2, eos_stop=stop)[0] for stop in (True, False))
     assert [a.nfe for a in full] == [48, 48]
     assert [(a.text, a.tokens) for a in full] == [(a.text, a.tokens) for a in stopped]
     assert max(a.nfe for a in stopped) < 48
@@ -103,7 +105,7 @@ def test_without_early_stop_everything_is_filled(lm):
 
 def test_it_solves_word_problems_and_is_not_run_again(tmp_path):
     path = tmp_path / "r.jsonl"
-    args = ["bench", "--autoregressive", "shipped", "-p", "threshold", "-t", "word_problem", "--split", "valid",
+    args = ["bench", "--autoregressive", "unmask-tiny", "-p", "threshold", "-t", "word_problem", "--split", "valid",
             "--gen-length", 64, "--batch-size", 5, "--baseline", f"{GREEDY}|none", "-o", path]  # fmt: skip
     assert cli(*args, "-n", 5).exit_code == 0
     before = path.read_bytes()
@@ -125,7 +127,7 @@ def test_it_solves_word_problems_and_is_not_run_again(tmp_path):
 
 def test_report_takes_it_as_any_setting(tmp_path):
     path, folder = tmp_path / "r.jsonl", tmp_path / "page"
-    args = ["--autoregressive", "shipped", "-p", "threshold", "--baseline", "-", *RECORD, "-n", 1, "-o", path]
+    args = ["--autoregressive", "unmask-tiny", "-p", "threshold", "--baseline", "-", *RECORD, "-n", 1, "-o", path]
     assert cli("bench", *args).exit_code == 0
     done = cli("report", path, "-o", folder, "--baseline", f"{GREEDY}|none")
     assert done.exit_code == 0, done.stderr
@@ -145,7 +147,7 @@ def test_a_model_in_a_folder_is_the_same_model(lm, tmp_path):
     folder = folder_without(tmp_path)
     problems = source("record", 1, "valid")
     here, there = (run.decode(lm, Batch(Setting(f"autoregressive({name})", "none", 64), problems, 0, 1))
-                   for name in ("shipped", folder))  # fmt: skip
+                   for name in ("unmask-tiny", folder))  # fmt: skip
     assert here["digest"] == there["digest"]
 
 
@@ -154,11 +156,11 @@ def test_a_model_in_a_folder_is_the_same_model(lm, tmp_path):
     [
         (["--autoregressive", "/none"], "no autoregressive model at '/none'"),
         (["--autoregressive", ""], "no autoregressive model at ''"),
-        (["--autoregressive", unmask.__file__], "expected a folder with config.json and weights, or a hub id"),
-        (["--autoregressive", str(SHIPPED.parent / "tiny")], "llada"),
-        (["--autoregressive", "shipped", "--temperature", "0.5"], "record: autoregressive(shipped) is greedy"),
+        (["--autoregressive", unmask.__file__], "no autoregressive model at"),
+        (["--autoregressive", str(SHIPPED.parent / "tiny")], "LLaDAModelLM"),
+        (["--autoregressive", "unmask-tiny", "--temperature", "0.5"], "record: autoregressive(unmask-tiny) is greedy"),
         (["--pair", f"{GREEDY}|dual"], "has a cache of its own; accepted: none, got 'dual'"),
-        (["--autoregressive", "shipped", "--gen-length", "2040"], "record: prompt 0: "),
+        (["--autoregressive", "unmask-tiny", "--gen-length", "2040"], "record: prompt 0: "),
         (["-p", GREEDY], "unknown policy 'autoregressive'"),
     ],
 )
@@ -176,21 +178,20 @@ def test_bench_refuses(args, message, tmp_path):
     [
         ("tokenizer.json", "has no tokenizer.json"),
         ("model.safetensors", "cannot be loaded"),
-        ("config.json", "no auto"),
+        ("config.json", "no config.json"),
     ],
 )
 def test_incomplete_folders(missing, message, lm, tmp_path):
     with pytest.raises(ModelError, match=message):
-        autoregressive.load(str(folder_without(tmp_path, missing)), lm)
+        Autoregressive.beside(lm, str(folder_without(tmp_path, missing)))
 
 
-def test_prompts_that_it_cannot_take(lm):
+def test_prompts_that_it_cannot_take(causal):
     """Ids are of the other model's tokenizer; a conversation is text."""
-    setting = Setting(GREEDY, "none", 8)
     with pytest.raises(RequestError, match="prompt 1: it is a list of ids"):
-        autoregressive.check(lm, setting, Source("s", [Item("a", bool), Item([1, 2], bool)]))
+        causal.check(Source("s", [Item("a", bool), Item([1, 2], bool)]), 8)
     with pytest.raises(RequestError, match="prompt 0: the prompt is empty"):
-        autoregressive.check(lm, setting, Source("s", [Item("", bool)]))
+        causal.check(Source("s", [Item("", bool)]), 8)
     talk = [Item([{"role": "user", "content": "Hello"}], bool), Item("Hello", bool)]
-    one, two = autoregressive.answers(lm, setting, Source("s", talk), 0, 2)[0]
+    one, two = causal.answers(Source("s", talk), 8, 0, 2)[0]
     assert one.text == two.text

@@ -166,7 +166,6 @@ class TestConfig:
             ("layer_norm_with_affine", False, "True"),
             ("block_group_size", 4, "1"),
             ("clip_qkv", 8.0, "None"),
-            ("rope_scaling", {"type": "linear", "factor": 2}, "None"),
         ],
     )
     def test_unsupported_variant(self, tmp_path, key, value, supported):
@@ -279,7 +278,7 @@ class TestWeights:
     def test_a_folder_in_place_of_the_file(self, copy):
         (copy / "model.safetensors").unlink()
         (copy / "model.safetensors").mkdir()
-        with fails(ModelError, "model.safetensors", "not a complete safetensors file"):
+        with fails(ModelError, copy / "model.safetensors", "cannot be read"):
             unmask.load(copy)
 
     @pytest.mark.parametrize("shards", [0, 2])

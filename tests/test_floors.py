@@ -33,13 +33,12 @@ EVENTS = {
     "results",
 }  # what the floors above the api may know of it
 FLOORS = {  # the longest name that fits rules; what it may import, itself included where it says so
-    "": {"api", "results", "core.errors", "engine.loop", "measure.profile"},
+    "": {"api", "results", "core.errors", "engine.loop", "profiles"},
     "core": {"core"},
     "models": {"core", "models"},
     "caches": {"core"},
-    "policies": {"core", "verifier"},
+    "policies": {"core", "models.causal"},
     "policies.slowfast": {"core", "policies.slowfast"},
-    "verifier": {"core", "text"},
     "engine": {"core", "models", "engine"},
     "registry": {"core"},
     "text": {"core"},
@@ -49,9 +48,11 @@ FLOORS = {  # the longest name that fits rules; what it may import, itself inclu
     "stop": {"engine", "text"},
     "api": {"core", "models", "engine", "registry", "text", "checks", "infill", "results", "stop"},
     "inspection": {"core", "models", "api", "text"},
+    "profiles": {"core.errors", "api", "registry"},
     "viz": EVENTS | {"api", "registry"},
     "traceview": {"core.errors", "traceview"},
-    "cli": EVENTS | {"", "api", "registry", "inspection", "viz", "traceview", "measure", "evaluation", "tasks", "cli"},
+    "cli": EVENTS
+    | {"", "api", "registry", "inspection", "viz", "traceview", "profiles", "measure", "evaluation", "tasks", "cli"},
     "server": EVENTS | {"", "api", "registry", "server"},
     "tasks": {"tasks"},
     "evaluation": EVENTS
@@ -67,10 +68,10 @@ FLOORS = {  # the longest name that fits rules; what it may import, itself inclu
         "measure.run",
         "evaluation",
     },
-    "measure": EVENTS | {"", "api", "registry", "tasks", "measure"},
+    "measure": EVENTS | {"", "api", "registry", "profiles", "tasks", "measure"},
     "measure.forward": {"core", "models"},  # these two measure the network itself
     "measure.speed": {"core", "models", "api", "measure"},
-    "measure.autoregressive": {"api", "core.errors", "text", "verifier", "measure"},
+    "measure.autoregressive": {"api", "core.errors", "text", "models.causal", "measure.problems"},
 }
 OUTSIDE = {"", "api", "registry", "viz", "tasks", "measure"}  # for examples and recipes
 PLUGIN = {"", "core"}  # for what other packages add

@@ -24,11 +24,12 @@ import torch
 
 import unmask
 from helpers import Request, forward, run
-from unmask import registry, verifier
+from unmask import registry
 from unmask.caches import interval
 from unmask.core.canvas import Canvas, ModelSpec
 from unmask.core.config import Spec
 from unmask.engine.loop import Step
+from unmask.models import causal
 from unmask.models.denoiser import Denoiser
 from unmask.models.weights import Checkpoint
 
@@ -527,7 +528,7 @@ def test_logits(group: str, entry: dict[str, Any]) -> None:
 
 def judged(checkpoint: str, ids: list[int]) -> torch.Tensor:
     """The verifier's logits behind every token, read in two pieces with its cache cropped between them."""
-    judge, tokens = verifier.load(str(ROOT / "checkpoints" / checkpoint)), torch.tensor([ids])
+    judge, tokens = causal.load(str(ROOT / "checkpoints" / checkpoint)), torch.tensor([ids])
     blank = Canvas.blank([ids], [1], ModelSpec(mask=-1, eos=(), pad=0, vocab=2**31, limit=2**31, context=2**31))
     row, place, half = torch.zeros(len(ids), dtype=torch.long), torch.arange(1, len(ids) + 1), len(ids) // 2
     first, memory = judge.score(tokens, row[:half], place[:half], judge.memory(blank))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ from llada_folder import (
     weights,
     write,
 )
-from unmask import api
+from unmask import api, inspection
 from unmask.core import precision
 from unmask.core.rows import gather
 from unmask.models.transformer import Transformer
@@ -91,9 +92,9 @@ def test_every_layer_and_every_weight_matters(tmp_path):
 
 def test_weights_are_spread_over_all_shards(tmp_path):
     folder = write(tmp_path, shards=3)
-    checkpoint = Checkpoint.find(folder)
-    assert {f.name for f in checkpoint.files.values()} == {f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)}
-    assert set(checkpoint.files) == set(shapes(CONFIG))
+    tensors = Checkpoint.find(folder).tensors
+    assert {tensors.file(n).name for n in tensors.names()} == {f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)}
+    assert set(tensors.names()) == set(shapes(CONFIG))
 
 
 def test_a_tied_head_that_comes_along_and_rotary_buffers_are_left_alone(tmp_path):
@@ -204,8 +205,14 @@ def test_llada_8b_maps_every_name_without_allocating(tmp_path):
         "vocab": 126464,
         "theta": 500000.0,
         "eps": 1e-5,
-        "bias": False,
+        "qkv_bias": False,
         "tied": False,
+        "head_dim": 128,
+        "rotary_dim": 128,
+        "qk_norm": False,
+        "o_bias": False,
+        "mlp_bias": False,
+        "scaling": None,
     }
     ids = (description.mask, description.eos, description.pad, description.context, description.shift)
     assert ids == (126336, (126081,), 126081, 4096, False)
@@ -238,3 +245,160 @@ def test_the_shipped_layout_can_be_written_again(tmp_path):
     assert {n: tuple(t.shape) for n, t in tensors.items()} == shapes(CONFIG)
     save_file(tensors, write(tmp_path / "b") / "model.safetensors")
     assert torch.equal(logits(unmask.load(tmp_path / "a")), logits(unmask.load(tmp_path / "b")))
+
+
+# --- other files, and other places ------------------------------------------------------------------------------
+
+
+def without_index(folder, shards, **names):
+    """A sharded checkpoint whose index is gone and whose shards may have another name."""
+    write(folder, shards=shards)
+    (folder / "model.safetensors.index.json").unlink()
+    for old, new in names.items():
+        part = next(folder.glob(f"*{old.strip('_')}-of-*"))
+        part.rename(folder / new)
+    return folder
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_shards_without_an_index(tmp_path, shards):
+    expected = logits(unmask.load(write(tmp_path / "whole")))
+    assert torch.equal(logits(unmask.load(without_index(tmp_path / "parts", shards))), expected)
+
+
+def test_one_safetensors_file_of_any_name(tmp_path):
+    expected = logits(unmask.load(write(tmp_path / "whole")))
+    assert torch.equal(logits(unmask.load(without_index(tmp_path / "a", 1, _00001="weights.safetensors"))), expected)
+
+
+def test_shards_without_an_index_must_be_all_and_of_one_checkpoint(tmp_path):
+    folder = without_index(tmp_path / "a", 3)
+    (folder / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(unmask.ModelError, match="model-00002-of-00003"):
+        unmask.load(folder)
+    folder = without_index(tmp_path / "b", 2, _00001="other.safetensors")
+    with pytest.raises(unmask.ModelError, match="other"):
+        unmask.load(folder)
+
+
+def as_torch(folder, *, shards=0, legacy=False):
+    """A checkpoint as files of ``torch.save``."""
+    write(folder, shards=shards)
+    index = folder / "model.safetensors.index.json"
+    placed = (
+        json.loads(index.read_text())["weight_map"] if shards else dict.fromkeys(shapes(CONFIG), "model.safetensors")
+    )
+    renamed = {old: old.replace("model", "pytorch_model").replace("safetensors", "bin") for old in set(placed.values())}
+    for old, new in renamed.items():
+        torch.save(load_file(folder / old), folder / new, _use_new_zipfile_serialization=not legacy)
+        (folder / old).unlink()
+    if shards:
+        index.unlink()
+        table = {"weight_map": {name: renamed[old] for name, old in placed.items()}}
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps(table))
+    return folder
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("shards", [0, 2])
+def test_files_of_torch_save(tmp_path, shards, legacy):
+    expected = logits(unmask.load(write(tmp_path / "whole")))
+    folder = as_torch(tmp_path / "torch", shards=shards, legacy=legacy)
+    assert torch.equal(logits(unmask.load(folder)), expected)
+    told = inspection.inspect(folder)
+    assert told["weights"] == f"complete: 21 weights in {shards or 1} file{'s' * (shards > 1)}"
+    assert told["bytes"] == sum(file.stat().st_size for file in folder.glob("*.bin"))
+
+
+class Odd:
+    """Something that a file of weights need not hold."""
+
+    def __reduce__(self):
+        return (Path.touch, (Path("ran"),))
+
+
+def test_nothing_in_a_file_of_torch_save_is_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = write(tmp_path / "m")
+    torch.save(load_file(folder / "model.safetensors") | {"odd": Odd()}, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(unmask.ModelError, match=r"pytorch_model\.bin.*save_file"):
+        unmask.load(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"garbage", b"PK\x03\x04" + bytes(200)])
+def test_a_broken_file_of_torch_save(tmp_path, content):
+    folder = as_torch(tmp_path / "m")
+    (folder / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(unmask.ModelError, match=r"pytorch_model\.bin"):
+        unmask.load(folder)
+
+
+def test_files_of_torch_save_that_hold_something_else(tmp_path):
+    folder = as_torch(tmp_path / "m")
+    for held in ([torch.ones(2)], {"model": {"a": torch.ones(2)}}):
+        torch.save(held, folder / "pytorch_model.bin")
+        with pytest.raises(unmask.ModelError, match="does not hold tensors by name"):
+            unmask.load(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_what_the_system_says_of_a_file_is_told(tmp_path, monkeypatch, name):
+    """A file that may not be read is not called truncated."""
+    folder, real, text = write(tmp_path), Path.open, Path.read_text
+
+    def refuse(self):
+        if self.name == name:
+            raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "open", lambda self, *args, **options: refuse(self) or real(self, *args, **options))
+    monkeypatch.setattr(Path, "read_text", lambda self, **options: refuse(self) or text(self, **options))
+    with pytest.raises(unmask.ModelError, match=f"{name.replace('.', '[.]')} cannot be read: Permission denied"):
+        unmask.load(folder)
+
+
+class TestHub:
+    """What is asked of the hub."""
+
+    @pytest.fixture
+    def asked(self, monkeypatch, tmp_path):
+        """The calls; the hub has one checkpoint, of which it hands out what is wanted."""
+        import huggingface_hub
+
+        source, calls = write(tmp_path / "there"), []
+
+        def fetch(repo, revision=None, allow_patterns=()):
+            calls.append((repo, revision))
+            folder = tmp_path / "cache" / str(revision)
+            folder.mkdir(parents=True, exist_ok=True)
+            for file in source.iterdir():
+                if any(file.match(pattern) for pattern in allow_patterns):
+                    (folder / file.name).write_bytes(file.read_bytes())
+            return str(folder)
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+        return calls, source
+
+    @pytest.mark.parametrize("revision", [None, "v2"])
+    def test_revision(self, asked, revision):
+        calls, _ = asked
+        checkpoint = Checkpoint.find("someone/model", revision=revision)
+        assert len(checkpoint.tensors.names()) == 21
+        assert calls == [("someone/model", revision)]
+
+    def test_without_weights(self, asked):
+        folder = Checkpoint.find("someone/model", weights=False).folder
+        assert not list(folder.glob("*.safetensors"))
+
+    def test_files_of_torch_save(self, asked):
+        _, source = asked
+        as_torch(source)
+        (source / "training_args.bin").write_bytes(b"x")
+        checkpoint = Checkpoint.find("someone/model")
+        assert len(checkpoint.tensors.names()) == 21
+        assert not (checkpoint.folder / "training_args.bin").exists()
+
+    def test_a_folder_has_no_revisions(self, tmp_path):
+        with pytest.raises(unmask.ModelError, match="revision 'v2'"):
+            Checkpoint.find(write(tmp_path), revision="v2")

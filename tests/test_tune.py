@@ -15,10 +15,11 @@ from typer.testing import CliRunner
 import unmask
 from helpers import refused
 from llada_folder import write
+from unmask import profiles as profile
 from unmask.api import SHIPPED
 from unmask.cli import app
 from unmask.core.errors import RequestError
-from unmask.measure import betting, candidates, profile, tune
+from unmask.measure import betting, candidates, tune
 from unmask.measure import run as batches
 from unmask.measure.problems import Item, Source
 from unmask.measure.run import Setting

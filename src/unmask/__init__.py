@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .engine.loop import Commit, Step
     from .engine.request import Request, SamplingParams
     from .engine.scheduler import Engine, Outcome
-    from .measure.profile import profile
+    from .profiles import profile
     from .results import Result, Span, Stats
 
 __version__ = "0.1.0"
@@ -41,7 +41,7 @@ _HOME = {
     **dict.fromkeys(("Request", "SamplingParams"), "engine.request"),
     **dict.fromkeys(("Engine", "Outcome"), "engine.scheduler"),
     **dict.fromkeys(("Result", "Span", "Stats"), "results"),
-    "profile": "measure.profile",
+    "profile": "profiles",
     **{name: "core.errors" for name in __all__ if name.endswith("Error")},
 }
 

@@ -5,30 +5,37 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .api import BUNDLED
 from .core.errors import ModelError
-from .models.transformer import Transformer
-from .models.weights import Checkpoint, open_weights, parameter_count
+from .models.loading import blank
+from .models.weights import Checkpoint, parameter_count
 from .text import Text
 
+_WEIGHTS = (".safetensors", ".bin")
 
-def inspect(path_or_id: str | Path | None = None) -> dict[str, Any]:
+
+def inspect(
+    path_or_id: str | Path | None = None, *, revision: str | None = None, adapter: str | Path | None = None
+) -> dict[str, Any]:
     """Describe a checkpoint, as plain values that fit in JSON; ``config.json`` alone is enough.
 
     Args:
         path_or_id: as for :func:`unmask.load`; of a hub id all but the weights is fetched.
+        revision: a branch, tag or commit of a hub id.
+        adapter: a LoRA adapter, as for :func:`unmask.load`.
 
     Returns:
         ``family``, ``parameters`` (counted on the meta device), ``sizes``, ``context``, ``mask``, ``eos``, ``pad``,
-        ``shift``, ``dtype`` of the weights, ``tokenizer`` (its size, or None), ``chat_template``, ``files`` (name to
-        bytes), ``bytes`` of the weight files, ``weights``: "complete", or what is missing or does not fit.
+        ``shift``, ``dtype`` of the weights, ``adapter`` (path, rank, alpha and number of modules, or None),
+        ``tokenizer`` (its size, or None), ``chat_template``, ``files`` (name to bytes), ``bytes`` of the weight files,
+        ``weights``: "complete", or what is missing or does not fit.
 
     Raises:
         ModelError: no such model, unsupported family or variant, a config that makes no sense.
     """
-    checkpoint = Checkpoint.find(BUNDLED if path_or_id is None else path_or_id, weights=False)
+    checkpoint = Checkpoint.find(
+        BUNDLED if path_or_id is None else path_or_id, weights=False, revision=revision, adapter=adapter
+    )
     d = checkpoint.description
     text = Text.find(checkpoint.folder)
     spec = checkpoint.spec(len(text) if text else None, text.eos if text else ())
@@ -57,33 +64,32 @@ def inspect(path_or_id: str | Path | None = None) -> dict[str, Any]:
         "pad": spec.pad,
         "shift": spec.shift,
         "dtype": dtype,
+        "adapter": checkpoint.adapter.summary() if checkpoint.adapter else None,
         "tokenizer": len(text) if text else None,
         "chat_template": bool(text and text.chat),
         "files": files,
-        "bytes": sum(size for name, size in files.items() if name.endswith(".safetensors")),
+        "bytes": sum(size for name, size in files.items() if name.endswith(_WEIGHTS)),
         "weights": state,
     }
 
 
 def _state(checkpoint: Checkpoint) -> str:
     """The word "complete", or the first weights that are missing or have another shape than the config implies."""
-    with torch.device("meta"):
-        network = Transformer(checkpoint.description.arch, 1)
-    names = checkpoint.family.names(network.arch)
-    held = checkpoint.files
-    absent = [theirs for theirs in names.values() if theirs not in held]
+    names, tensors = {theirs: ours for ours, theirs in checkpoint.names.items()}, checkpoint.tensors
+    shapes, held = blank(checkpoint.description.arch).shapes(), set(tensors.names())
+    absent = [theirs for theirs in names if theirs not in held]
     wrong = []
-    wanted = {names[ours]: list(shape) for ours, shape in network.shapes().items()}
-    for file in sorted(set(held.values())):
-        with open_weights(file) as weights:
-            inside = set(weights.keys())
-            absent += [name for name in wanted if held.get(name) == file and name not in inside]
-            wrong += [
-                f"{name} has shape {shape}, config.json implies {wanted[name]}"
-                for name in sorted(inside & set(wanted))
-                if (shape := weights.get_slice(name).get_shape()) != wanted[name]
-            ]
+    for theirs in tensors.names():
+        if theirs not in names:
+            continue
+        try:
+            shape = tensors.shape(theirs)
+        except ModelError:  # the index names a shard that does not hold it
+            absent.append(theirs)
+            continue
+        if shape != list(shapes[names[theirs]]):
+            wrong.append(f"{theirs} has shape {shape}, config.json implies {list(shapes[names[theirs]])}")
     if absent:
-        return f"incomplete: {len(absent)} of {len(wanted)} weights missing, the first is {absent[0]}"
-    count = len(set(held.values()))
-    return f"wrong: {wrong[0]}" if wrong else f"complete: {len(wanted)} weights in {count} file{'s' * (count > 1)}"
+        return f"incomplete: {len(absent)} of {len(names)} weights missing, the first is {absent[0]}"
+    count = len({tensors.file(theirs) for theirs in names})
+    return f"wrong: {wrong[0]}" if wrong else f"complete: {len(names)} weights in {count} file{'s' * (count > 1)}"

@@ -16,7 +16,7 @@ from .outputs import check_distinct
 
 if TYPE_CHECKING:
     from ..api import Model
-    from ..measure.profile import Profile
+    from ..profiles import Profile
 
 _Text = Annotated[str | None, typer.Argument(metavar="[PROMPT|-]", help="The prompt; - reads it from standard input.")]
 
@@ -66,7 +66,7 @@ def _tuned(path: str | None, context: typer.Context) -> Profile | None:
     for name in ("policy", "cache"):
         if _given(context, name):
             raise RequestError(f"--profile gives the {name}: leave out --{name}, or --profile")
-    from ..measure.profile import read
+    from ..profiles import read
 
     return read(path)
 

@@ -64,7 +64,7 @@ def tune(
     where: o.Loading,
 ) -> None:
     """Find the fastest policy and cache that certainly lose less than EPSILON points against vanilla."""
-    from ..measure import profile
+    from .. import profiles
     from ..measure.candidates import grid
     from ..measure.tune import describe
     from ..measure.tune import tune as run
@@ -84,7 +84,7 @@ def tune(
         print(f"interrupted: the same command goes on from {path}", file=sys.stderr)
         raise typer.Exit(130) from None
     made = describe(lm, where.model, task, goal, outcome)
-    profile.write(output, made)
+    profiles.write(output, made)
     if json:
         print(_json.dumps({**made, "candidates": _candidates(outcome)}, ensure_ascii=False, indent=2))
         return

@@ -1,29 +1,25 @@
-"""An autoregressive model beside the decoders that are measured: greedy, by ``transformers``' own ``generate``.
+"""An autoregressive model beside the decoders that are measured: greedy, one token a forward pass.
 
-Each forward says one token and keeps keys and values of all before it, as the models do that SlowFast's table 4 is
-compared with (arXiv 2506.10848).
+It keeps keys and values of all before it, as the models do that SlowFast's table 4 is compared with (arXiv 2506.10848).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from ..api import BUNDLED_NAME
 from ..core.errors import ModelError, RequestError
-from ..verifier import SHIPPED, read_config, read_network, read_text
+from ..models import causal
+from ..text import Text
 from .problems import Answer, Source
 
 if TYPE_CHECKING:
     from ..api import Model
-    from ..text import Text
-    from .run import Setting
 
 NAME = "autoregressive"
 WHAT = "autoregressive model"
@@ -41,22 +37,45 @@ def model_of(policy: str) -> str | None:
 
 
 @dataclass(frozen=True)
-class Causal:
+class Autoregressive:
     """A causal model with its own tokenizer.
 
     Attributes:
-        name: folder, hub id, or ``shipped``.
-        network: of ``transformers``.
+        name: folder, hub id, or ``unmask-tiny``.
+        model: the causal model.
         text: tokenizer and chat template.
         eos: ids that end a response.
-        context: most tokens it reads; None where its config does not say.
+        device, dtype: where and in what it calculates.
     """
 
     name: str
-    network: Any
+    model: causal.CausalModel
     text: Text
     eos: tuple[int, ...]
-    context: int | None
+    device: torch.device
+    dtype: torch.dtype
+
+    @staticmethod
+    def beside(lm: Model, name: str) -> Autoregressive:
+        """The model of that name, on the device and in the dtype of the diffusion model that it is measured beside.
+
+        Raises:
+            ModelError: there is none, it cannot be loaded, or it has no tokenizer.
+        """
+        network = lm.denoiser.network
+        return _load(name, network.device, network.dtype)
+
+    def check(self, source: Source, gen_length: int, cache: str = "none", temperature: float = 0.0) -> None:
+        """Refuse what cannot be decoded.
+
+        Raises:
+            RequestError: a setting it does not have, or a prompt that it cannot take.
+        """
+        if cache != "none":
+            raise RequestError(f"{spec(self.name)} has a cache of its own; accepted: none, got {cache!r}")
+        if temperature:
+            raise RequestError(f"{spec(self.name)} is greedy; temperature must be 0, got {temperature:g}")
+        self.encode(source, gen_length, 0, len(source.items))
 
     def encode(self, source: Source, gen_length: int, first: int, n: int) -> list[list[int]]:
         """Ids of some problems' prompts.
@@ -64,7 +83,7 @@ class Causal:
         Raises:
             RequestError: a prompt of ids, or one that is too long; names it.
         """
-        found = []
+        found, most = [], self.model.description.context
         for row, item in enumerate(source.items[first : first + n], first):
             if not isinstance(item.prompt, str) and (not item.prompt or isinstance(item.prompt[0], int)):
                 raise RequestError(f"it is a list of ids; the {WHAT} {self.name!r} has its own and takes text", row)
@@ -72,131 +91,50 @@ class Causal:
                 ids = self.text.encode(item.prompt)
             except RequestError as error:
                 raise error.of(row) from None
-            if self.context is not None and len(ids) + gen_length > self.context:
+            if len(ids) + gen_length > most:
                 raise RequestError(
                     f"it has {len(ids)} tokens and gen_length is {gen_length}: together {len(ids) + gen_length}, but "
-                    f"the {WHAT} {self.name!r} reads at most {self.context}",
+                    f"the {WHAT} {self.name!r} reads at most {most}",
                     row,
                 )
             found.append(ids)
         return found
 
+    def answers(
+        self, source: Source, gen_length: int, first: int, n: int, eos_stop: bool = True
+    ) -> tuple[list[Answer], float]:
+        """Answer problems ``first`` to ``first + n`` together.
 
-def load(name: str, lm: Model) -> Causal:
-    """The model of that name, on the device and in the dtype of the diffusion model that it is measured beside.
+        The forward passes of a problem end with its end of text, although it is taken along until the whole batch is
+        done: the time for that counts, the passes and positions do not.
 
-    Raises:
-        ModelError: there is none, it cannot be loaded, or it has no tokenizer.
-    """
-    network = lm.denoiser.network
-    return _load(name, network.device, network.dtype)
+        Returns:
+            One answer per problem, and the seconds spent in the network.
+        """
+        began, inside, told = time.perf_counter(), 0.0, 0.0
+        prompts = self.encode(source, gen_length, first, n)
+        ids: list[list[int]] = [[] for _ in prompts]
+        ended = [False] * n
+        for tokens, seconds in self.model.decode(prompts, gen_length, self.device, self.dtype):
+            inside, told = inside + seconds, told or time.perf_counter() - began
+            for own, token in zip(ids, tokens, strict=True):
+                own.append(token)
+            ended = [done or token in self.eos for done, token in zip(ended, tokens, strict=True)]
+            if eos_stop and all(ended):
+                break
+        found = []
+        for own, prompt in zip(ids, prompts, strict=True):
+            end = next((i for i, token in enumerate(own) if token in self.eos), len(own))
+            nfe = min(end + 1, len(own)) if eos_stop else len(own)
+            found.append(Answer(self.text.decode(own[:end]), nfe, end, float(len(prompt) + nfe - 1), told))
+        return found, inside
 
 
 @lru_cache(maxsize=4)
-def _load(name: str, device: torch.device, dtype: torch.dtype) -> Causal:
-    source = str(SHIPPED) if name == BUNDLED_NAME else name
-    config = read_config(source, WHAT)
-    text = read_text(source, WHAT)
+def _load(name: str, device: torch.device, dtype: torch.dtype) -> Autoregressive:
+    model = causal.load(None if name == BUNDLED_NAME else name, WHAT)
+    text = Text.find(model.folder)
     if text is None:
         raise ModelError(f"the {WHAT} {name!r} has no tokenizer.json, and no vocab.json with merges.txt")
-    network = read_network(source, device, dtype, WHAT)
-    said = getattr(network.generation_config, "eos_token_id", None)
-    ends = said if isinstance(said, list) else [said]
-    context = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
-    return Causal(name, network, text, tuple(dict.fromkeys(i for i in (*ends, *text.eos) if i is not None)), context)
-
-
-def check(lm: Model, setting: Setting, source: Source) -> None:
-    """Refuse what cannot be decoded.
-
-    Raises:
-        UnmaskError: no such model, a setting it does not have, or a prompt that it cannot take.
-    """
-    model = load(model_of(setting.policy) or "", lm)
-    if setting.cache != "none":
-        raise RequestError(f"{setting.policy} has a cache of its own; accepted: none, got {setting.cache!r}")
-    if setting.temperature:
-        raise RequestError(f"{setting.policy} is greedy; temperature must be 0, got {setting.temperature:g}")
-    model.encode(source, setting.gen_length, 0, len(source.items))
-
-
-def answers(lm: Model, setting: Setting, source: Source, first: int, n: int) -> tuple[list[Answer], float]:
-    """Answer problems ``first`` to ``first + n`` together, prompts padded on the left.
-
-    The forwards of a row end with its end of text, although ``generate`` takes it along until the whole batch is done:
-    the time for that counts, the forwards and positions do not.
-
-    Returns:
-        One answer per problem, and the seconds spent in the network.
-    """
-    began = time.perf_counter()
-    model = load(model_of(setting.policy) or "", lm)
-    prompts = model.encode(source, setting.gen_length, first, n)
-    eos = model.eos if setting.eos_stop else ()
-    with _clock(model.network) as clock:
-        said = _generate(model, prompts, setting.gen_length, eos)
-    told = clock.second_began or time.perf_counter()
-    found = []
-    for ids, prompt in zip(said, prompts, strict=True):
-        end = next((i for i, token in enumerate(ids) if token in model.eos), len(ids))
-        nfe = min(end + 1, len(ids)) if eos else len(ids)
-        text = model.text.decode(ids[:end])
-        found.append(Answer(text, nfe, end, float(len(prompt) + nfe - 1), told - began))
-    return found, clock.inside
-
-
-def _generate(model: Causal, prompts: Sequence[Sequence[int]], gen_length: int, eos: Sequence[int]) -> list[list[int]]:
-    """The ids of each row's response, what follows an end of text in ``eos`` included."""
-    from transformers import GenerationConfig
-
-    device, width = model.network.device, max(map(len, prompts))
-    fill = model.eos[0] if model.eos else 0
-    ids = [[fill] * (width - len(p)) + list(p) for p in prompts]
-    real = [[0] * (width - len(p)) + [1] * len(p) for p in prompts]
-    # on the network, too: what a config leaves open, generate takes from there, and a checkpoint's may sample
-    greedy = GenerationConfig(
-        do_sample=False, max_new_tokens=gen_length, eos_token_id=list(eos) or None, pad_token_id=fill, use_cache=True
-    )
-    model.network.generation_config = greedy
-    out = model.network.generate(
-        input_ids=torch.tensor(ids, device=device),
-        attention_mask=torch.tensor(real, device=device),
-        generation_config=greedy,
-    )
-    said: list[list[int]] = out[:, width:].tolist()
-    return said
-
-
-@dataclass
-class _Clock:
-    """``inside``: seconds in the network; ``second_began``: when its second forward began, by when the first token of
-    every row is there.
-    """
-
-    inside: float = 0.0
-    forwards: int = 0
-    second_began: float | None = None
-    _entered: float = 0.0
-
-    def enter(self, *_: Any) -> None:
-        """A forward begins."""
-        self._entered = time.perf_counter()
-        self.forwards += 1
-        if self.forwards == 2:
-            self.second_began = self._entered
-
-    def leave(self, *_: Any) -> None:
-        """It has ended."""
-        self.inside += time.perf_counter() - self._entered
-
-
-@contextmanager
-def _clock(network: Any) -> Iterator[_Clock]:
-    """Time the network's forwards for a while."""
-    clock = _Clock()
-    hooks = network.register_forward_pre_hook(clock.enter), network.register_forward_hook(clock.leave)
-    try:
-        yield clock
-    finally:
-        for hook in hooks:
-            hook.remove()
+    model.network(device, dtype)
+    return Autoregressive(name, model, text, tuple(dict.fromkeys(model.eos + text.eos)), device, dtype)

@@ -22,9 +22,9 @@ from ..api import BUNDLED_NAME, Model
 from ..core.config import Configured
 from ..core.errors import RequestError, SpecError
 from ..engine.loop import Step
+from ..profiles import fingerprint
 from . import autoregressive, ledger, lines
 from .problems import Answer, Source
-from .profile import fingerprint
 
 Row = dict[str, Any]
 
@@ -167,8 +167,9 @@ def check(lm: Model, settings: Sequence[Setting], sources: Sequence[Source]) -> 
 
 def _check(lm: Model, setting: Setting, source: Source, made: dict[Any, list[Any]]) -> None:
     """One setting with one source; ``made`` keeps the requests that several settings share."""
-    if autoregressive.model_of(setting.policy) is not None:
-        autoregressive.check(lm, setting, source)
+    baseline = _baseline(lm, setting)
+    if baseline is not None:
+        baseline.check(source, setting.gen_length, setting.cache, setting.temperature)
         return
     shape = setting.gen_length, setting.temperature, setting.eos_stop
     made[shape] = made.get(shape) or _requests(lm, setting, source, 0, len(source.items))
@@ -250,10 +251,15 @@ def decode(lm: Model, batch: Batch) -> dict[str, Any]:
         first token that held); of the batch ``seconds``, ``cpu_seconds``, ``model_seconds`` and ``peak_bytes``.
     """
     device = lm.denoiser.network.device
-    decoder = _answers if autoregressive.model_of(batch.setting.policy) is None else autoregressive.answers
+    setting, source, first, n = batch.setting, batch.source, batch.first, batch.n
+    baseline = _baseline(lm, setting)
     reset_peak(device)
     began, cpu = time.perf_counter(), time.process_time()
-    answers, model = decoder(lm, batch.setting, batch.source, batch.first, batch.n)
+    answers, model = (
+        _answers(lm, setting, source, first, n)
+        if baseline is None
+        else baseline.answers(source, setting.gen_length, first, n, setting.eos_stop)
+    )
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
     items = batch.source.items[batch.first : batch.first + batch.n]
     return {
@@ -268,6 +274,12 @@ def decode(lm: Model, batch: Batch) -> dict[str, Any]:
         "model_seconds": round(model, 5),
         "peak_bytes": peak(device),
     }
+
+
+def _baseline(lm: Model, setting: Setting) -> autoregressive.Autoregressive | None:
+    """The autoregressive model that a setting names in place of a policy, if it does."""
+    name = autoregressive.model_of(setting.policy)
+    return None if name is None else autoregressive.Autoregressive.beside(lm, name)
 
 
 def _answers(lm: Model, setting: Setting, source: Source, first: int, n: int) -> tuple[list[Answer], float]:

@@ -16,11 +16,11 @@ from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
+from ..profiles import fingerprint
 from ..tasks import FAMILIES
 from . import betting
 from .candidates import REFERENCE, SPLIT, Goal, sets, settings
 from .problems import Source
-from .profile import fingerprint
 from .run import Batch, Decoder, Row, Setting, command, environment
 from .stats import paired_interval
 

@@ -91,23 +91,19 @@ def _by_parts(
     return out.flatten(2)
 
 
-def rotary_table(positions: int, head_dim: int, theta: float, device: torch.device | str = "cpu") -> Tensor:
-    """``[positions, 2, D]`` float32 cosines and (signed) sines of rotary embeddings in the half-split layout."""
-    inverse = theta ** -(torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
-    angle = torch.arange(positions, device=device, dtype=torch.float32)[:, None] * inverse
-    sine = angle.sin()
-    return torch.stack([torch.cat([angle.cos(), angle.cos()], -1), torch.cat([-sine, sine], -1)], 1)
-
-
 def wide(x: Tensor) -> Tensor:
     """At least float32."""
     return x if x.dtype == torch.float64 else x.float()
 
 
 def rotate(x: Tensor, rotary: Tensor) -> Tensor:
-    """Rotary embeddings, in float32 at least, of ``[B, Q, H, D]``, given ``[B or 1, Q, 2, D]`` rows of the table."""
+    """Rotary embeddings, in float32 at least, of ``[B, Q, H, D]``, given ``[B or 1, Q, 2, R]`` rows of the table; of
+    each head the first R dimensions.
+    """
+    size = rotary.shape[-1]
+    if size < x.shape[-1]:
+        return torch.cat([rotate(x[..., :size], rotary), x[..., size:]], -1)
     x_wide = wide(x)
     cosine, sine = rotary[:, :, 0, None], rotary[:, :, 1, None]
-    half = x.shape[-1] // 2
-    turned = x_wide.roll(half, -1).mul_(sine).addcmul_(x_wide, cosine)
+    turned = x_wide.roll(size // 2, -1).mul_(sine).addcmul_(x_wide, cosine)
     return turned.to(x.dtype)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from .family import Description, flag, number, refuse, size, special_ids, weight_names
+from .config import Config, words
+from .family import Description, Recommended, special_ids, weight_names
+from .rope import rope_of
 from .transformer import Architecture
 
 _OUTER = {"embed": "model.transformer.wte", "norm": "model.transformer.ln_f", "head": "model.transformer.ff_out"}
@@ -20,7 +21,7 @@ _LAYER = {
     "up": "up_proj",
     "down": "ff_out",
 }
-_SUPPORTED = {
+_SUPPORTED: dict[str, Any] = {
     "block_type": "llama",
     "layer_norm_type": "rms",
     "activation_type": "silu",
@@ -34,8 +35,17 @@ _SUPPORTED = {
     "layer_norm_with_affine": True,
     "block_group_size": 1,
     "clip_qkv": None,
-    "rope_scaling": None,
 }
+_HARMLESS = words(
+    """
+    alibi_bias_max attention_layer_norm_with_affine flash_attention init_cutoff_factor init_device init_fn init_std
+    n_kv_heads precision rope_full_precision tie_word_embeddings vocab_size
+    """
+)
+"""What other keys decide (the size of the embedding, key/value heads, the tied head), how weights begin in training,
+and number formats: rotary embeddings have full precision here whatever ``rope_full_precision`` says.
+"""
+_PUBLISHED = Recommended("slowfast(preset=reference)", "none", 256, "SlowFast's published setting for LLaDA")
 
 
 class Llada:
@@ -43,31 +53,30 @@ class Llada:
 
     name = "llada"
     architectures: tuple[str, ...] = ("LLaDAModelLM",)
+    harmless = _HARMLESS
 
-    def describe(self, config: Mapping[str, Any]) -> Description:
+    def describe(self, config: Config) -> Description:
         """See :class:`unmask.models.family.Family`."""
-        refuse(config, self.name, _SUPPORTED)
-        width, heads = size(config, "d_model"), size(config, "n_heads")
-        ratio = number(config, "mlp_ratio", 4)
+        config.expect(_SUPPORTED)
+        width, heads = config.integer("d_model"), config.integer("n_heads")
+        ratio = config.number("mlp_ratio", 4)
+        context = config.integer("max_sequence_length")
+        rope = rope_of(config, context)
         arch = Architecture(
             width=width,
-            layers=size(config, "n_layers"),
+            layers=config.integer("n_layers"),
             heads=heads,
-            kv_heads=1 if flag(config, "multi_query_attention") else size(config, "n_kv_heads", heads),
-            ffn=size(config, "mlp_hidden_size", int(ratio * width)),
-            vocab=size(config, "vocab_size" if config.get("embedding_size") is None else "embedding_size"),
-            theta=number(config, "rope_theta", 10000.0),
-            eps=number(config, "rms_norm_eps", 1e-5),
-            bias=flag(config, "include_qkv_bias"),
-            tied=flag(config, "weight_tying"),
+            kv_heads=1 if config.flag("multi_query_attention") else config.integer("n_kv_heads", heads),
+            ffn=config.integer("mlp_hidden_size", int(ratio * width)),
+            vocab=config.integer("vocab_size" if config.get("embedding_size") is None else "embedding_size"),
+            theta=rope.theta,
+            eps=config.number("rms_norm_eps", 1e-5),
+            qkv_bias=config.flag("include_qkv_bias"),
+            tied=config.flag("weight_tying"),
+            rotary_dim=int(width // heads * rope.share),
+            scaling=rope.scaling,
         )
-        return Description(
-            family=self.name,
-            arch=arch,
-            context=size(config, "max_sequence_length"),
-            **special_ids(config),
-            shift=False,
-        )
+        return Description(self.name, arch, context, **special_ids(config), shift=False, published=_PUBLISHED)
 
     def names(self, arch: Architecture) -> dict[str, str]:
         """See :class:`unmask.models.family.Family`."""

@@ -8,15 +8,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.errors import ModelError
 from ..core.rows import Rows
-from .attention import attention, attention_weighed, rotary_table, rotate
+from .attention import attention, attention_weighed, rotate
 from .kernels import Kernels
+from .rope import Scaling, rotary_table
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Sizes of a transformer: ``width`` d, ``layers``, ``heads``, ``kv_heads``, ``ffn`` (SwiGLU hidden size), ``vocab``
-    rows of the embedding, ``theta`` of the rotary embedding, ``eps`` of RMSNorm, ``bias`` on q/k/v, ``tied`` head.
+    """Everything that a transformer's computation depends on, beside its weights.
+
+    Attributes:
+        width: of the hidden states.
+        layers, heads, kv_heads: numbers of blocks, of query heads, and of key and value heads.
+        ffn: hidden size of the SwiGLU.
+        vocab: rows of the embedding.
+        theta: base of the rotary frequencies.
+        eps: of every RMSNorm.
+        qkv_bias, o_bias, mlp_bias: which products add a bias.
+        tied: the head is the embedding.
+        head_dim: size of one head; 0: ``width / heads``.
+        rotary_dim: dimensions of a head that are rotated, the first ones; 0: all.
+        qk_norm: an RMSNorm of every query and key head before the rotation.
+        scaling: of the rotary frequencies.
     """
 
     width: int
@@ -27,19 +42,69 @@ class Architecture:
     vocab: int
     theta: float
     eps: float
-    bias: bool = False
+    qkv_bias: bool = False
     tied: bool = False
+    head_dim: int = 0
+    rotary_dim: int = 0
+    qk_norm: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    scaling: Scaling | None = None
 
-    @property
-    def head_dim(self) -> int:
-        """Size of one head."""
-        return self.width // self.heads
+    def __post_init__(self) -> None:
+        """Fill in what follows from the rest.
+
+        Raises:
+            ModelError: sizes that do not fit each other.
+        """
+        if not self.head_dim:
+            if self.width % self.heads or self.width // self.heads % 2:
+                raise ModelError(
+                    f"config.json has width {self.width} and {self.heads} heads; the width must be an even multiple of "
+                    "the heads, where no size of a head is given"
+                )
+            object.__setattr__(self, "head_dim", self.width // self.heads)
+        if not self.rotary_dim:
+            object.__setattr__(self, "rotary_dim", self.head_dim)
+        if self.heads % self.kv_heads:
+            raise ModelError(
+                f"config.json has {self.heads} heads, not a multiple of the {self.kv_heads} key/value heads"
+            )
+        if self.rotary_dim % 2 or self.rotary_dim > self.head_dim:
+            raise ModelError(
+                f"config.json has heads of size {self.head_dim} of which {self.rotary_dim} dimensions are rotated; "
+                "these must be an even number, and no more than the head has"
+            )
 
     @property
     def stacked(self) -> dict[str, dict[str, int]]:
         """Layers computed by one product that checkpoints keep apart: their parts, by rows."""
         kv = self.kv_heads * self.head_dim
-        return {"qkv_proj": {"q": self.width, "k": kv, "v": kv}, "gate_up": {"gate": self.ffn, "up": self.ffn}}
+        return {
+            "qkv_proj": {"q": self.heads * self.head_dim, "k": kv, "v": kv},
+            "gate_up": {"gate": self.ffn, "up": self.ffn},
+        }
+
+    @property
+    def tensors(self) -> dict[str, tuple[str, ...]]:
+        """What a block holds in a checkpoint, ``weight`` alone or with ``bias``, by our names."""
+        biased = {**dict.fromkeys("qkv", self.qkv_bias), "o": self.o_bias}
+        biased |= dict.fromkeys(("gate", "up", "down"), self.mlp_bias)
+        biased |= dict.fromkeys(("attn_norm", "mlp_norm", *(("q_norm", "k_norm") if self.qk_norm else ())), False)
+        return {name: ("weight", "bias") if bias else ("weight",) for name, bias in biased.items()}
+
+
+class Linear(nn.Linear):
+    """A product with a weight, and where there is one a bias."""
+
+    def part(self, x: Tensor, begin: int) -> Tensor:
+        """The outputs from number ``begin`` on, alone."""
+        return F.linear(x, self.weight[begin:], None if self.bias is None else self.bias[begin:])
+
+
+def linear(inputs: int, outputs: int, bias: bool = False) -> Linear:
+    """Every product of the network with its weights, but for the embedding, is made here."""
+    return Linear(inputs, outputs, bias)
 
 
 class Norm(nn.Module):
@@ -64,11 +129,18 @@ class TransformerBlock(nn.Module):
         self.arch = arch
         self.kernels = EAGER
         self.attn_norm = Norm(d, arch.eps)
-        self.qkv_proj = nn.Linear(d, sum(arch.stacked["qkv_proj"].values()), bias=arch.bias)
-        self.o = nn.Linear(d, d, bias=False)
+        self.qkv_proj = linear(d, sum(arch.stacked["qkv_proj"].values()), arch.qkv_bias)
+        if arch.qk_norm:
+            self.q_norm, self.k_norm = Norm(arch.head_dim, arch.eps), Norm(arch.head_dim, arch.eps)
+        self.o = linear(arch.heads * arch.head_dim, d, arch.o_bias)
         self.mlp_norm = Norm(d, arch.eps)
-        self.gate_up = nn.Linear(d, 2 * arch.ffn, bias=False)
-        self.down = nn.Linear(arch.ffn, d, bias=False)
+        self.make_feed()
+
+    def make_feed(self) -> None:
+        """Make the layers that :attr:`Kernels.feed` computes with: those of a dense SwiGLU."""
+        d, arch = self.arch.width, self.arch
+        self.gate_up = linear(d, 2 * arch.ffn, arch.mlp_bias)
+        self.down = linear(arch.ffn, d, arch.mlp_bias)
 
     def split(self, x: Tensor) -> Tensor:
         """``[..., H * D]`` as ``[..., H, D]``."""
@@ -80,9 +152,8 @@ class TransformerBlock(nn.Module):
 
     def value(self, hidden: Tensor) -> Tensor:
         """Values alone."""
-        at = self.arch.width + self.arch.kv_heads * self.arch.head_dim
-        bias = None if self.qkv_proj.bias is None else self.qkv_proj.bias[at:]
-        return self.split(F.linear(self.attn_norm(hidden), self.qkv_proj.weight[at:], bias))
+        before = (self.arch.heads + self.arch.kv_heads) * self.arch.head_dim
+        return self.split(self.qkv_proj.part(self.attn_norm(hidden), before))
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, keys: Tensor | None) -> Tensor:
         """Attention and output projection."""
@@ -103,8 +174,12 @@ def _project(block: TransformerBlock, hidden: Tensor, rotary: Tensor) -> tuple[T
     arch = block.arch
     turning = arch.heads + arch.kv_heads
     heads = block.split(block.qkv_proj(block.attn_norm(hidden)))
-    turned = rotate(heads[..., :turning, :], rotary)
-    return turned[..., : arch.heads, :], turned[..., arch.heads :, :], heads[..., turning:, :]
+    query_key, value = heads[..., :turning, :], heads[..., turning:, :]
+    if arch.qk_norm:
+        query, key = query_key[..., : arch.heads, :], query_key[..., arch.heads :, :]
+        query_key = torch.cat([block.q_norm(query), block.k_norm(key)], -2)
+    turned = rotate(query_key, rotary)
+    return turned[..., : arch.heads, :], turned[..., arch.heads :, :], value
 
 
 def _feed(block: TransformerBlock, hidden: Tensor) -> Tensor:
@@ -125,17 +200,20 @@ class Transformer(nn.Module):
         super().__init__()
         self.arch = arch
         self.kernels = EAGER
-        self.embed = nn.Embedding(arch.vocab, arch.width)
+        self.embed = nn.Embedding(arch.vocab, arch.width, _weight=torch.empty(arch.vocab, arch.width))
         self.blocks = nn.ModuleList(TransformerBlock(arch) for _ in range(arch.layers))
         self.norm = Norm(arch.width, arch.eps)
-        self.head = None if arch.tied else nn.Linear(arch.width, arch.vocab, bias=False)
-        self.make_rotary(context, "meta" if self.embed.weight.is_meta else "cpu")
+        self.head = None if arch.tied else linear(arch.width, arch.vocab)
+        if self.embed.weight.is_meta:  # made later; torch calculates on "meta" by torch._dynamo, a second to import
+            self.register_buffer("rotary", torch.empty(0), persistent=False)
+        else:
+            self.make_rotary(context, "cpu")
 
     def make_rotary(self, context: int, device: torch.device | str) -> None:
         """(Re)make the table of rotary embeddings; one row more than ``context`` for empty slots."""
-        self.register_buffer(
-            "rotary", rotary_table(context + 1, self.arch.head_dim, self.arch.theta, device), persistent=False
-        )
+        arch = self.arch
+        table = rotary_table(context + 1, arch.rotary_dim, arch.theta, arch.scaling, device)
+        self.register_buffer("rotary", table, persistent=False)
 
     def use(self, kernels: Kernels) -> None:
         """Let all blocks compute with these functions: ``EAGER``, or what :func:`unmask.models.kernels.compiled` makes

@@ -2,148 +2,129 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from ..core.canvas import ModelSpec
 from ..core.errors import ModelError
+from .adapter import CONFIG as ADAPTER_CONFIG
+from .adapter import Adapted, Adapter
+from .config import Config
 from .denoiser import Denoiser
 from .dream import Dream
-from .family import Description, Family, id_list
+from .family import Description, Family, describe, pick
+from .hub import find_folder
 from .llada import Llada
+from .loading import blank, fill, matched
+from .tensors import DTYPES, Tensors, first_dtype, named_dtype, read_json, tensors_of
 from .transformer import Transformer
 
-FAMILIES: tuple[Family, ...] = (Llada(), Dream())
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-_HUB_ID = re.compile(r"[\w.\-]+/[\w.\-]+")
-_UNUSED = re.compile(r"rotary|inv_freq")  # buffers that some tools write; made anew here
+__all__ = ["DTYPES", "FAMILIES", "Checkpoint", "load_denoiser", "parameter_count", "read_json"]
+
+FAMILIES: tuple[Family[Description], ...] = (Llada(), Dream())
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder with ``config.json`` and safetensors weights, single or sharded."""
+    """A folder with ``config.json`` and weights, and the LoRA adapter that is merged into them, if any."""
 
     folder: Path
     config: dict[str, Any] = field(repr=False)
+    adapter: Adapter | None = None
 
     @staticmethod
-    def find(path_or_id: str | Path, weights: bool = True) -> Checkpoint:
+    def find(
+        path_or_id: str | Path,
+        weights: bool = True,
+        *,
+        revision: str | None = None,
+        adapter: str | Path | None = None,
+    ) -> Checkpoint:
         """Open a folder, or fetch a hub id such as ``GSAI-ML/LLaDA-8B-Instruct`` into the hub's cache.
 
-        ``weights=False`` fetches all but the weights.
+        Args:
+            path_or_id: the folder or hub id.
+            weights: False fetches all but the weights.
+            revision: a branch, tag or commit of a hub id.
+            adapter: a folder or hub id of a LoRA adapter to merge; None: the one in the model's folder, if there is.
 
         Raises:
-            ModelError: neither a folder nor a hub id that can be fetched, or no readable ``config.json`` in it.
+            ModelError: neither a folder nor a hub id that can be fetched, no readable ``config.json`` in it, an adapter
+                that cannot be merged.
         """
-        if not isinstance(path_or_id, (str, Path)) or not str(path_or_id):
+        folder = find_folder(path_or_id, weights, revision)
+        beside = (folder / ADAPTER_CONFIG).exists()
+        if beside and not (folder / "config.json").exists():
+            base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
             raise ModelError(
-                f"no model at {path_or_id!r}: expected a folder or a hub id like GSAI-ML/LLaDA-8B-Instruct"
+                f"{folder} has no config.json: it is an adapter; load the model it was made for ({base}) with "
+                f"adapter={str(path_or_id)!r}"
             )
-        folder = Path(path_or_id).expanduser()
-        if not folder.is_dir():
-            if folder.exists() or not _HUB_ID.fullmatch(str(path_or_id)):
-                raise ModelError(
-                    f"no model at {str(path_or_id)!r}: expected a folder with config.json and *.safetensors, "
-                    "or a hub id like GSAI-ML/LLaDA-8B-Instruct"
-                )
-            folder = _download(str(path_or_id), weights)
-        return Checkpoint(folder, read_json(folder / "config.json"))
+        if beside and adapter is not None:
+            raise ModelError(
+                f"{folder} has an adapter of its own ({ADAPTER_CONFIG}); adapter={str(adapter)!r} is another"
+            )
+        config = read_json(folder / "config.json")
+        where = folder if beside else None if adapter is None else find_folder(adapter, kind="adapter")
+        return Checkpoint(folder, config, None if where is None else Adapter.read(where))
 
     @cached_property
-    def family(self) -> Family:
+    def family(self) -> Family[Description]:
         """The family that the config's ``architectures`` names."""
-        names = self.config.get("architectures")
-        for family in FAMILIES:
-            if isinstance(names, list) and any(name in family.architectures for name in names):
-                return family
-        known = ", ".join(a for f in FAMILIES for a in f.architectures)
-        raise ModelError(f"{self.folder}: architectures {names} are not supported; supported: {known}")
+        return pick(FAMILIES, self.config, self.folder)
 
     @cached_property
     def description(self) -> Description:
-        """Sizes and ids of this checkpoint."""
-        return self.family.describe(self.config)
+        """Sizes and ids of this checkpoint.
+
+        Raises:
+            ModelError: a key that is missing, or makes no sense, or changes the computation in a way that is not known;
+                quantised weights.
+        """
+        return describe(self.family, self.config, self.folder)
+
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """From our parameter names to those of the tensors."""
+        return self.family.names(self.description.arch)
+
+    @cached_property
+    def tensors(self) -> Tensors:
+        """The tensors by their names, the adapter merged.
+
+        Raises:
+            ModelError: no weights, a missing shard, a truncated or unreadable file, an adapter of another model.
+        """
+        base = tensors_of(self.folder)
+        if self.adapter is None:
+            return base
+        known = set(self.names.values()) & set(base.names())
+        self.adapter.check(base, known, self.names["embed.weight"] if self.description.arch.tied else None)
+        return Adapted(base, self.adapter)
 
     @cached_property
     def dtype(self) -> torch.dtype:
         """What the weights are stored in: the config's word for it (old key or new), else that of the first weight."""
-        for key in ("torch_dtype", "dtype"):
-            named = str(self.config.get(key)).removeprefix("torch.")
-            if named in DTYPES:
-                return DTYPES[named]
-        for name, file in self.files.items():
-            with open_weights(file) as weights:
-                return _tensor(weights, name, file).dtype
-        return torch.float32
-
-    @cached_property
-    def files(self) -> dict[str, Path]:
-        """Which file holds each weight.
-
-        Raises:
-            ModelError: no weights, a missing shard, a truncated or unreadable file.
-        """
-        single, index = self.folder / "model.safetensors", self.folder / "model.safetensors.index.json"
-        if single.exists():
-            with open_weights(single) as weights:
-                return dict.fromkeys(weights.keys(), single)
-        if not index.exists():
-            raise ModelError(f"{self.folder} has no model.safetensors and no model.safetensors.index.json")
-        shards = read_json(index).get("weight_map")
-        if not isinstance(shards, dict) or not shards or not all(isinstance(s, str) for s in shards.values()):
-            raise ModelError(f"{index} has no 'weight_map' from weight names to file names")
-        missing = sorted({s for s in shards.values() if not (self.folder / s).exists()})
-        if missing:
-            raise ModelError(f"{self.folder}: shards missing: {', '.join(missing)}")
-        return {name: self.folder / shard for name, shard in shards.items()}
+        return named_dtype(self.config) or first_dtype(self.tensors)
 
     def load(self, network: Transformer, device: torch.device, dtype: torch.dtype) -> None:
-        """Read the weights into a network made on the meta device, one tensor at a time.
-
-        Each is copied out of the file, so that a file overwritten later does not change (or crash) a loaded model.
+        """Read the weights into a network made on the meta device.
 
         Raises:
             ModelError: missing or surplus weights, wrong shapes, truncated files.
         """
-        names = self.family.names(network.arch)
-        absent = [theirs for theirs in names.values() if theirs not in self.files]
-        if absent:
-            raise ModelError(f"{self.folder}: weights missing: {_some(absent)}")
-        known = set(self.family.names(replace(network.arch, tied=False)).values())  # a tied head may come along
-        inside = {name.split(".")[0] for name in known}
-        surplus = [n for n in self.files if n.split(".")[0] in inside and n not in known and not _UNUSED.search(n)]
-        if surplus:
-            raise ModelError(f"{self.folder}: weights that config.json does not account for: {_some(surplus)}")
-        wanted = network.shapes()
-        by_file: dict[Path, list[tuple[str, str]]] = defaultdict(list)
-        for ours, theirs in names.items():
-            by_file[self.files[theirs]].append((ours, theirs))
-        state: dict[str, torch.Tensor] = {}
-        for file, pairs in by_file.items():
-            with open_weights(file) as weights:
-                for ours, theirs in pairs:
-                    tensor = _tensor(weights, theirs, file)
-                    if tuple(tensor.shape) != wanted[ours]:
-                        raise ModelError(
-                            f"{file.name}: {theirs} has shape {list(tensor.shape)}, "
-                            f"config.json implies {list(wanted[ours])}"
-                        )
-                    state[ours] = tensor.to(device=device, dtype=dtype, copy=True)
-        network.assign(state)
+        untied = self.family.names(replace(network.arch, tied=False))  # a tied head may come along
+        found = matched(network, self.names, set(untied.values()), self.tensors, self.folder)
+        fill(network, found, self.tensors, device, dtype)
 
     def spec(self, limit: int | None = None, more_eos: tuple[int, ...] = ()) -> ModelSpec:
         """The ids; ``limit`` is the tokenizer's size, ``more_eos`` what it adds to the config's end-of-text ids."""
         d = self.description
-        extra = self.folder / "generation_config.json"
-        more = id_list(read_json(extra), "eos_token_id", extra.name) if extra.exists() else ()
+        more = self.generation.ids("eos_token_id")
         more = tuple(i for i in more + more_eos if 0 <= i < d.arch.vocab and i != d.mask)
         return ModelSpec(
             mask=d.mask,
@@ -155,12 +136,17 @@ class Checkpoint:
             shift=d.shift,
         )
 
+    @cached_property
+    def generation(self) -> Config:
+        """``generation_config.json``; empty where there is none."""
+        file = self.folder / "generation_config.json"
+        return Config(read_json(file) if file.exists() else {}, self.family.name, file.name)
+
 
 def load_denoiser(checkpoint: Checkpoint, spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Denoiser:
     """Build the network and read its weights."""
     d = checkpoint.description
-    with torch.device("meta"):
-        network = Transformer(d.arch, d.context)
+    network = blank(d.arch, d.context)
     checkpoint.load(network, device, dtype)
     network.make_rotary(d.context, device)
     return Denoiser(network.requires_grad_(False), spec)
@@ -168,51 +154,4 @@ def load_denoiser(checkpoint: Checkpoint, spec: ModelSpec, device: torch.device,
 
 def parameter_count(description: Description) -> int:
     """Parameters of the network, counted on the meta device."""
-    with torch.device("meta"):
-        return sum(p.numel() for p in Transformer(description.arch, 1).parameters())
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file, or a ModelError that names it."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{path.parent} has no {path.name}") from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read: {error}") from None
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} does not hold a JSON object")
-    return value
-
-
-def open_weights(path: Path) -> Any:
-    """A safetensors file, or a ModelError that names it and says what is wrong."""
-    try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} is not a complete safetensors file (truncated download?): {error}") from None
-
-
-def _tensor(weights: Any, name: str, file: Path) -> torch.Tensor:
-    try:
-        tensor: torch.Tensor = weights.get_tensor(name)
-    except SafetensorError as error:
-        raise ModelError(f"{file}: {name} cannot be read: {error}") from None
-    if tensor.dtype not in DTYPES.values():
-        raise ModelError(f"{file}: {name} is {tensor.dtype}; supported are {', '.join(DTYPES)}")
-    return tensor
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _download(repo: str, weights: bool) -> Path:
-    from huggingface_hub import snapshot_download
-
-    wanted = ["*.json", "*.txt", "*.jinja", "*.model", *(["*.safetensors"] if weights else [])]
-    try:
-        return Path(snapshot_download(repo, allow_patterns=wanted))
-    except Exception as error:  # the hub's own errors, and those of whichever HTTP library it uses
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"{repo!r} is no local folder and could not be fetched from the hub: {reason}") from None
+    return sum(p.numel() for p in blank(description.arch).parameters())

@@ -14,8 +14,8 @@ from ..core.canvas import Canvas, ModelSpec, Update
 from ..core.config import param
 from ..core.predict import forbid, gumbel, temper
 from ..core.protocols import Ask, PolicyBase, Prediction, Sampling
-from ..verifier import Memory, Verifier
-from ..verifier import load as load_verifier
+from ..models.causal import CausalModel, Memory
+from ..models.causal import load as load_verifier
 
 _LINES = 1 << 23  # elements of [positions, vocabulary] compared at a time: 64 MiB in float64
 
@@ -61,7 +61,7 @@ class Apd(PolicyBase):
         return frozenset({"logits"})
 
     @cached_property
-    def judge(self) -> Verifier:
+    def judge(self) -> CausalModel:
         """The verifier. The policy holds it: its weights go with the last policy that has it."""
         return load_verifier(self.verifier)
 

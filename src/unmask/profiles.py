@@ -5,17 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .. import registry
-from ..core.errors import RequestError, SpecError
+from . import registry
+from .core.errors import RequestError, SpecError
 
 if TYPE_CHECKING:
-    from ..api import Model
+    from .api import Model
 
 VERSION = 1
 _KEYS: dict[str, type] = {**dict.fromkeys(("model", "fingerprint", "dtype", "policy", "cache"), str), "gen_length": int}
@@ -128,9 +128,12 @@ def write(path: str | Path, data: dict[str, Any]) -> None:
 
 
 def fingerprint(lm: Model) -> str:
-    """A name for a model's weights, the same for float32 and bfloat16: of some values of each, as bfloat16."""
-    spec, made = lm.denoiser.spec, hashlib.sha256()
+    """A name for what a model computes, the same for float32 and bfloat16: of its ids, of the parts of its architecture
+    that are not as usual, and of some values of each weight, as bfloat16.
+    """
+    spec, arch, made = lm.denoiser.spec, lm.denoiser.network.arch, hashlib.sha256()
     made.update(f"{spec.vocab} {spec.mask} {spec.eos} {spec.shift}".encode())
+    made.update(f"{[(f.name, v) for f in fields(arch) if (v := getattr(arch, f.name)) != f.default]}".encode())
     for name, weight in sorted(lm.denoiser.network.named_parameters()):
         flat = weight.detach().flatten()
         some = flat[:: max(1, len(flat) // _SAMPLES)][:_SAMPLES].to(torch.bfloat16)

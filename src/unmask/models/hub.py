@@ -1,0 +1,48 @@
+"""Folders of checkpoints: local ones, and those that the Hugging Face hub has."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ..core.errors import ModelError
+
+_HUB_ID = re.compile(r"[\w.\-]+/[\w.\-]+")
+
+
+def find_folder(path_or_id: str | Path, weights: bool = True, revision: str | None = None, kind: str = "model") -> Path:
+    """A local folder, or a hub id fetched into the hub's cache, ``weights`` and all.
+
+    Raises:
+        ModelError: neither, or a ``revision`` of a local folder.
+    """
+    wanted = "a folder or a hub id like GSAI-ML/LLaDA-8B-Instruct"
+    if not isinstance(path_or_id, (str, Path)) or not str(path_or_id):
+        raise ModelError(f"no {kind} at {path_or_id!r}: expected {wanted}")
+    folder = Path(path_or_id).expanduser()
+    if not folder.is_dir():
+        if folder.exists() or not _HUB_ID.fullmatch(str(path_or_id)):
+            raise ModelError(
+                f"no {kind} at {str(path_or_id)!r}: expected a folder with config.json and *.safetensors, "
+                "or a hub id like GSAI-ML/LLaDA-8B-Instruct"
+            )
+        return _download(str(path_or_id), weights, revision)
+    if revision is not None:
+        raise ModelError(f"revision {revision!r}: {folder} is a local folder, and only hub ids have revisions")
+    return folder
+
+
+def _download(repo: str, weights: bool, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    small, weighty = ["*.json", "*.txt", "*.jinja", "*.model"], (["*.safetensors"], ["*model*.bin"])
+    try:
+        folder = Path(
+            snapshot_download(repo, revision=revision, allow_patterns=small + (weighty[0] if weights else []))
+        )
+        if weights and not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(repo, revision=revision, allow_patterns=small + weighty[1]))
+        return folder
+    except Exception as error:  # the hub's own errors, and those of whichever HTTP library it uses
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(f"{repo!r} is no local folder and could not be fetched from the hub: {reason}") from None
