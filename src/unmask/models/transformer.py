@@ -125,11 +125,14 @@ class Transformer(nn.Module):
         super().__init__()
         self.arch = arch
         self.kernels = EAGER
-        self.embed = nn.Embedding(arch.vocab, arch.width)
+        self.embed = nn.Embedding(arch.vocab, arch.width, _weight=torch.empty(arch.vocab, arch.width))
         self.blocks = nn.ModuleList(TransformerBlock(arch) for _ in range(arch.layers))
         self.norm = Norm(arch.width, arch.eps)
         self.head = None if arch.tied else nn.Linear(arch.width, arch.vocab, bias=False)
-        self.make_rotary(context, "meta" if self.embed.weight.is_meta else "cpu")
+        if self.embed.weight.is_meta:  # made later; torch calculates on "meta" by torch._dynamo, a second to import
+            self.register_buffer("rotary", torch.empty(0), persistent=False)
+        else:
+            self.make_rotary(context, "cpu")
 
     def make_rotary(self, context: int, device: torch.device | str) -> None:
         """(Re)make the table of rotary embeddings; one row more than ``context`` for empty slots."""
