@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import unmask
-from llada_folder import BOS, EOS, EOT, HEAD, MASK, SPECIAL, TAIL, TEMPLATE, TOKENS, write
+from llada_folder import BOS, CONFIG, EOS, EOT, HEAD, MASK, SPECIAL, TAIL, TEMPLATE, TOKENS, stubborn, write
+from unmask.core.errors import ModelError, RequestError
 from unmask.text import Text
 
 SHIPPED = Path(unmask.__file__).parent / "assets" / "tiny"
@@ -193,3 +194,205 @@ def test_a_size_counts_from_the_highest_id(tmp_path):
     vocab[max(vocab, key=vocab.get)] = 400
     file.write_text(json.dumps(table))
     assert len(Text(tmp_path)) == 401
+
+
+# --- conversations ----------------------------------------------------------------------------------------------
+
+
+def test_a_last_message_of_the_assistant_is_continued(text):
+    talk = [{"role": "user", "content": "1+1"}, {"role": "assistant", "content": "It is"}]
+    expected = [BOS, *turn("user", "1+1"), *turn("assistant", "It is")[:-1]]
+    assert text.encode(talk) == expected
+    assert text.parse(text.render(talk, answer=False)) == expected
+    assert text.encode(talk) == text.encode([*talk[:1], {"role": "user", "content": "x"}, *talk[1:]][::2])
+    empty = [*talk[:1], {"role": "assistant", "content": ""}]
+    assert text.encode(empty) == text.encode(talk[:1]), "nothing to continue is what is answered"
+
+
+def test_a_message_that_is_continued_may_spell_control_tokens(text):
+    talk = [{"role": "user", "content": "1+1"}, {"role": "assistant", "content": "<|eot_id|>"}]
+    assert text.encode(talk) == [BOS, *turn("user", "1+1"), *turn("assistant", "<|eot_id|>")[:-1]]
+
+
+def test_a_template_that_leaves_the_last_message_out_cannot_continue_it(tmp_path):
+    write(tmp_path, template="{{ messages[0]['content'] }}")
+    with pytest.raises(RequestError, match="last message"):
+        Text(tmp_path).encode([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+
+
+def test_a_content_in_parts(text):
+    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "<|eot_id|>"}]
+    whole = [{"role": "user", "content": "one\n<|eot_id|>"}]
+    assert text.encode([{"role": "user", "content": parts}]) == text.encode(whole)
+
+
+@pytest.mark.parametrize(
+    ("message", "named"),
+    [
+        ({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, "image_url"),
+        ({"role": "user", "content": [{"type": "text"}]}, "text"),
+        ({"role": "user", "content": 3}, "content"),
+        ({"role": "user"}, "content"),
+        ({"content": "x"}, "role"),
+        ("x", "role"),
+    ],
+)
+def test_what_is_no_message_is_refused(text, message, named):
+    with pytest.raises(RequestError, match=named):
+        text.encode([message])
+
+
+def test_other_texts_of_a_message_are_text_too(tmp_path):
+    """What a template shows beside role and content, nested or not."""
+    template = "{% for m in messages %}{{ m['content'] + m['name'] + m['calls'][0]['id'] }}<|eot_id|>{% endfor %}"
+    text = Text(write(tmp_path, template=template))
+    message = {"role": "user", "content": "c", "name": "<|mdm_mask|>", "calls": [{"id": "<|eot_id|>"}]}
+    assert text.encode([message]) == [*plain("c<|mdm_mask|><|eot_id|>"), EOT]
+
+
+def test_a_template_sees_the_names_that_a_message_spells(tmp_path):
+    """As when it takes the thoughts out of earlier answers."""
+    template = "{% for m in messages %}{{ m['content'].split('<|eot_id|>')[-1] }}<|eot_id|>{% endfor %}"
+    text = Text(write(tmp_path, template=template))
+    assert text.encode([{"role": "user", "content": "thought<|eot_id|>said"}]) == [*plain("said"), EOT]
+
+
+def test_a_template_is_kept_in_a_sandbox(tmp_path):
+    for code in ("{{ messages.append(1) }}", "{{ raise_exception('no') }}", "{{ ''.__class__.__mro__ }}", "{% bad"):
+        write(tmp_path, template=code)
+        with pytest.raises(RequestError):
+            Text(tmp_path).render([{"role": "user", "content": "x"}])
+
+
+# --- files ------------------------------------------------------------------------------------------------------
+
+
+def edited(folder, name, change):
+    """A JSON file of a folder, after ``change``."""
+    file = folder / name
+    value = json.loads(file.read_text()) if file.exists() else {}
+    change(value)
+    file.write_text(json.dumps(value))
+    return folder
+
+
+def test_control_tokens_need_not_be_marked_special(tmp_path):
+    def unmark(table):
+        for token in table["added_tokens"]:
+            token["special"] = False
+
+    text = Text(edited(write(tmp_path), "tokenizer.json", unmark))
+    for name in SPECIAL:
+        assert text.plain(name) == plain(name)
+        assert text.parse(name) == text.parse(f"{name}")[:1]
+        assert text.token(name) in CONTROL
+    assert text.encode("<|mdm_mask|>") == [
+        BOS, *turn("user", "<|mdm_mask|>"), HEAD, *plain("assistant"), TAIL, *plain("\n\n")
+    ]  # fmt: skip
+    assert text.decode([*plain("a"), EOS, MASK]) == "a", "config.json names them"
+
+
+def test_a_template_by_name_among_several(tmp_path, text):
+    other = {"name": "tool_use", "template": "no"}
+    for several in ([{"name": "default", "template": TEMPLATE}, other], [{"name": "any", "template": TEMPLATE}]):
+        edited(write(tmp_path), "tokenizer_config.json", lambda c, t=several: c.update(chat_template=t))
+        assert Text(tmp_path).encode("hello") == text.encode("hello")
+    edited(tmp_path, "tokenizer_config.json", lambda c: c.update(chat_template=[other, other | {"name": "rag"}]))
+    assert not Text(tmp_path).chat
+    edited(tmp_path, "tokenizer_config.json", lambda c: c.update(chat_template=3))
+    with pytest.raises(ModelError, match="chat_template"):
+        Text(tmp_path)
+
+
+def test_a_template_in_chat_template_json(tmp_path, text):
+    edited(write(tmp_path, template=None), "chat_template.json", lambda c: c.update(chat_template=TEMPLATE))
+    assert Text(tmp_path).encode("hello") == text.encode("hello")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json"])
+@pytest.mark.parametrize("content", ["{", "[]", b"\xff"])
+def test_a_broken_file_is_named(tmp_path, name, content):
+    (write(tmp_path) / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ModelError) as error:
+        Text(tmp_path)
+    assert str(tmp_path / name) in str(error.value)
+
+
+def test_added_tokens_keep_their_ids_behind_a_hole(tmp_path):
+    text = Text(edited(write(tmp_path), "tokenizer.json", lambda table: table["added_tokens"][-1].update(id=280)))
+    assert text.control["<|end_header_id|>"] == 280
+    assert text.parse("a<|end_header_id|>") == [*plain("a"), 280]
+    assert text.pieces([280]) == ["<|end_header_id|>"]
+    assert text.unknown == (*range(261, 280),)
+
+
+def test_an_added_token_that_the_vocabulary_has_elsewhere_is_refused(tmp_path):
+    edited(write(tmp_path), "tokenizer.json", lambda table: table["model"]["vocab"].update({SPECIAL[-1]: 280}))
+    with pytest.raises(ModelError, match="end_header_id"):
+        Text(tmp_path)
+
+
+def test_a_kind_whose_rules_are_not_known_needs_a_tokenizer_json(tmp_path, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    write(tmp_path, tokenizer=False)
+    (tmp_path / "vocab.json").write_text("{}")
+    (tmp_path / "merges.txt").write_text("")
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "OddTokenizer"}')
+    with pytest.raises(ModelError, match=r"OddTokenizer.*transformers"):
+        Text(tmp_path)
+
+
+def test_ids_that_the_tokenizer_does_not_know_are_not_generated(tmp_path):
+    """Also below its highest id."""
+
+    def move(table):
+        vocab = table["model"]["vocab"]
+        vocab[max(vocab, key=vocab.get)] = 270  # was 255
+        for at, token in enumerate(table["added_tokens"]):
+            token["id"] = 271 + at
+
+    wishes = {255: 9.0, 262: 8.0, 5: 1.0}
+    config = CONFIG | {"mask_token_id": 271, "eos_token_id": 272}
+    folder = write(tmp_path, {"mask_token_id": 271, "eos_token_id": 272}, tensors=stubborn(config, wishes))
+    model = unmask.load(edited(folder, "tokenizer.json", move))
+    assert model.text.unknown == (*range(255, 270),)
+    assert model.denoiser.spec.unknown == model.text.unknown
+    (result,) = model.generate([[1, 2]], 4, "vanilla")
+    assert result.tokens == [5] * 4
+    (result,) = model.generate([[1, 2]], 40, "vanilla", temperature=30.0)
+    assert not set(result.tokens) & set(model.text.unknown)
+
+
+# --- which models are chat models ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "chat"),
+    [
+        ("LLaDA-8B-Base", False),
+        ("LLaDA-8B-Instruct", True),
+        ("Dream-v0-Base-7B", False),
+        ("LLaDA-1.5", True),
+        ("based-on-nothing", True),
+        ("base/mine", True),
+        ("LLaDA-8B-Base-SFT", True),
+        ("models--GSAI-ML--LLaDA-8B-Base/snapshots/0123", False),
+        ("models--GSAI-ML--LLaDA-8B-Instruct/snapshots/0123", True),
+    ],
+)
+def test_base_models_get_strings_without_the_template(tmp_path, path, chat):
+    text = Text(write(tmp_path / path))
+    assert text.use_chat is chat
+    assert text.encode("hello") == text.encode("hello", chat=chat)
+    assert text.encode("hello", chat=True) == text.encode([{"role": "user", "content": "hello"}])
+    assert text.encode("hello", chat=False) == plain("hello")
+
+
+def test_what_a_folder_says_of_itself_counts_before_its_name(tmp_path):
+    folder = edited(write(tmp_path / "x-base"), "generation_config.json", lambda c: c.update(unmask={"chat": True}))
+    assert Text(folder).use_chat
+    folder = edited(write(tmp_path / "y"), "config.json", lambda c: c.update(_name_or_path="GSAI-ML/LLaDA-8B-Base"))
+    assert not Text(folder).use_chat
+    assert not Text(write(tmp_path / "z-instruct", template=None)).use_chat

@@ -72,7 +72,9 @@ def load(
         keep_freed()
     text = Text.find(checkpoint.folder)
     spec = checkpoint.spec(len(text) if text else None, text.eos if text else ())
-    spec = replace(spec, tokenizer=str(checkpoint.folder) if text else None)
+    if text:
+        unknown = tuple(i for i in text.unknown if i < spec.limit)
+        spec = replace(spec, tokenizer=str(checkpoint.folder), unknown=unknown)
     kernels = compiled(EAGER, where.type) if compile else EAGER  # refused before weights are read
     denoiser = load_denoiser(checkpoint, spec, where, kind)
     denoiser.network.use(kernels)

@@ -24,6 +24,7 @@ class ModelSpec:
         pad: id behind the end of short rows.
         vocab: size of the logits.
         limit: ids from here on are unknown to the tokenizer and are never sampled.
+        unknown: ids below ``limit`` that are unknown to the tokenizer and are never sampled; none in most.
         context: most positions (prompt + response) the model was made for.
         shift: whether position i is predicted by the network output at i-1 (Dream).
         tokenizer: folder of the tokenizer that the ids belong to; None where the checkpoint has none.
@@ -37,6 +38,7 @@ class ModelSpec:
     context: int
     shift: bool = False
     tokenizer: str | None = None
+    unknown: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -15,11 +16,18 @@ _MIX1, _MIX2 = -4658895280553007687, -7723592293110705685  # splitmix64's multip
 
 
 def forbid(logits: Tensor, spec: ModelSpec) -> Tensor:
-    """Give the mask id and ids outside the tokenizer probability zero, in place."""
+    """Give the mask id and ids that the tokenizer does not know probability zero, in place."""
     logits[:, spec.mask] = -torch.inf
     if spec.limit < logits.shape[1]:
         logits[:, spec.limit :] = -torch.inf
+    if spec.unknown:
+        logits.index_fill_(1, _ids(spec.unknown, logits.device), -torch.inf)
     return logits
+
+
+@lru_cache(maxsize=8)
+def _ids(ids: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(ids, device=device)
 
 
 def suppress(logits: Tensor, sampling: Sampling, canvas: Canvas, row: Tensor, position: Tensor) -> None:

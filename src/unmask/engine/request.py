@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..core.cache import Cache
-from ..core.canvas import ModelSpec, check_request
 from ..core.config import param
 from ..core.errors import RequestError
-from ..core.protocols import Policy
 from ..core.values import integer, is_list, number
+
+if TYPE_CHECKING:  # the command line declares its options by what stands here, and shall not wait for torch
+    from ..core.cache import Cache
+    from ..core.canvas import ModelSpec
+    from ..core.protocols import Policy
 
 SEEDS = 1 << 63
 
@@ -106,6 +108,8 @@ class Request:
                 else the policy refuses. Its ``row`` is the request's id.
             ModelError: something else that the policy needs cannot be used.
         """
+        from ..core.canvas import check_request
+
         check_request(self.id, self.prompt, self.gen_length, spec, self.fixed)
         limit = min(spec.limit, spec.vocab)
         outside = [i for i in self.params.suppress if not 0 <= int(i) < spec.vocab]
