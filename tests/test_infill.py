@@ -272,7 +272,10 @@ def test_left_to_right_is_among_them() -> None:
     [
         ({"suppress": range(LIMIT)}, "prompt 0: suppress leaves no token to decode with"),
         ({"suppress": sorted(SAMPLED)}, "prompt 0: suppress leaves no token to decode with$"),
-        ({"suppress": sorted(SAMPLED - set(SPEC.eos)), "fixed": {3: 1}}, "an end of text cannot stand in front of given"),
+        (
+            {"suppress": sorted(SAMPLED - set(SPEC.eos)), "fixed": {3: 1}},
+            "an end of text cannot stand in front of given",
+        ),
         (
             {"suppress": [5, SPEC.vocab]},
             f"prompt 0: suppress has the id {SPEC.vocab}; accepted are 0 to {SPEC.vocab - 1}",
