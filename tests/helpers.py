@@ -156,7 +156,8 @@ def variants(table: dict[str, str], known: dict[str, list[str]]) -> list[str]:
     return [spec for name in table for spec in known.get(name, [name])]
 
 
-SHIFTS = [pytest.param(False, id="plain"), pytest.param(True, id="shift")]
+SHIFT = {"plain": False, "shift": True}
+SHIFTS = [pytest.param(value, id=name) for name, value in SHIFT.items()]
 POLICIES = variants(registry.POLICIES, POLICY_VARIANTS)
 CACHES = variants(registry.CACHES, CACHE_VARIANTS)
 
@@ -471,13 +472,3 @@ def fine(result: Any) -> str:
 def lines(text: str) -> list[Any]:
     """The values of JSON lines."""
     return [json.loads(line) for line in text.splitlines()]
-
-
-def refused(result: Any, message: str) -> None:
-    """One line on standard error and nothing else."""
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    assert message in result.stderr
-    assert result.stderr.startswith("error: ")
-    assert result.stderr.count("\n") == 1
-    assert "Traceback" not in result.stderr

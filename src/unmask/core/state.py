@@ -165,7 +165,7 @@ def append(first: S, second: S) -> S:
         names = [f.name for f in dataclasses.fields(first)]
         return replace(first, **{n: append(getattr(first, n), getattr(second, n)) for n in names})
     if isinstance(first, (list, tuple)) and isinstance(second, (list, tuple)):
-        return type(first)(append(a, b) for a, b in zip(first, second, strict=True))  # type: ignore[return-value]
+        return type(first)(append(a, b) for a, b in zip(first, second, strict=True))
     if isinstance(first, bool):
         return first or second
     return first
