@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import unmask
-from unmask.api import SHIPPED
+from unmask.api import BUNDLED
 from unmask.cli import app
 from unmask.core import nets
 from unmask.core.errors import RequestError
@@ -348,7 +348,7 @@ def test_files_that_a_policy_names_are_a_part_of_the_setting(tmp_path):
 def test_a_folder_called_as_the_shipped_model_is_a_folder(tmp_path, monkeypatch):
     """Its weights count; those of the model that ships go with the version."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "shipped").symlink_to(SHIPPED)
+    (tmp_path / "shipped").symlink_to(BUNDLED)
     args = ("bench", "-p", "threshold", "--baseline", "-", "-t", "sudoku", "-n", 1, "--gen-length", 8, "-o", "r.jsonl")
     for more in ((), ("--model", "shipped")):
         fine(cli(*args, *more))

@@ -211,7 +211,7 @@ def test_the_host_waits_twice_in_a_forward_pass(kept: str, shift: bool, monkeypa
 def test_waits_are_seen() -> None:
     """The counter above can fail."""
     some = torch.tensor([True, False])
-    for reads in (lambda: bool(some.any()), lambda: some.nonzero(), lambda: torch.arange(2)[some], lambda: int(some[0])):
+    for reads in (lambda: bool(some.any()), some.nonzero, lambda: torch.arange(2)[some], lambda: int(some[0])):
         with Waits() as waits:
             reads()
         assert waits.count.total() >= 1
@@ -355,8 +355,9 @@ def test_late_ends_of_text_are_committed_last() -> None:
         engine = Engine(tiny())
         engine.add(replace(plain, late_eos=True).to(policy, "none"))
         order: list[int] = []
-        for event in (e for _ in iter(lambda: engine.busy, False) for e in engine.step()):
-            if isinstance(event, Step):
-                order += [commit.token for commit in event.committed()]
+        while engine.busy:
+            for event in engine.step():
+                if isinstance(event, Step):
+                    order += [commit.token for commit in event.committed()]
         ends = [token in tiny().spec.eos for token in order]
         assert ends == sorted(ends), "an end of text came before another token"

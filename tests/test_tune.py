@@ -16,7 +16,7 @@ import unmask
 from llada_folder import write
 from refusals import refused
 from unmask import profiles as profile
-from unmask.api import SHIPPED
+from unmask.api import BUNDLED
 from unmask.cli import app
 from unmask.core.errors import RequestError
 from unmask.measure import betting, candidates, tune
@@ -436,7 +436,7 @@ def test_profile_and_what_it_was_not_made_for(tuned, tmp_path):
     other = "float64" if own == "float32" else "float32"
     args = ("generate", "Hi", "--profile", file)
     assert run(*args).stderr == ""
-    (tmp_path / "moved").symlink_to(SHIPPED)
+    (tmp_path / "moved").symlink_to(BUNDLED)
     for more, said in ((["--dtype", other], f"dtype {own}, not {other}"),
                        (["--model", tmp_path / "moved"], f"model shipped, not {tmp_path / 'moved'}"),
                        (["-n", 4], "gen_length 16, not 4"), (["-n", 16], ""), (["--no-chat"], "the chat template"),
