@@ -69,8 +69,6 @@ FLOORS = {  # the longest name that fits rules; what it may import, itself inclu
         "evaluation",
     },
     "measure": EVENTS | {"", "api", "registry", "profiles", "tasks", "measure"},
-    "measure.forward": {"core", "models"},  # these two measure the network itself
-    "measure.speed": {"core", "models", "api", "measure"},
     "measure.autoregressive": {"api", "core.errors", "text", "models.causal", "measure.problems"},
 }
 OUTSIDE = {"", "api", "registry", "viz", "tasks", "measure"}  # for examples and recipes
