@@ -100,19 +100,23 @@ def test_of_equal_parallelism_the_most_accurate_counts():
 # --- the file of results
 
 
+def held(path):
+    return [line.value for line in ledger.read(path)]
+
+
 def test_ledger_drops_what_was_cut_off(tmp_path):
     path = tmp_path / "deep" / "r.jsonl"
-    assert list(ledger.read(path)) == []
+    assert held(path) == []
     ledger.append(path, {"a": 1})
     with path.open("a") as file:
         file.write('{"b": ')
-    assert list(ledger.read(path)) == [{"a": 1}]
+    assert held(path) == [{"a": 1}]
     ledger.append(path, {"c": 3})
-    assert list(ledger.read(path)) == [{"a": 1}, {"c": 3}]
+    assert held(path) == [{"a": 1}, {"c": 3}]
     path.write_text('{"kind":"ru')
-    assert list(ledger.read(path)) == []
+    assert held(path) == []
     ledger.append(path, {"d": 4})
-    assert list(ledger.read(path)) == [{"d": 4}]
+    assert held(path) == [{"d": 4}]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +126,7 @@ def test_what_is_no_ledger_is_left_alone(content, tmp_path):
     """A file of one line without its end is not ours to cut off."""
     path = tmp_path / "notes"
     path.write_text(content)
-    with pytest.raises(RequestError, match="is not a JSON object"):
+    with pytest.raises(RequestError, match=r"notes line [12].* not"):
         list(ledger.read(path))
     done = cli("bench", "-p", "threshold", *SHORT, "-n", 1, "-o", path)
     assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
@@ -183,12 +187,13 @@ def test_sources_that_cannot_be(name, more, message, monkeypatch):
     ("text", "message"),
     [
         ("", "has no problems"),
-        ("[1]", "line 1: expected an object"),
-        ('\n{"prompt": 1}', "line 2"),
+        ("[1]", "line 1: it must be an object"),
+        ('\n{"prompt": 1, "answer": 1}', 'line 2: "prompt" must be a text'),
+        ('\n{"prompt": "a"}', 'line 2: no "answer"'),
         ("{", "line 1"),
         ("[" * 10**5, "line 1: not JSON"),
         *(
-            (f'{{"prompt": "a", "answer": {a}}}', "line 1: an answer must be")
+            (f'{{"prompt": "a", "answer": {a}}}', 'line 1: "answer" must be')
             for a in ("null", "[]", "true", '[["x"]]', "{}")
         ),
     ],
@@ -286,12 +291,12 @@ def test_what_is_done_is_not_done_again(lm, tmp_path, monkeypatch):
     assert [second(batch) for batch in batches[:3]] == done
     monkeypatch.undo()
     assert [second(batch)["key"] for batch in batches] == [b.key for b in batches]
-    kinds = [row["kind"] for row in ledger.read(path)]
+    kinds = [row["kind"] for row in held(path)]
     assert kinds == ["run", "batch", "batch", "batch", "run", "batch", "batch", "batch"]
     assert run.Decoder(lm, None, path).missing(batches) == []
     assert run.Decoder(lm, "another", path).missing(batches) == batches
     path.write_text('{"x": 1}\n')
-    with pytest.raises(RequestError, match="is not a file of `unmask bench`"):
+    with pytest.raises(RequestError, match=r"r\.jsonl line 1 is not a line of `unmask bench`"):
         run.Decoder(lm, None, path)
 
 
@@ -657,33 +662,38 @@ def test_bench_refuses(args, message, tmp_path):
     [
         (None, [], "no file"),
         ("", [], "holds no results"),
-        ('{"a": 1}\n', [], "is not a file of `unmask bench`"),
+        ('{"a": 1}\n', [], "line 1 is not a line of `unmask bench`"),
         (json.dumps(RUN) + "\n", [], "holds no results"),
-        (json.dumps(RUN | {"version": 2}) + "\n", [], "or of another version of it"),
-        (json.dumps(ROWS[1]) + "\n", [], "r.jsonl line 1: the line of kind run that tells of run r is missing"),
+        (json.dumps(RUN | {"version": 2}) + "\n", [], "version 1"),
+        (json.dumps(ROWS[1]) + "\n", [], "r.jsonl line 1: the line of kind run that describes run r is missing"),
         *(
-            (f"{json.dumps(RUN)}\n{json.dumps(ROWS[1] | odd)}\n", [], "line 2 is not a line of `unmask bench`")
-            for odd in (
-                {"key": {}},
-                {"nfe": [1]},
-                {"seconds": 0},
-                {"tokens": ["1", 2]},
-                {"kind": "x"},
-                {"run": []},
-                {"nfe": [10**400, 1]},
-                {"correct": [7, 1]},
-                {"peak_bytes": 10**400},
-                {"peak_bytes": "1"},
+            (f"{json.dumps(RUN)}\n{json.dumps(ROWS[1] | odd)}\n", [], f"r.jsonl line 2: {named}")
+            for odd, named in (
+                ({"key": {}}, 'no "key.policy"'),
+                ({"nfe": [1]}, '"nfe"'),
+                ({"nfe": [0, 1]}, '"nfe[0]"'),
+                ({"seconds": 0}, '"seconds"'),
+                ({"tokens": ["1", 2]}, '"tokens[0]"'),
+                ({"run": []}, '"run"'),
+                ({"nfe": [10**400, 1]}, '"nfe[0]"'),
+                ({"correct": [7, 1]}, '"correct[0]"'),
+                ({"peak_bytes": 10**400}, '"peak_bytes"'),
+                ({"peak_bytes": "1"}, '"peak_bytes"'),
             )
         ),
+        (f"{json.dumps(RUN)}\n{json.dumps(ROWS[1] | {'kind': 'x'})}\n", [], "r.jsonl line 2 is not a line"),
         *(
-            (f"{json.dumps(RUN)}\n{json.dumps(ROWS[1] | {'key': ROWS[1]['key'] | odd})}\n", [], "line 2 is not a line")
+            (
+                f"{json.dumps(RUN)}\n{json.dumps(ROWS[1] | {'key': ROWS[1]['key'] | odd})}\n",
+                [],
+                f'r.jsonl line 2: "key.{next(iter(odd))}" must',
+            )
             for odd in ({"temperature": 10**400}, {"gen_length": 0}, {"n": -2}, {"first": -1}, {"seed": 2**63})
         ),
         (
             f"{json.dumps(RUN)}\n{json.dumps({k: v for k, v in ROWS[1].items() if k != 'peak_bytes'})}\n",
             [],
-            "line 2 is not a line",
+            'r.jsonl line 2: no "peak_bytes"',
         ),
         (None, ["--speed", "light"], "unknown --speed 'light'; accepted: rate, cpu_rate, tpf"),
         (None, ["--baseline", "vanilla"], "--baseline: expected POLICY|CACHE or POLICY|CACHE|full, got 'vanilla'"),
@@ -716,7 +726,7 @@ def test_a_kill_loses_the_batch_in_flight_only(tmp_path):
     assert 5 <= whole.count(b"\n") < 25
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert path.read_bytes().startswith(whole)
-    keys = [json.dumps(r["key"], sort_keys=True) for r in ledger.read(path) if r["kind"] == "batch"]
+    keys = [json.dumps(r["key"], sort_keys=True) for r in held(path) if r["kind"] == "batch"]
     assert len(keys) == len(set(keys)) == 24
     assert done.stdout.count("| 12 |") == 2 or "n 12" in done.stdout
 

@@ -99,6 +99,42 @@ def test_choices(tasks):
     assert "tokens" not in results["speed"]["rows"]
 
 
+def test_a_share_of_the_documents(tasks):
+    """As for the harness's own command: rounded up."""
+    for limit, n in (("0.3", 2), ("0.5", 2), ("1", 1), ("1.0", 1), ("3", 3)):
+        out = fine("--tasks", "words", "--include-path", tasks, "-n", 4, "--limit", limit, "--json")
+        assert json.loads(out)["speed"]["words"]["requests"] == n, limit
+
+
+@pytest.mark.parametrize("chat", [[], ["--chat"]], ids=["plain", "chat"])
+def test_a_document_that_spells_the_mask_is_text(tasks, tmp_path, chat, monkeypatch):
+    """It is scored like any other, and the documents beside it as without it."""
+    mask = load(None).text.pieces([load(None).denoiser.spec.mask])[0]
+    own = tmp_path / "own"
+    own.mkdir()
+    for name, key in (("words", "prompt"), ("rows", "prompt"), ("roll", "whole")):
+        rows = [json.loads(line) for line in (tasks / f"{name}.jsonl").read_text().splitlines()[:3]]
+        rows[1][key] = f"a {mask} b"
+        if name == "rows":
+            rows[2]["choices"][0] += mask
+        (own / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        task = (tasks / f"{name}.yaml").read_text().replace(str(tasks), str(own)).replace("{{answer}}", "{{whole}}")
+        (own / f"{name}.yaml").write_text(task)
+    only_own(monkeypatch)
+    out = fine("--tasks", "words,rows,roll", "--include-path", own, "-n", 16, "--mc-num", 2, *chat, "--json",
+               "-o", tmp_path / "out")  # fmt: skip
+    speed = json.loads(out)["speed"]
+    assert {name: speed[name]["requests"] for name in speed} == {"words": 3, "rows": 9, "roll": 3}
+    whole = fine("--tasks", "words", "--include-path", tasks, "-n", 16, "--limit", 3, *chat, "--json", "-o",
+                 tmp_path / "whole")  # fmt: skip
+    assert json.loads(whole)["speed"]["words"]["requests"] == 3
+    one, other = (
+        [json.loads(line)["resps"] for line in (tmp_path / f / "samples_words.jsonl").read_text().splitlines()]
+        for f in ("out", "whole")
+    )
+    assert (one[0], one[2]) == (other[0], other[2])
+
+
 def test_a_killed_run_continues(tasks, tmp_path):
     """kill -9 in the middle: what is in the file stays, the rest is added, the scores are those of one run."""
     out = tmp_path / "out"
@@ -159,23 +195,17 @@ def test_dry_run(tasks):
         (["--tasks", "words", "-n", "4000"], r"words document 0: 4000 tokens to generate leave no room"),
         (["--tasks", "gone"], r"cannot load gone: "),
         (["--tasks", "rogue"], r"rogue: runs code that the model writes.*--run-unsafe-code"),
-        (["--tasks", "masked"], r"masked document 0: it contains the mask id 0"),
-        (["--tasks", "masked_choice"], r"masked_choice: a text contains the mask token '<\|mdm_mask\|>'"),
+        *((["--tasks", "words", "--limit", limit], rf"limit .* got {limit}") for limit in ("0", "-1", "1.5", "nan")),
     ],
 )
 def test_bad_input(tasks, tmp_path, monkeypatch, args, message):
     own = tmp_path / "own"
     own.mkdir()
     (tmp_path / "file").write_text("")
-    words, rows = (tasks / "words.yaml").read_text(), (tasks / "rows.yaml").read_text()
+    words = (tasks / "words.yaml").read_text()
     (own / "words.yaml").write_text(words)
     (own / "gone.yaml").write_text(words.replace("words.jsonl", "gone.jsonl").replace("task: words", "task: gone"))
     (own / "rogue.yaml").write_text(words.replace("task: words", "task: rogue\nunsafe_code: true"))
-    mask = load(None).text.pieces([load(None).denoiser.spec.mask])[0]
-    (own / "masked.yaml").write_text(words.replace("task: words", "task: masked").replace("{{prompt}}", f"a{mask}b"))
-    (own / "masked_choice.yaml").write_text(
-        rows.replace("task: rows", "task: masked_choice").replace("{{prompt}}", mask)
-    )
     only_own(monkeypatch)
     args = [a.format(tmp=tmp_path) for a in args]
     args += [] if "--include-path" in args else ["--include-path", own]
@@ -322,7 +352,7 @@ def test_long_prompts_lose_their_beginning(monkeypatch, caplog):
 def test_likelihoods_are_the_bound():
     made = lm(mc_num=4, mc_seed=7, mc_batch_size=3)
     p = problems("word_problem", "test", 1)[0]
-    context, answer = made.text.render([{"role": "user", "content": p.prompt}]), p.answer
+    context, answer = made.apply_chat_template([{"role": "user", "content": p.prompt}]), p.answer
     found = made.loglikelihood(asks("t", (context, answer), (context, "0"), ("", "1 2"), kind="loglikelihood"), True)
     ids, whole = made.tok_encode(context), made.tok_encode(context + answer)
     texts = (ids, whole[len(ids) :]), (ids, made.tok_encode(context + "0")[len(ids) :])
@@ -336,6 +366,54 @@ def test_likelihoods_are_the_bound():
     assert made.loglikelihood(asks("t", (context, said), kind="loglikelihood"), True)[0][1] is True
     off = lm(mc_num=4, is_check_greedy=False)
     assert off.loglikelihood(asks("t", (context, said), kind="loglikelihood"), True)[0][1] is False
+
+
+def test_no_part_of_a_continuation_is_left_out():
+    """A continuation whose first letters merge with the end of the context is scored like the others, whole."""
+    made = lm(mc_num=4)
+    for context in ("What now? Ans", "What is in the fol"):
+        for text in ("wer", "xyz", "low", "ders", "lder!"):
+            head, own = made._encode_pair(context, text)
+            assert head == made.tok_encode(context)
+            assert made.text.decode(own) == text, "what is scored is the continuation"
+    merged = next(
+        (c, t) for c in ("the bel", "the pen", "Answ", "the num") for t in ("ls", "s", "er", "ber")
+        if made.tok_encode(c + t)[: len(made.tok_encode(c))] != made.tok_encode(c)
+    )  # fmt: skip
+    found = made.loglikelihood(asks("t", merged, kind="loglikelihood"), True)
+    assert found[0][0] < 0
+
+
+def test_blanks_that_end_a_context_belong_to_the_continuation():
+    made = lm(mc_num=4)
+    assert made._encode_pair("Hi  ", "you") == made._encode_pair("Hi", "  you")
+    for blank in ("", " ", "\n\n"):
+        assert made._encode_pair(blank, "you") == ([made.prefix_token_id], made.text.plain(blank + "you"))
+    found = made.loglikelihood(asks("t", ("   ", "you"), ("", "   you"), kind="loglikelihood"), True)
+    assert found[0] == found[1] and found[0][0] < 0
+    for chat in (True, False):
+        assert len(lm(chat=chat).generate_until(asks("t", ("  ", {}), ("", {})), True)) == 2
+
+
+def test_a_continuation_without_tokens_is_certain_and_says_so(caplog):
+    made = lm(mc_num=4)
+    assert made.loglikelihood(asks("t", ("Hi", ""), kind="loglikelihood"), True) == [(0.0, True)]
+    assert "t document 0" in caplog.text
+
+
+@pytest.mark.parametrize("templated", [False, True])
+def test_names_of_control_tokens_are_text_unless_the_template_writes_them(templated):
+    made = lm()
+    mask = made.text.pieces([made.lm.denoiser.spec.mask])[0]
+    messages = [{"role": "user", "content": f"a {mask} b"}]
+    context = made.apply_chat_template(messages) if templated else f"a {mask} b"
+    ids = made.tok_encode(context)
+    assert made.lm.denoiser.spec.mask not in ids
+    if templated:
+        assert ids == made.text.encode(messages)
+    head, own = made._encode_pair(context, f" {mask}")
+    assert made.lm.denoiser.spec.mask not in [*head, *own]
+    assert mask in "".join(made.text.pieces(own))
 
 
 def test_rolling_predicts_every_token_once(monkeypatch):
@@ -368,10 +446,10 @@ def test_memory_is_of_one_environment_and_one_kind_of_file(tmp_path):
     whole = file.read_text()
     for damaged in (whole.replace('"nfe"', '"nfx"'), whole.replace('"answer":"', '"answer":5,"x":"')):
         file.write_text(damaged)
-        with pytest.raises(UnmaskError, match="an answer to 't' is damaged"):
+        with pytest.raises(UnmaskError, match=r'line \d: (no )?"(cost.nfe|answer)"'):
             lm(ledger=file)
     file.write_text('{"kind": "batch"}\n')
-    with pytest.raises(UnmaskError, match="is not a file of answers"):
+    with pytest.raises(UnmaskError, match="line 1 is not a line of `unmask eval`"):
         lm(ledger=file)
 
 

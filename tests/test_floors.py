@@ -32,6 +32,7 @@ EVENTS = {
     "engine.batch",
     "results",
 }  # what the floors above the api may know of it
+FILES_READ = {"core.errors", "core.jsonl", "core.schema"}
 FLOORS = {  # the longest name that fits rules; what it may import, itself included where it says so
     "": {"api", "results", "core.errors", "engine.loop", "profiles"},
     "core": {"core"},
@@ -50,7 +51,7 @@ FLOORS = {  # the longest name that fits rules; what it may import, itself inclu
     "inspection": {"core", "models", "api", "text"},
     "profiles": {"core.errors", "api", "registry"},
     "viz": EVENTS | {"api", "registry"},
-    "traceview": {"core.errors", "traceview"},
+    "traceview": FILES_READ | {"traceview"},
     "cli": EVENTS
     | {"", "api", "registry", "inspection", "viz", "traceview", "profiles", "measure", "evaluation", "tasks", "cli"},
     "server": EVENTS | {"", "api", "registry", "server"},
@@ -68,9 +69,7 @@ FLOORS = {  # the longest name that fits rules; what it may import, itself inclu
         "measure.run",
         "evaluation",
     },
-    "measure": EVENTS | {"", "api", "registry", "profiles", "tasks", "measure"},
-    "measure.forward": {"core", "models"},  # these two measure the network itself
-    "measure.speed": {"core", "models", "api", "measure"},
+    "measure": EVENTS | FILES_READ | {"", "api", "registry", "profiles", "tasks", "measure"},
     "measure.autoregressive": {"api", "core.errors", "text", "models.causal", "measure.problems"},
 }
 OUTSIDE = {"", "api", "registry", "viz", "tasks", "measure"}  # for examples and recipes

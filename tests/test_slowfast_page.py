@@ -132,7 +132,7 @@ def test_a_page_from_files_by_hand(docs, tmp_path, monkeypatch):
         ("other.jsonl", "", "expected PART=FILE, PART.jsonl or slowfast-PART.jsonl, where PART is thresholds, parts,"),
         ("suffix.jsonl", None, "no file"),
         ("suffix.jsonl", "", "holds no results"),
-        ("suffix.jsonl", '{"a": 1}\n', "is not a file of `unmask bench`"),
+        ("suffix.jsonl", '{"a": 1}\n', "line 1 is not a line of `unmask bench`"),
         ("lengths.jsonl", json.dumps(HEADLINE[1]) + "\n", "line 1 is not a line of stages.py"),
     ],
 )

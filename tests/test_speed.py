@@ -1,7 +1,6 @@
-"""What a forward costs and how that is told; attention in parts, compiled parts, and shapes that stay few."""
+"""Attention in parts, compiled parts, and shapes that stay few."""
 
 import ctypes
-import json
 import shutil
 import sys
 
@@ -10,166 +9,22 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 import unmask
-from helpers import cli, fine, lines, tiny
+from benchmarks.forward import Forward, Size
+from helpers import cli
 from refusals import refused, refuses
 from unmask.core import heap, rows
-from unmask.core.precision import cpu_has_bfloat16
 from unmask.core.rows import bucket, gather
-from unmask.measure import forward as measured
-from unmask.measure import memory, speed
-from unmask.measure.forward import ASKED, PARTS, Forward, Parts, Products, Size
 from unmask.models import attention as attending
-from unmask.models import random as made
 from unmask.models.attention import attention, attention_weighed
 from unmask.models.kernels import compiled
 from unmask.models.transformer import EAGER, TransformerBlock
-from unmask.models.weights import parameter_count
-
-CPU = torch.device("cpu")
-SMALL = {**made.SHAPES["dream-7b"], "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2,
-         "num_hidden_layers": 2, "intermediate_size": 96, "vocab_size": 300, "mask_token_id": 299, "eos_token_id": 298,
-         "max_position_embeddings": 64}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def lm():
     return unmask.load(dtype="float32")
-
-
-# --- the command
-
-
-def test_json_lines(tmp_path):
-    """Of a config.json with random weights: every combination, and figures that fit each other."""
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(SMALL))
-    out = lines(fine(cli("speed", "--shape", path, "--device", "cpu", "--length", 48, "--length", 96, "--computed", 16,
-                         "--computed", 40, "--batch-size", 2, "--repeats", 1, "--peak-flops", "1e12", "--bandwidth",
-                         "2e10", "--json")))  # fmt: skip
-    assert [(v["length"], v["batch_size"], v["computed"]) for v in out] == [
-        (48, 2, 16), (48, 2, 40), (96, 2, 16), (96, 2, 40)]  # fmt: skip
-    for value in out:
-        assert value["dtype"] == ("bfloat16" if cpu_has_bfloat16() else "float32") and value["model"] == str(path)
-        assert value["ratio"] == pytest.approx(value["products_ms"] / value["ms"])
-        assert set(value["parts_ms"]) == {*PARTS, "other"} and min(value["parts_ms"].values()) >= 0
-        assert value["quartiles"][0] <= value["ms"] <= value["quartiles"][1]
-        seconds = value["ms"] / 1e3
-        assert value["share_of_peak_flops"] == pytest.approx(value["operations"] / seconds / 1e12)
-        assert value["share_of_bandwidth"] == pytest.approx(value["bytes"] / seconds / 2e10)
-        assert value["peak_bytes"] > 0 and value["operations"] > 0
-    assert out[1]["operations"] > 2 * out[0]["operations"]
-
-
-def test_table_and_a_canvas_longer_than_the_context():
-    """The model that ships was made for 2048 positions."""
-    out = fine(cli("speed", "--length", 2100, "--computed", 8, "--repeats", 1))
-    head, _, line = [[c.strip() for c in row.split("|")] for row in out.splitlines() if row.startswith("| ")]
-    row = dict(zip(head, line, strict=True))
-    assert (row["T"], row["rows"], row["computed"]) == ("2100", "1", "8")
-    assert row["ratio"].endswith(" %") and float(row["products, ms"]) > 0
-    assert out.startswith("shipped, ")
-
-
-@pytest.mark.parametrize(
-    ("args", "named"),
-    [
-        (["--length", "64", "--computed", "65"], ["--computed", 65, "--length", 64]),
-        (["--length", "1"], ["--length"]),
-        (["--batch-size", "0"], ["--batch-size"]),
-        (["--repeats", "0"], ["--repeats"]),
-        (["--peak-flops", "0"], ["--peak-flops", 0]),
-        (["--bandwidth", "nan"], ["--bandwidth", "nan"]),
-        (["--shape", "llada-9b"], ["'llada-9b'", "llada-8b", "dream-7b"]),
-        (["--shape", "dream-7b", "--model", "x"], ["--model", "--shape"]),
-        (["--shape", "dream-7b", "--dtype", "int8"], ["dtype", "'int8'"]),
-        (["--model", "nowhere"], ["'nowhere'"]),
-        (["--device", "toaster"], ["device", "'toaster'"]),
-    ],
-)
-def test_bad_usage(args, named):
-    refused(cli("speed", *args), *named)
-
-
-def test_weights_larger_than_the_machine_are_refused(monkeypatch):
-    monkeypatch.setattr(made, "_memory", lambda: 10**9)
-    refused(cli("speed", "--shape", "llada-8b", "--device", "cpu", "--dtype", "bfloat16"), "16.0 GB", "1.0 GB")
-
-
-@pytest.mark.parametrize(("name", "count"), [("llada-8b", 8_015_581_184), ("dream-7b", 7_615_616_512)])
-def test_shapes_are_the_published_ones(name, count):
-    assert parameter_count(made.shape(name).description) == count
-
-
-# --- what is measured
-
-
-@pytest.mark.parametrize("size", [Size(40, 2, 40), Size(90, 1, 12), Size(300, 3, 150)], ids=str)
-def test_operations_are_those_that_torch_counts(size, monkeypatch):
-    monkeypatch.setattr(measured, "_SCORES_AT_ONCE", {False: 20000, True: 0})  # several heads and pieces of queries
-    monkeypatch.setattr(measured, "_LEAST_QUERIES", 7)
-    network = tiny(dtype=torch.float32).network
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        Products(network, size)()
-    assert counter.get_total_flops() == speed.operations(network, size)
-
-
-@pytest.mark.parametrize("computed", [64, 20])
-def test_the_forward_is_the_engines(lm, computed):
-    """What it answers of a whole canvas is what the model says; of a part it computes that part alone."""
-    size = Size(64, 2, computed)
-    forward = Forward(lm.denoiser, size)
-    answer = forward()
-    assert answer.work.tolist() == [computed] * 2
-    assert int((answer.prediction.confidence > 0).sum()) == 2 * min(ASKED, computed)
-    assert answer.computed().sum() == 2 * computed * lm.denoiser.layers
-    if computed == size.length:
-        network, hidden = lm.denoiser.network, lm.denoiser.network.embed(forward.canvas.tokens)
-        for block in network.blocks:
-            hidden = hidden + block.attend(*block.qkv(hidden, network.rotary[None, :64]), None)
-            hidden = hidden + block.mlp(hidden)
-        logits = network.logits(hidden[:, -ASKED:].flatten(0, 1))
-        logits[:, lm.denoiser.spec.mask] = -torch.inf
-        got = answer.prediction.token[:, -ASKED:].flatten()
-        assert got.equal(logits[:, : lm.denoiser.spec.limit].argmax(-1))
-
-
-def test_the_parts_run_every_layer(lm, monkeypatch):
-    seen = []
-    plain = TransformerBlock.mlp
-    monkeypatch.setattr(TransformerBlock, "mlp", lambda self, hidden: (seen.append(self), plain(self, hidden))[1])
-    size = Size(32, 2, 8)
-    calls = Parts(lm.denoiser.network, size, Forward(lm.denoiser, size).rows).calls()
-    assert tuple(calls) == PARTS
-    for call in calls.values():
-        call()
-    assert seen == list(lm.denoiser.network.blocks)
-
-
-def test_what_is_compared_takes_turns(monkeypatch):
-    monkeypatch.setattr(speed, "_AT_LEAST", 0.0)  # one call is one measurement
-    order = []
-    calls = {name: lambda name=name: order.append(name) for name in "abc"}
-    found = speed.interleaved(calls, CPU, 4)
-    assert {name: len(values) for name, values in found.items()} == dict.fromkeys("abc", 4)
-    turns = [order[i : i + 3] for i in range(len(order) - 12, len(order), 3)]
-    assert all(sorted(turn) == list("abc") for turn in turns)
-    assert len({*map(tuple, turns)}) > 1, "always in the same order"
-
-
-def test_peak_bytes_counts_what_is_alive():
-    held = torch.zeros(1000)
-
-    def call():
-        first = held + 1  # 4000 bytes
-        second = torch.cat([first, first])  # 8000 more
-        view = second.view(2, -1)  # none
-        del first, second, view
-        return held * 2  # 4000, when nothing else is there
-
-    assert memory.peak_bytes(call, CPU) == 12000
 
 
 # --- attention

@@ -15,7 +15,8 @@ import unmask
 from unmask.cli import app
 from unmask.core.errors import RequestError
 from unmask.policies.slowfast import SlowFast
-from unmask.traceview import page, read
+from unmask.traceview.document import page
+from unmask.traceview.reader import read
 
 ROOT = Path(__file__).parent.parent
 QUESTION = "Tom has 3 apples. He buys 4 more, and then 5 more. How many apples does Tom have?"
@@ -215,51 +216,56 @@ def test_smallest_trace(tmp_path):
 
 
 WRONG = [
-    ("", "is empty; expected a trace"),
+    ("", "is empty"),
     ("\n\n", "is empty"),
-    ("hello\n", "line 1: no JSON"),
-    ('{"trace": 1, "pol', "line 1: cut off or no JSON"),
-    (text({"prompt": "Hi"}), "line 1: no header of a trace"),
+    ("hello\n", "line 1: not JSON"),
+    ('{"trace": 1, "pol', "line 1: not JSON"),
+    (text({"prompt": "Hi"}), "line 1: no header"),
     (text([1]), "line 1: no header"),
-    (text(HEADER | {"trace": 2}), "line 1: a trace of version 2; this version of unmask reads version 1"),
-    (text(HEADER | {"trace": True}), "version True"),
-    (text(HEADER | {"rows": []}), 'line 1: "rows" must be a list of different rows'),
-    (text(HEADER | {"rows": [{"row": 0}]}), 'line 1: no "gen_length"'),
-    (text(HEADER | {"rows": [{"row": 0, "prompt": "a", "gen_length": 4}]}), '"prompt" must be a list'),
-    (text(HEADER | {"policy": 3}), '"policy" must be a text, got 3'),
-    (text(HEADER | {"pieces": {"a": "b"}}), '"pieces" must be'),
-    (text(HEADER | {"rows": [{"row": 0, "prompt": [], "gen_length": 9**9}]}), '"gen_length" has 387420489'),
-    (text(HEADER | {"rows": [HEADER["rows"][0] | {"fixed": [[9, 1]]}]}), '"fixed" has 9; accepted are 0 to 4'),
-    (text(HEADER, "{", STEP), "line 2: no JSON"),
-    (text(HEADER, "", "{"), "line 3: no JSON"),
-    (text(HEADER, STEP, 7), "line 3: expected an object"),
+    (text(HEADER | {"trace": 2}), 'line 1: "trace" is version 2'),
+    (text(HEADER | {"trace": True}), 'line 1: "trace" is version True'),
+    (text(HEADER | {"rows": []}), 'line 1: "rows" must'),
+    (text(HEADER | {"rows": HEADER["rows"] * 2}), 'line 1: "rows" must differ'),
+    (text(HEADER | {"rows": [{"row": 0, "prompt": []}]}), 'line 1: no "rows[0].gen_length"'),
+    (text(HEADER | {"rows": [{"row": 0, "prompt": "a", "gen_length": 4}]}), 'line 1: "rows[0].prompt" must be a list'),
+    (text(HEADER | {"policy": 3}), 'line 1: "policy" must be a text, got 3'),
+    (text(HEADER | {"pieces": {"a": "b"}}), 'line 1: "pieces.a" must be an integer'),
+    (text(HEADER | {"rows": [{"row": 0, "prompt": [], "gen_length": 9**9}]}), '"rows[0].gen_length" must be less'),
+    (text(HEADER | {"rows": [HEADER["rows"][0] | {"fixed": [[4, 1]]}]}), '"fixed" has position 4; accepted: 0 to 3'),
+    (text(HEADER, "{", STEP), "line 2: not JSON"),
+    (text(HEADER, "", "{"), "line 3: not JSON"),
+    (text(HEADER, STEP, 7), "line 3: it must be an object with"),
     (text(HEADER, STEP | {"rows": [0]}), 'line 2: "rows" has 0; the rows of this trace are 3'),
-    (text(HEADER, STEP | {"rows": [3, 3]}), 'line 2: "rows" has 3'),
+    (text(HEADER, {k: v * 2 if k != "remasked" and isinstance(v, list) else v for k, v in STEP.items()}
+          | {"notes": {}}), 'line 2: "rows" has row 3'),
     (text(HEADER, STEP | {"work": []}), 'line 2: "work" has 0 values for 1 rows'),
-    (text(HEADER, STEP | {"work": [float("nan")]}), "line 2: no JSON: NaN is no number"),
-    (text(HEADER, STEP | {"work": [True]}), 'line 2: "work" must be numbers'),
-    (text(HEADER, STEP | {"work": [10**40]}), 'line 2: "work" has 1000000'),
-    (text(HEADER, STEP | {"forward": [1]}), 'line 2: "forward" of row 3 is 1, but 0 forwards precede it'),
-    (text(HEADER, STEP, STEP), 'line 3: "forward" of row 3 is 0, but 1 forwards precede it'),
-    (text(HEADER, STEP | {"committed": [[3, 6, 7, 0.5]]}), 'line 2: "committed" has 6; accepted are 2 to 5'),
-    (text(HEADER, STEP | {"committed": [[3, 2, 7, 1.5]]}), 'line 2: "committed" has 1.5; accepted are 0 to 1'),
-    (text(HEADER, STEP | {"committed": [[4, 2, 7, 0.5]]}), 'line 2: "committed" has [4, 2, 7, 0.5]'),
-    (text(HEADER, STEP | {"committed": [[[], 2, 7, 0.5]]}), 'line 2: "committed" has'),
-    (text(HEADER, STEP | {"remasked": [[3, 1]]}), 'line 2: "remasked" has 1'),
-    (text(HEADER, STEP | {"confidence": [[[4, [0.1, 0.2, 0.3]]]]}), 'line 2: "confidence" has 4; accepted are 2 to 3'),
-    (text(HEADER, STEP | {"confidence": [7]}), "line 2: expected a list for each row, got 7"),
-    (text(HEADER, STEP | {"computed": [[[3, 3, 1]]]}), 'line 2: "computed" has 3'),
-    (text(HEADER, STEP | {"window": [[[2]]]}), 'line 2: "window" must be [[first'),
+    (text(HEADER, STEP | {"work": [float("nan")]}), "line 2: not JSON (NaN"),
+    (text(HEADER, STEP | {"work": [True]}), 'line 2: "work[0]" must be a number, got True'),
+    (text(HEADER, STEP | {"work": [10**40]}), 'line 2: "work[0]" must be less'),
+    (text(HEADER, STEP | {"work": [-1]}), 'line 2: "work[0]" must be greater'),
+    (text(HEADER, STEP | {"forward": [1]}), 'line 2: "forward" of row 3 is 1, but 0'),
+    (text(HEADER, STEP, STEP), 'line 3: "forward" of row 3 is 0, but 1'),
+    (text(HEADER, STEP | {"committed": [[3, 6, 7, 0.5]]}), 'line 2: "committed" has 6; accepted: 2 to 5'),
+    (text(HEADER, STEP | {"committed": [[3, 2, 7, 1.5]]}), 'line 2: "committed[0][3]" must be less'),
+    (text(HEADER, STEP | {"committed": [[4, 2, 7, 0.5]]}), 'line 2: "committed" or "remasked" has row 4'),
+    (text(HEADER, STEP | {"committed": [[[], 2, 7, 0.5]]}), 'line 2: "committed[0][0]" must be an integer'),
+    (text(HEADER, STEP | {"remasked": [[3, 1]]}), 'line 2: "remasked" has 1; accepted: 2 to 5'),
+    (text(HEADER, STEP | {"confidence": [[[4, [0.1, 0.2, 0.3]]]]}), 'line 2: "confidence" has 6; accepted: 2 to 5'),
+    (text(HEADER, STEP | {"confidence": [7]}), 'line 2: "confidence[0]" must be a list, got 7'),
+    (text(HEADER, STEP | {"computed": [[[3, 3, 1]]]}), 'line 2: "computed" has the range 3 to 3'),
+    (text(HEADER, STEP | {"window": [[[3, 2]]]}), 'line 2: "window" has the range 3 to 2'),
+    (text(HEADER, STEP | {"window": [[[2]]]}), 'line 2: no "window[0][0][1]"'),
     (text(HEADER, STEP | {"notes": {"start": []}}), 'line 2: "start" has 0 values'),
-    (text(HEADER, STEP | {"notes": {"start": ["x"]}}), 'the note "start" must be numbers'),
+    (text(HEADER, STEP | {"notes": {"start": ["x"]}}), 'line 2: "notes.start[0]" must be a boolean or be a number'),
     (text(HEADER, {k: v for k, v in STEP.items() if k != "seconds"}), 'line 2: no "seconds"'),
     (text(HEADER, {k: v for k, v in STEP.items() if k != "window"}), 'line 2: no "window"'),
-    (text(HEADER, "[" * 100_000), "line 2: no JSON"),
-]
+    (text(HEADER, "[" * 100_000), "line 2: not JSON"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("content", "message"), WRONG, ids=[m[:40] for _, m in WRONG])
 def test_what_is_no_trace(content, message, tmp_path):
+    """One line that names the file, the line and the field."""
     file, out = tmp_path / "t.jsonl", tmp_path / "page.html"
     file.write_text(content)
     refused(run("trace", "view", file, "-o", out), str(file), message)
@@ -272,7 +278,7 @@ def test_files_that_cannot_be_used(trace, tmp_path):
     refused(run("trace", "view", tmp_path, "-o", out), "Is a directory")
     refused(run("trace", "view", trace, tmp_path / "absent", "-o", out), "cannot read")
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\n")
-    refused(run("trace", "view", tmp_path / "bytes", "-o", out), "line 1: no JSON")
+    refused(run("trace", "view", tmp_path / "bytes", "-o", out), "line 1: not UTF-8")
     refused(run("trace", "view", trace, "-o", out, "--row", 7), f"{trace} has no row 7; its rows are 0, 1")
     refused(run("trace", "view", trace, "-o", out, "--row", -1), "--row")
     refused(run("trace", "view", trace, "-o", tmp_path / "no" / "p.html"), "No such file")

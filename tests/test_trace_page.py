@@ -9,7 +9,7 @@ from playwright.sync_api import expect, sync_playwright
 from typer.testing import CliRunner
 
 from unmask.cli import app
-from unmask.traceview import read
+from unmask.traceview.reader import read
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(

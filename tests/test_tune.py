@@ -390,7 +390,7 @@ def test_agreement_needs_no_answers(tmp_path):
     assert [r["search"]["differ"] for r in rows] == [0, 0]  # four tokens: one block
     result = run("tune", "--task", file, *same, *small, "-o", out)
     assert result.exit_code == 2
-    assert 'expected an object with "prompt" and "answer"' in result.stderr
+    assert 'line 1: no "answer"' in result.stderr
 
 
 # --- profiles
@@ -561,11 +561,11 @@ def test_a_profile_is_not_written_over(option, tmp_path):
         (["--task", "poems"], "unknown task 'poems'"),
         (["--task", "absent.jsonl"], "cannot read absent.jsonl"),
         (["--task", "{few}"], "has 5 distinct problems; searching with 60 and calibrating with 600 takes 660"),
-        (["--task", "{odd}", "--n-search", 1, "--n-calibration", 6, "--epsilon", 50], "a prompt must be a text"),
+        (["--task", "{odd}", "--n-search", 1, "--n-calibration", 6, "--epsilon", 50], 'line 1: "prompt" must'),
         (["--gen-length", 100_000], "prompt 0"),
         (["-o", "{folder}/absent/p.json"], "cannot write"),
         (["-o", "{folder}/p", "--ledger", "{folder}/p"], "--output and --ledger are the same file"),
-        (["--ledger", "{few}"], "is this a file of results?"),
+        (["--ledger", "{few}"], "few.jsonl line 1: not JSON"),
         (["--ledger", "{folder}"], "cannot write"),
         (["--ledger", "{folder}/pipe"], "pipe: not a regular file"),
         (["-o", "{folder}/pipe"], "pipe: not a regular file"),

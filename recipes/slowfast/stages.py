@@ -151,7 +151,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     Raises:
         RequestError: it holds something else.
     """
-    rows = list(ledger.read(path))
+    rows = [line.value for line in ledger.read(path)]
     for number, row in enumerate(rows, 1):
         needed = {"run": {"run", *MADE_WITH}, "stage": {"run", "key", "correct", "finished", *PHASES}}
         if row.get("version") != VERSION or not needed.get(row.get("kind", ""), {""}) <= set(row):

@@ -19,7 +19,6 @@ from .generate import generate
 from .infill import infill
 from .report import report
 from .show import caches, inspect, policies
-from .speed import speed
 from .trace import trace
 from .tune import tune
 
@@ -65,7 +64,7 @@ def _other(error: Exception) -> int:
     if hasattr(error, "format_message"):  # click's and typer's own errors, whichever of the two defines them
         return _fail(error.format_message() or error, USAGE)
     if type(error).__name__ == "OutOfMemoryError" or "Cannot allocate memory" in str(error):  # on CUDA, on a CPU
-        return _fail("the device is out of memory; try a smaller --batch-size, --gen-length or --length", FAILED)
+        return _fail("the device is out of memory; try a smaller --batch-size or --gen-length", FAILED)
     raise error
 
 
@@ -73,7 +72,7 @@ app = typer.Typer(
     cls=Group, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, context_settings={
         "help_option_names": ["-h", "--help"], "max_content_width": 100}
 )  # fmt: skip
-for command in (generate, infill, bench, report, tune, speed, inspect, policies, caches):
+for command in (generate, infill, bench, report, tune, inspect, policies, caches):
     app.command()(command)
 app.add_typer(trace, name="trace")
 app.command("eval")(evaluate)

@@ -93,7 +93,11 @@ def bench(
     _decode(decoder, decoder.missing(batches), len(batches))
     found = tallies([decoder.header, *map(decoder, batches)])
     found = sorted(found, key=lambda t: settings.index(t.setting))
-    _show(summarise(found, base), json)
+    figures = summarise(found, base)
+    _show(figures, json)
+    if any(one.peak_bytes is None for one in figures):
+        print("peak memory is not known: this system does not let a process reset it (/proc/self/clear_refs)",
+              file=sys.stderr)  # fmt: skip
 
 
 def _pairs(

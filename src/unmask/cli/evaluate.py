@@ -22,7 +22,9 @@ _Length = Annotated[
 ]
 _Folder = Annotated[str | None, typer.Option("--output", "-o", metavar="DIR", help="Folder for results and answers.")]
 _Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --output.")]
-_Limit = Annotated[int | None, typer.Option(min=1, help="The first so many documents of each task.")]
+_Limit = Annotated[
+    float | None, typer.Option(help="The first so many documents of each task; below 1, that share of them.")
+]
 _Shots = Annotated[int | None, typer.Option(min=0, help="Examples before each question; none: the task's own.")]
 _Chat = Annotated[bool, typer.Option("--chat", help="Apply the chat template.")]
 _System = Annotated[str | None, typer.Option(metavar="TEXT", help="System message.")]
@@ -100,6 +102,7 @@ def evaluate(
     from ..evaluation import run
 
     chosen, kept = str(registry.policy(policy)), str(registry.cache(cache))
+    run.check_limit(prompting.limit)
     folder = None if output is None else Path(output)
     if output is not None:
         check_writable(output and str(Path(output) / run.ANSWERS), make=True, regular=True)  # no name stays none

@@ -36,7 +36,8 @@ def view(
     ] = None,
 ) -> None:
     """Write one HTML page that plays a decoding: canvas, confidences, phases, cache. It needs nothing but a browser."""
-    from ..traceview import page, read
+    from ..traceview.document import page
+    from ..traceview.reader import read
 
     files = [file] if other is None else [file, other]
     if output != "-":

@@ -7,10 +7,33 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from ..core.errors import RequestError
+from ..core.schema import Amount, Schema, parse
 from ..measure import ledger
+
+
+class Cost(Schema):
+    """What an answer cost."""
+
+    nfe: Amount = Field(description="forward passes; of a likelihood, masks that were evaluated")
+    positions: Amount = Field(description="computed, averaged over the layers")
+    wall: float = Field(description="seconds since the answer before")
+    tokens: Amount | None = Field(None, description="before the first end of text; a likelihood has none")
+
+
+class Answer(Schema):
+    """One answer in the file."""
+
+    key: str = Field(description="names the request")
+    task: str
+    answer: str | Annotated[tuple[float, bool], Field(strict=False)] = Field(
+        description="of the model", title="a text, or [log likelihood, whether greedy decoding gives it]"
+    )
+    cost: Cost
 
 
 class Memory:
@@ -30,15 +53,13 @@ class Memory:
         self.costs: dict[str, list[dict[str, Any]]] = {}
         self.known = False
         self.last = 0.0
-        for row in ledger.read(path) if path is not None else ():
-            if row.get("kind") not in ("run", "answer"):
-                raise RequestError(f"{path} is not a file of answers of `unmask eval`")
-            if row.get("run") == self.run:
+        for line in ledger.read(path) if path is not None else ():
+            if line.value.get("kind") not in ("run", "answer"):
+                raise RequestError(f"{line.where} is not a line of `unmask eval`: expected kind run or answer")
+            if line.value.get("run") == self.run:
                 self.known = True
-                if row["kind"] == "answer":
-                    if not _is_whole(row):
-                        raise RequestError(f"{path}: an answer to {row.get('task')!r:.40} is damaged")
-                    self.answers[row["key"]] = row
+                if line.value["kind"] == "answer":
+                    self.answers[parse(Answer, line.value, line.where).key] = line.value
 
     def start(self) -> None:
         """The clock of the next answer starts now."""
@@ -75,18 +96,6 @@ class Memory:
         masks that were evaluated, and there are no tokens.
         """
         return {task: _summary(costs) for task, costs in self.costs.items()}
-
-
-def _is_whole(row: Mapping[str, Any]) -> bool:
-    """Whether a line has all that later runs take from it."""
-    cost, answer = row.get("cost"), row.get("answer")
-    return (
-        isinstance(row.get("key"), str)
-        and (isinstance(answer, str) or (isinstance(answer, list) and len(answer) == 2))
-        and isinstance(cost, dict)
-        and {"nfe", "positions", "wall"} <= set(cost)
-        and all(isinstance(value, (int, float)) for value in cost.values())
-    )
 
 
 def _summary(costs: list[dict[str, Any]]) -> dict[str, float]:

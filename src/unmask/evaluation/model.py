@@ -170,10 +170,10 @@ class UnmaskLM(TemplateLM):  # type: ignore[misc]
         return self.text.render(chat_history, add_generation_prompt)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Ids of a text. Names of control tokens are these tokens, as for all models of the harness."""
-        own = not self.templated if add_special_tokens is None else add_special_tokens
-        ids = self.text.parse(string, own)
-        return ids if add_special_tokens is False else self._begun(ids)
+        """Ids of a text. Names of control tokens are text, except those that the chat template has written."""
+        if add_special_tokens is False:
+            return self.text.plain(string)
+        return self._begun(self.text.parse(string) if self.templated else self.text.plain(string, special=True))
 
     def _begun(self, ids: list[int]) -> list[int]:
         """With the begin of text in front, where that is asked for and not there."""
@@ -255,7 +255,7 @@ class UnmaskLM(TemplateLM):  # type: ignore[misc]
 
     def _context(self, text: str) -> list[int]:
         if self.chat:
-            return self._begun(self.text.encode(text, chat=True))
+            return self._begun(self.text.encode([{"role": "user", "content": text}]))
         return self.tok_encode(text) or [self.prefix_token_id]
 
     def _fitting(self, where: str, ids: list[int], length: int) -> list[int]:
@@ -294,14 +294,33 @@ class UnmaskLM(TemplateLM):  # type: ignore[misc]
         for request in requests:
             context, continuation = request.args
             if self.chat and context:
-                encoded = self.text.encode(context, chat=True), self.text.parse(continuation)
-            elif context == "":
-                encoded = [self.prefix_token_id], self.tok_encode(continuation, add_special_tokens=False)
+                encoded = self._context(context), self.text.plain(continuation)
             else:
                 encoded = self._encode_pair(context, continuation)
+            if not encoded[1]:
+                where = f"{request.task_name or 'unknown'} document {request.doc_id}"
+                _LOG.warning("%s: %r has no tokens, its likelihood is 1", where, continuation)
             found.append((request.args, *encoded))
         tasks = [request.task_name or "unknown" for request in requests]
         return self._loglikelihood_tokens(found, disable_tqdm, tasks)
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Ids of a context, never empty, and of what is scored behind it.
+
+        As the harness does it: blanks that end the context belong to the continuation, both are encoded together and
+        split where the context alone ends. Where a token reaches over that place, or the chat template's text precedes
+        a continuation that spells a control token, the continuation is encoded for itself instead: no part of it is
+        left out of the likelihood.
+        """
+        kept = context.rstrip()
+        continuation = context[len(kept) :] + continuation
+        own = self.tok_encode(continuation, add_special_tokens=False)
+        if not kept:
+            return [self.prefix_token_id], own
+        head, whole = self.tok_encode(kept), self.tok_encode(kept + continuation)
+        spells = self.templated and own != self.text.parse(continuation)
+        together = whole[: len(head)] == head and len(whole) > len(head) and not spells
+        return head, whole[len(head) :] if together else own
 
     def _loglikelihood_tokens(
         self, requests: list[Any], disable_tqdm: bool = False, tasks: Sequence[str] = (), kind: str = "loglikelihood"
@@ -357,7 +376,7 @@ class UnmaskLM(TemplateLM):  # type: ignore[misc]
         """The likelihood bound of whole texts, in windows of the context's length; every token is predicted once."""
         windows, tasks, owner = [], [], []
         for i, request in enumerate(requests):
-            ids = self.text.parse(request.args[0])
+            ids = self.text.plain(request.args[0])
             most = self.max_length - 1
             for pair in get_rolling_token_windows(ids, self.prefix_token_id, max_seq_len=most, context_len=1):
                 windows.append((None, *make_disjoint_window(pair)))

@@ -75,7 +75,7 @@ def evaluate(
     tasks: Tasks,
     *,
     num_fewshot: int | None = None,
-    limit: int | None = None,
+    limit: float | None = None,
     gen_length: int | None = None,
     chat: bool = False,
     system: str | None = None,
@@ -87,7 +87,7 @@ def evaluate(
         lm: the model.
         tasks: from :func:`find`.
         num_fewshot: examples in front of each question; None: the task's own. A task that says 0 stays at 0.
-        limit: of each task, the first so many documents.
+        limit: of each task, the first so many documents; below 1, that share of them, rounded up.
         gen_length: tokens of a response, whatever the tasks say.
         chat: apply the chat template, examples as turns of the conversation.
         system: system message, or text in front of every prompt without ``chat``.
@@ -102,6 +102,7 @@ def evaluate(
     """
     from lm_eval import simple_evaluate
 
+    check_limit(limit)
     loaded = _load(tasks, unsafe_code)
     tasks.manager.load = lambda _: loaded  # what is loaded need not be loaded again
     with _without_machine():
@@ -109,7 +110,7 @@ def evaluate(
             model=lm,
             tasks=list(tasks.names),
             num_fewshot=num_fewshot,
-            limit=limit,
+            limit=limit if limit is None or limit < 1 else int(limit),
             gen_kwargs={"max_gen_toks": gen_length} if gen_length is not None else None,
             apply_chat_template=chat,
             system_instruction=system,
@@ -122,6 +123,16 @@ def evaluate(
     asked = {"num_fewshot": num_fewshot, "chat": chat or lm.chat, "system": system}
     results["config"] |= asked | {"device": lm.memory.environment["device"]}  # the harness knows no device
     return results | {"speed": lm.memory.speed()}
+
+
+def check_limit(limit: float | None) -> None:
+    """Refuse what is neither a number of documents nor a share of them.
+
+    Raises:
+        RequestError: 0, below it, or above 1 and not whole.
+    """
+    if limit is not None and not (0 < limit < 1 or (limit >= 1 and float(limit).is_integer())):
+        raise RequestError(f"limit must be a whole number of documents, or a share between 0 and 1, got {limit:g}")
 
 
 _MACHINE = {"add_env_info": "pretty_env_info", "get_git_commit_hash": "git_hash"}

@@ -8,39 +8,30 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..core import jsonl
 from ..core.errors import RequestError
 
 _BEGIN = b'{"kind":'  # of every line; one that begins otherwise was not cut off by us, and is not ours to drop
 
 
-def read(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a file; a last line without its end is not one. Nothing when there is no file.
+def read(path: Path) -> Iterator[jsonl.Line]:
+    """The lines of a file, each a JSON object; a last line without its end is not one. Nothing when there is no file.
 
     Raises:
         RequestError: it cannot be read, is a device, or a line is not a JSON object.
     """
-    try:
-        if not path.exists():
-            return
-        if not path.is_file():
-            raise RequestError(f"{path} is not a regular file")
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if not line.endswith(b"\n") and (number > 1 or _BEGIN.startswith(line[: len(_BEGIN)])):
-                    return
-                yield _object(line, f"{path} line {number}")
-    except OSError as error:
-        raise RequestError(f"cannot read {path}: {error.strerror}") from None
-
-
-def _object(line: bytes, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        row = None
-    if not isinstance(row, dict) or not line.endswith(b"\n"):
-        raise RequestError(f"{where} is not a JSON object; is this a file of results?")
-    return row
+    if not path.exists():
+        return
+    if not (path.is_file() or path.is_dir()):
+        raise RequestError(f"{path} is not a regular file")
+    raw = jsonl.read(path)
+    whole = raw.rfind(b"\n") + 1
+    if not whole and not _BEGIN.startswith(raw[: len(_BEGIN)]):
+        raise RequestError(f"{path} line 1 is not a JSON object with its end of line; is this a file of results?")
+    for line in jsonl.lines(raw[:whole], path):
+        if not isinstance(line.value, dict):
+            raise RequestError(f"{line.where} is not a JSON object; is this a file of results?")
+        yield line
 
 
 def append(path: Path, row: dict[str, Any]) -> None:

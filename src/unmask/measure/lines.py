@@ -1,29 +1,78 @@
-"""The lines of a file of results, as ``unmask bench`` and ``unmask tune`` write them, and what is wrong with others."""
+"""The lines of a file of results, as ``unmask bench`` and ``unmask tune`` write them."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+from typing_extensions import Self
 
 from ..core.errors import RequestError
+from ..core.schema import Amount, Count, Schema, parse
 from . import ledger
 
 VERSION = 1
-_MOST = 2**63  # of any number: sums of them are finite, and no integer is beyond a float
-_RUN: dict[str, Any] = {
-    **dict.fromkeys(("run", "model", "device", "dtype", "torch", "unmask", "command"), str),
-    "threads": int,
-    "commit": (str, type(None)),
-}
-_KEY: dict[str, Any] = {
-    **dict.fromkeys(("policy", "cache", "task"), str),
-    **dict.fromkeys(("gen_length", "batch_size", "seed", "first", "n"), int),
-    "eos_stop": bool,
-    "temperature": (int, float),
-    "split": (str, type(None)),
-}
-_PROBLEMS = ("correct", "nfe", "tokens", "positions", "first_token")
-_SECONDS = ("seconds", "cpu_seconds", "model_seconds")
+
+_Positive = Annotated[int, Field(gt=0, lt=2**63)]
+_Some = Annotated[float, Field(gt=0, lt=2.0**63)]
+
+
+class Run(Schema):
+    """What the lines behind it ran on."""
+
+    kind: Literal["run"]
+    run: str = Field(description="a name for model, device, dtype, threads and versions")
+    model: str
+    device: str
+    dtype: str
+    threads: int
+    torch: str
+    unmask: str
+    commit: str | None
+    command: str
+
+
+class Key(Schema):
+    """Setting and problems of a batch."""
+
+    policy: str
+    cache: str
+    gen_length: _Positive
+    batch_size: Count
+    eos_stop: bool
+    temperature: Amount
+    files: str = Field("", description="digest of the files that the policy names")
+    task: str
+    split: str | None
+    seed: Count
+    first: Count = Field(description="number of the first problem")
+    n: _Positive = Field(description="problems")
+
+
+class Batch(Schema):
+    """What one setting made of some problems, and what it cost; lists have one value per problem."""
+
+    kind: Literal["batch"]
+    run: str = Field(description="the name of a line of kind run before this one")
+    key: Key
+    correct: list[Annotated[float, Field(ge=0, le=1)]]
+    digest: list[Any] = Field(description="of each text")
+    nfe: list[_Some] = Field(description="forward passes")
+    tokens: list[Amount] = Field(description="before the first end of text")
+    positions: list[Amount] = Field(description="computed, averaged over the layers")
+    first_token: list[Amount] = Field(description="seconds to the first token that held")
+    seconds: _Some
+    cpu_seconds: _Some
+    model_seconds: _Some = Field(description="seconds in the network")
+    peak_bytes: Count | None = Field(description="most memory; null: not known")
+
+    @model_validator(mode="after")
+    def _one_each(self) -> Self:
+        for name in ("correct", "digest", "nfe", "tokens", "positions", "first_token"):
+            if len(getattr(self, name)) != self.key.n:
+                raise ValueError(f'"{name}" has {len(getattr(self, name))} values for {self.key.n} problems')
+        return self
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -34,48 +83,15 @@ def read(path: Path) -> list[dict[str, Any]]:
     """
     rows: list[dict[str, Any]] = []
     runs: set[str] = set()
-    for number, row in enumerate(ledger.read(path), 1):
-        if row.get("version") != VERSION:
-            raise RequestError(f"{path} is not a file of `unmask bench`, or of another version of it")
-        if row.get("kind") == "run" and _has(row, _RUN):
-            runs.add(row["run"])
-        elif not _is_batch(row):
-            raise RequestError(f"{path} line {number} is not a line of `unmask bench`; has the file been edited?")
-        elif row["run"] not in runs:
-            raise RequestError(f"{path} line {number}: the line of kind run that tells of run {row['run']} is missing")
+    for line in ledger.read(path):
+        row = line.value
+        if row.get("version") != VERSION or row.get("kind") not in ("run", "batch"):
+            raise RequestError(
+                f"{line.where} is not a line of `unmask bench`: expected kind run or batch, and version {VERSION}"
+            )
+        if row["kind"] == "run":
+            runs.add(parse(Run, row, line.where).run)
+        elif parse(Batch, row, line.where).run not in runs:
+            raise RequestError(f"{line.where}: the line of kind run that describes run {row['run']} is missing")
         rows.append(row)
     return rows
-
-
-def _is_batch(row: dict[str, Any]) -> bool:
-    key = row.get("key")
-    return (
-        row.get("kind") == "batch"
-        and isinstance(row.get("run"), str)
-        and isinstance(key, dict)
-        and _has(key, _KEY)
-        and isinstance(key.get("files", ""), str)
-        and all(_is_number(v) for v in key.values() if isinstance(v, (int, float)))
-        and key["n"] > 0
-        and all(_are_numbers(row.get(name), key["n"]) for name in _PROBLEMS)
-        and all(_is_number(row.get(name)) and row[name] > 0 for name in _SECONDS)
-        and min(row["nfe"]) > 0
-        and max(row["correct"]) <= 1
-        and key["gen_length"] > 0
-        and "peak_bytes" in row
-        and isinstance(row.get("digest"), list)
-        and len(row["digest"]) == key["n"]
-        and (row["peak_bytes"] is None or (isinstance(row["peak_bytes"], int) and _is_number(row["peak_bytes"])))
-    )
-
-
-def _has(row: dict[str, Any], kinds: dict[str, Any]) -> bool:
-    return all(name in row and isinstance(row[name], kind) for name, kind in kinds.items())
-
-
-def _are_numbers(values: Any, n: int) -> bool:
-    return isinstance(values, list) and len(values) == n and all(map(_is_number, values))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and 0 <= value < _MOST

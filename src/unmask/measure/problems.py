@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any
+from itertools import islice
+from typing import Annotated, Any
 
+from pydantic import Field
+
+from ..core import jsonl
 from ..core.errors import RequestError
+from ..core.schema import Schema, parse
 from ..tasks import FAMILIES, SPLITS, problems
 
 GYM = "gym:"
@@ -61,6 +64,33 @@ class Answer:
     first_token: float
 
 
+class Question(Schema):
+    """A line of a file of problems; an ``answer`` is optional."""
+
+    prompt: str | list[Any] = Field(description="text, ids or messages", title="a text, a list of ids or of messages")
+    answer: Any = None
+
+    @property
+    def accepted(self) -> frozenset[str]:
+        """Texts that are right, their white space made single spaces; none where the answer is not one."""
+        several = self.answer if isinstance(self.answer, list) else [self.answer]
+        if any(isinstance(one, bool) or not isinstance(one, (str, int, float)) for one in several):
+            return frozenset()
+        return frozenset(" ".join(str(one).split()) for one in several)
+
+
+_Single = str | int | float
+
+
+class Problem(Question):
+    """A line of a file of problems whose answers are checked."""
+
+    answer: _Single | Annotated[list[_Single], Field(min_length=1)] = Field(
+        description="text, number, or list of those that are accepted",
+        title="a text, a number, or a list of them that is not empty",
+    )
+
+
 def source(name: str, n: int, split: str = "test", seed: int = 0, answers: bool = True) -> Source:
     """The first ``n`` problems of a kind, the same ones for the same arguments.
 
@@ -89,8 +119,8 @@ def source(name: str, n: int, split: str = "test", seed: int = 0, answers: bool 
     if name.startswith(GYM):
         return Source(name, _gym(name.removeprefix(GYM), n, seed), f"reasoning-gym {version('reasoning-gym')}", seed)
     if name.endswith(".jsonl"):
-        content = _read(Path(name))
-        return Source(name, _items(Path(name), content, n, answers), f"sha256 {_digest(content)}")
+        raw = jsonl.read(name)
+        return Source(name, _items(name, raw, n, answers), f"sha256 {_digest(raw)}")
     raise RequestError(f"unknown task {name!r}; accepted: {SOURCES}")
 
 
@@ -115,54 +145,18 @@ def _verified(drawn: Any, entry: Any, text: str) -> bool:
         return False
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+def _digest(raw: bytes) -> str:
+    """Of the text: how its lines end makes no difference."""
+    text = raw.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    return hashlib.sha256(text).hexdigest()[:12]
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _items(path: Path, content: str, n: int, answers: bool) -> list[Item]:
-    items: list[Item] = []
-    for number, line in enumerate(content.split("\n"), 1):
-        if not line.strip() or len(items) == n:
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise RequestError(f"{path} line {number}: not JSON ({error})") from None
-        needed = ("prompt", "answer") if answers else ("prompt",)
-        if not isinstance(record, dict) or any(key not in record for key in needed):
-            raise RequestError(
-                f"{path} line {number}: expected an object with " + " and ".join(f'"{k}"' for k in needed)
-            )
-        if not isinstance(record["prompt"], (str, list)):
-            raise RequestError(
-                f"{path} line {number}: a prompt must be a text, a list of ids or a list of messages, "
-                f"got {record['prompt']!r:.80}"
-            )
-        accepted = _answers(record.get("answer"))
-        if answers and not accepted:
-            raise RequestError(
-                f"{path} line {number}: an answer must be a text, a number, or a list of them that is not empty, "
-                f"got {record['answer']!r:.80}"
-            )
-        items.append(Item(record["prompt"], partial(_is_one_of, accepted)))
-    if not items:
-        raise RequestError(f"{path} has no problems")
-    return items
-
-
-def _answers(given: Any) -> frozenset[str]:
-    """Accepted texts, their white space made single spaces; none where one is neither a text nor a number."""
-    several = given if isinstance(given, list) else [given]
-    if any(isinstance(one, bool) or not isinstance(one, (str, int, float)) for one in several):
-        return frozenset()
-    return frozenset(" ".join(str(one).split()) for one in several)
+def _items(name: str, raw: bytes, n: int, answers: bool) -> list[Item]:
+    found = islice(jsonl.lines(raw, name), n)
+    made = [parse(Problem if answers else Question, line.value, line.where) for line in found]
+    if not made:
+        raise RequestError(f"{name} has no problems")
+    return [Item(one.prompt, partial(_is_one_of, one.accepted)) for one in made]
 
 
 def _is_one_of(accepted: frozenset[str], text: str) -> bool:

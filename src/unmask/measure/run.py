@@ -27,6 +27,7 @@ from . import autoregressive, ledger, lines
 from .problems import Answer, Source
 
 Row = dict[str, Any]
+_CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
@@ -253,7 +254,7 @@ def decode(lm: Model, batch: Batch) -> dict[str, Any]:
     device = lm.denoiser.network.device
     setting, source, first, n = batch.setting, batch.source, batch.first, batch.n
     baseline = _baseline(lm, setting)
-    reset_peak(device)
+    fresh = reset_peak(device)
     began, cpu = time.perf_counter(), time.process_time()
     answers, model = (
         _answers(lm, setting, source, first, n)
@@ -272,7 +273,7 @@ def decode(lm: Model, batch: Batch) -> dict[str, Any]:
         "seconds": round(seconds, 5),
         "cpu_seconds": round(cpu, 5),
         "model_seconds": round(model, 5),
-        "peak_bytes": peak(device),
+        "peak_bytes": peak(device) if fresh else None,
     }
 
 
@@ -340,12 +341,16 @@ def device_name(device: torch.device) -> str:
     return f"{name} ({', '.join(generation)})" if generation else name
 
 
-def reset_peak(device: torch.device) -> None:
-    """Forget the most memory in use so far."""
+def reset_peak(device: torch.device) -> bool:
+    """Forget the most memory in use so far; False where that is not possible, as in some containers."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    elif sys.platform == "linux":
-        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM; see proc(5)
+        return True
+    try:
+        _CLEAR_REFS.write_text("5")  # resets VmHWM; see proc(5)
+    except OSError:
+        return False
+    return True
 
 
 def peak(device: torch.device) -> int | None:

@@ -1,18 +1,21 @@
-"""Intervals, paired comparisons, and accuracy under parallelism."""
+"""Intervals and paired comparisons, by scipy where it has them, and accuracy under parallelism."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from statistics import NormalDist
+from typing import Any
+
+_Z = NormalDist().inv_cdf(0.975)  # of a 95 % interval
 
 
-def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's score interval of a proportion; (0, 1) when nothing was tried."""
+def wilson(successes: int, n: int) -> tuple[float, float]:
+    """Wilson's 95 % score interval of a proportion; (0, 1) when nothing was tried."""
     if n == 0:
         return 0.0, 1.0
-    p, zz = successes / n, z * z / n
-    middle, half = p + zz / 2, z * math.sqrt(p * (1 - p) / n + zz / (4 * n))
-    return (middle - half) / (1 + zz), (middle + half) / (1 + zz)
+    interval = _binomial(successes, n).proportion_ci(0.95, "wilson")
+    return float(interval.low), float(interval.high)
 
 
 def mcnemar(won: int, lost: int) -> float:
@@ -20,22 +23,26 @@ def mcnemar(won: int, lost: int) -> float:
 
     Under no difference each of these falls to either with probability 1/2: a binomial test. 1 when there are none.
     """
-    n, k = won + lost, min(won, lost)
-    tail: float = sum(math.comb(n, i) for i in range(k + 1)) / 2**n
-    return min(1.0, 2 * tail)
+    return float(_binomial(won, won + lost).pvalue) if won + lost else 1.0
 
 
-def paired_interval(won: int, lost: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Interval of the difference of two accuracies on the same ``n`` problems (Agresti and Min 2005).
+def _binomial(successes: int, n: int) -> Any:
+    from scipy.stats import binomtest
+
+    return binomtest(successes, n, 0.5)
+
+
+def paired_interval(won: int, lost: int, n: int) -> tuple[float, float]:
+    """95 % interval of the difference of two accuracies on the same ``n`` problems (Agresti and Min 2005).
 
     ``won`` problems only the first has right, ``lost`` only the second. Half a problem is added to each of the four
-    cells of the table, so that no difference at all still has an interval.
+    cells of the table, so that no difference at all still has an interval. scipy has none for paired proportions.
     """
     if n == 0:
         return -1.0, 1.0
     up, down, many = won + 0.5, lost + 0.5, n + 2
     difference = (up - down) / many
-    half = z * math.sqrt(max(up + down - (up - down) ** 2 / many, 0.0)) / many
+    half = _Z * math.sqrt(max(up + down - (up - down) ** 2 / many, 0.0)) / many
     return max(-1.0, difference - half), min(1.0, difference + half)
 
 

@@ -1,6 +1,3 @@
-"""A trace as a page: ``read`` checks the lines of a trace file, ``page`` makes one HTML page of one or two traces."""
+"""A trace as a page: :func:`.reader.read` checks a trace file, :func:`.document.page` makes one HTML page of it."""
 
-from .document import page
-from .reader import VERSION, Forward, Row, Trace, read
-
-__all__ = ["VERSION", "Forward", "Row", "Trace", "page", "read"]
+VERSION = 1  # of the format

@@ -1,26 +1,38 @@
-"""How long one forward takes, how long the matrix products in it take alone, where the rest goes, and memory."""
+"""How long one forward pass takes, how long its matrix products take alone, where the rest goes, and memory.
+
+Run it from the root of the repository; docs/speed.md describes it:
+
+    python -m benchmarks.speed --shape llada-8b --length 256 --device cuda
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
+import math
 import random
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from statistics import median, quantiles
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..api import pick_device, pick_dtype
-from ..core.errors import RequestError
-from ..models.random import random_denoiser, shape
+import unmask
+from unmask.api import SHIPPED_NAME, pick_device, pick_dtype
+from unmask.core.errors import RequestError
+from unmask.measure.run import device_name
+from unmask.models.random import random_denoiser, shape
+
 from .forward import PARTS, Forward, Parts, Products, Size, Switched
 from .memory import peak_bytes
 
 if TYPE_CHECKING:
-    from ..models.denoiser import Denoiser
-    from ..models.transformer import Transformer
+    from unmask.models.denoiser import Denoiser
+    from unmask.models.transformer import Transformer
 
 _AT_LEAST = 0.005  # seconds of one measurement: what is shorter is repeated
 
@@ -65,9 +77,10 @@ def sizes(lengths: Sequence[int], rows: Sequence[int], computed: Sequence[int]) 
         RequestError: a canvas shorter than 2 (a prompt and a mask), no rows, or more computed than there is.
     """
     found = []
+    for name, least, values in (("length", 2, lengths), ("batch-size", 1, rows), ("computed", 1, computed)):
+        if min(values, default=least) < least:
+            raise RequestError(f"--{name} must be at least {least}, got {min(values)}")
     for length, many, part in product(lengths, rows, computed or [0]):
-        if length < 2:
-            raise RequestError(f"--length must be at least 2 (one token and one mask), got {length}")
         if part > length:
             raise RequestError(f"--computed {part} is more than --length {length}")
         found.append(Size(length, many, part or length))
@@ -210,3 +223,119 @@ def least_bytes(network: Transformer, size: Size) -> int:
     weights = sum(w.numel() for w in network.parameters()) - (0 if arch.tied else network.embed.weight.numel())
     stored = 2 * size.rows * size.length * arch.kv_heads * arch.head_dim * arch.layers
     return each * (weights + stored)
+
+
+def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description="Measure forward passes.")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--model", "-m", help="folder or hub id; default: the bundled model")
+    what.add_argument("--shape", metavar="NAME|FILE", help="random weights of llada-8b, dream-7b or a config.json")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... or auto")
+    parser.add_argument("--dtype", default="auto", help="float32, bfloat16, float16, float64 or auto")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: as many as torch takes")
+    parser.add_argument("--length", type=int, nargs="+", default=[64, 256, 1024], help="positions of a canvas")
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[1], help="sequences of a batch")
+    parser.add_argument("--computed", type=int, nargs="+", default=[], help="positions computed of each; default all")
+    parser.add_argument("--repeats", type=int, default=15, help="measurements of each thing; the median counts")
+    parser.add_argument("--peak-flops", type=float, help="operations per second that the device can do")
+    parser.add_argument("--bandwidth", type=float, help="bytes per second that the device can read")
+    parser.add_argument("--compile", action="store_true", help="measure with compiled parts as well")
+    parser.add_argument("--json", action="store_true", help="print JSON lines instead of a table")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure what the command line asks for; the exit code."""
+    given = options(arguments)
+    try:
+        _run(given)
+    except unmask.UnmaskError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _run(given: argparse.Namespace) -> None:
+    limits = {"peak_flops": given.peak_flops, "bandwidth": given.bandwidth}
+    for name, value in limits.items():
+        if value is not None and not 0 < value < math.inf:
+            raise RequestError(f"--{name.replace('_', '-')} must be a number above 0, got {value:g}")
+    if given.repeats < 1:
+        raise RequestError(f"--repeats must be at least 1, got {given.repeats}")
+    wanted = sizes(given.length, given.batch_size, given.computed)
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    if given.shape:
+        denoiser = random_model(given.shape, given.device, given.dtype)
+    else:
+        denoiser = unmask.load(given.model, given.device, given.dtype).denoiser
+    reach(denoiser, max(size.length for size in wanted))
+    about = {
+        "model": given.shape or given.model or SHIPPED_NAME,
+        "device": device_name(denoiser.network.device),
+        "dtype": str(denoiser.network.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    if not given.json:
+        print(", ".join(f"{value}" if key != "threads" else f"{value} threads" for key, value in about.items()))
+    for index, figure in enumerate(measure(denoiser, wanted, given.repeats, given.compile)):
+        if given.json:
+            print(json.dumps(about | record(figure, limits)), flush=True)
+            continue
+        cells = _cells(figure, limits)
+        if index == 0:
+            print("\n| " + " | ".join(cells) + " |\n|" + " --- |" * len(cells))
+        print("| " + " | ".join(cells.values()) + " |", flush=True)
+
+
+def record(f: Figure, limits: Mapping[str, float | None]) -> dict[str, Any]:
+    """What ``--json`` prints of one size; ``limits``: what the device can do in a second, by name."""
+    compiled = {} if f.compiled is None else {"compiled_ms": f.compiled, "compile_seconds": f.compile_seconds}
+    return {
+        "length": f.size.length,
+        "batch_size": f.size.rows,
+        "computed": f.size.computed,
+        "ms": f.milliseconds,
+        "quartiles": list(f.spread),
+        "products_ms": f.products,
+        "ratio": f.ratio,
+        "parts_ms": dict(f.parts),
+        "peak_bytes": f.peak_bytes,
+        "operations": f.operations,
+        "bytes": f.bytes,
+        **compiled,
+        **_reached(f, limits),
+    }
+
+
+def _reached(f: Figure, limits: Mapping[str, float | None]) -> dict[str, float]:
+    """Shares of what the device can do in the time of the forward pass."""
+    done = {"peak_flops": f.operations, "bandwidth": f.bytes}
+    given = {name: limit for name, limit in limits.items() if limit is not None}
+    return {f"share_of_{name}": done[name] / (limit * f.milliseconds / 1e3) for name, limit in given.items()}
+
+
+def _cells(f: Figure, limits: Mapping[str, float | None]) -> dict[str, str]:
+    """A line of the table, by column."""
+    cells = {
+        "T": str(f.size.length),
+        "rows": str(f.size.rows),
+        "computed": str(f.size.computed),
+        "ms": f"{f.milliseconds:.4g} ({f.spread[0]:.4g} - {f.spread[1]:.4g})",
+        "products, ms": f"{f.products:.4g}",
+        "ratio": f"{100 * f.ratio:.0f} %",
+        **{name: f"{100 * value / f.milliseconds:.0f} %" for name, value in f.parts.items()},
+        "peak, MB": f"{f.peak_bytes / 1e6:.3g}",
+    }
+    if f.compiled is not None and f.compile_seconds is not None:
+        cells |= {"compiled, ms": f"{f.compiled:.4g}", "compiling, s": f"{f.compile_seconds:.1f}"}
+    shares = {name.removeprefix("share_of_"): value for name, value in _reached(f, limits).items()}
+    return cells | {name: f"{100 * value:.1f} %" for name, value in shares.items()}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.cache import Cache
-from ..core.canvas import Canvas, ModelSpec, Update
-from ..core.protocols import Ask, Block, Geometry, Plan, Prediction, Sampling
-from ..core.rows import Rows, gather
-from ..core.store import Store, attend_stored, visible
-from ..models.attention import attention
-from ..models.denoiser import Denoiser
-from ..models.kernels import compiled
-from ..models.transformer import EAGER, Transformer
+from unmask.core.cache import Cache
+from unmask.core.canvas import Canvas, ModelSpec, Update
+from unmask.core.protocols import Ask, Block, Geometry, Plan, Prediction, Sampling
+from unmask.core.rows import Rows, gather
+from unmask.core.store import Store, attend_stored, visible
+from unmask.models.attention import attention
+from unmask.models.denoiser import Denoiser
+from unmask.models.kernels import compiled
+from unmask.models.transformer import EAGER, Transformer
 
 ASKED = 32  # positions per row whose logits are wanted: a usual block
 PARTS = ("norm", "qkv, rotary", "attention", "output", "mlp", "head")

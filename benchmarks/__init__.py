@@ -1,0 +1,1 @@
+"""What developers measure: the parts of a forward pass. Not in the package; run from the root of the repository."""
