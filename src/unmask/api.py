@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ from .engine.request import SEEDS, Request, SamplingParams
 from .engine.scheduler import Engine, Event, Outcome
 from .infill import lay_out
 from .models.denoiser import Denoiser
+from .models.family import Recommended
 from .models.kernels import compiled
+from .models.recommended import recommended
 from .models.transformer import EAGER
 from .models.weights import DTYPES, Checkpoint, load_denoiser
 from .results import Result, result_of
@@ -37,17 +39,14 @@ Params = SamplingParams | Sequence[SamplingParams] | None
 _SAMPLING = tuple(f.name for f in fields(SamplingParams))
 
 
-@dataclass(frozen=True)
-class Recommended:
-    """The setting that a request has where it names none."""
-
-    policy: str = "slowfast"
-    cache: str = "none"
-    gen_length: int = 128
-
-
 def load(
-    path_or_id: str | Path | None = None, device: str = "auto", dtype: str = "auto", compile: bool = False
+    path_or_id: str | Path | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    compile: bool = False,
+    *,
+    revision: str | None = None,
+    adapter: str | Path | None = None,
 ) -> Model:
     """Load a masked diffusion language model.
 
@@ -58,6 +57,9 @@ def load(
             where a CPU does not calculate in that.
         compile: let ``torch.compile`` fuse what stands between the products. The first forward passes take tens of
             seconds longer; see docs/speed.md for when it pays.
+        revision: branch, tag or commit of a hub id.
+        adapter: folder or hub id of a LoRA adapter (peft's format), which is merged into the weights; None: the one in
+            the model's folder, if there is one.
 
     Raises:
         ModelError: no such model, unsupported family or variant, missing, truncated or mismatched weights, unknown
@@ -65,7 +67,7 @@ def load(
     """
     if not isinstance(compile, bool):
         raise ModelError(f"compile must be True or False, got {compile!r}")
-    checkpoint = Checkpoint.find(BUNDLED if path_or_id is None else path_or_id)
+    checkpoint = Checkpoint.find(BUNDLED if path_or_id is None else path_or_id, revision=revision, adapter=adapter)
     where = pick_device(device)
     kind = pick_dtype(dtype, checkpoint, where)
     if where.type == "cpu":
@@ -78,7 +80,10 @@ def load(
     kernels = compiled(EAGER, where.type) if compile else EAGER  # refused before weights are read
     denoiser = load_denoiser(checkpoint, spec, where, kind)
     denoiser.network.use(kernels)
-    return Model(denoiser, text)
+    return Model(denoiser, text, recommended(checkpoint))
+
+
+PLAIN = Recommended("vanilla", "none", 128, "the published baseline")
 
 
 class Model:
@@ -90,7 +95,7 @@ class Model:
         recommended: the setting of requests that name none.
     """
 
-    def __init__(self, denoiser: Denoiser, text: Text | None, recommended: Recommended = Recommended()) -> None:
+    def __init__(self, denoiser: Denoiser, text: Text | None, recommended: Recommended = PLAIN) -> None:
         self.denoiser = denoiser
         self.text = text
         self.recommended = recommended
