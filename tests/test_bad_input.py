@@ -536,7 +536,6 @@ class TestSpecs:
             ("policy", "adaptive(3)", ("adaptive", "policy", "3")),
             ("policy", "slowfast(suffix=cut)", ("suffix", "truncate", "cached", "full", "'cut'")),
             ("policy", "slowfast(preset=3)", ("preset", "paper", "reference", "3")),
-            ("policy", "slowfast(preset=reference_dream,window=1)", ("variance", "window", "2")),
             ("policy", "slowfast(sigma2=0)", ("sigma2", "0")),
             ("cache", "dllm(rho=1.5)", ("rho", "1", "1.5")),
             ("cache", "dllm(kp=0)", ("kp", "1", "0")),

@@ -24,7 +24,7 @@ class SlowFastState:
         settled: ``[B]`` the stability test has passed in this cycle.
         slow: ``[B]`` exploratory forwards made in this cycle.
         fast: ``[B]`` accelerated forwards made in this cycle; -1 in the exploratory phase.
-        ends: ``[B, window]`` last candidates for the end of the span, newest last.
+        ends: ``[B, window]`` last candidates for the end of the span, in positions of the response, newest last.
         signal: ``[B, window]`` last values of the convergence signal.
         confidence: ``[B, T]`` of the forward before (for the signal ``kl``); 0 where unknown.
         skipped: ``[B]`` forwards left out before the next one.
@@ -49,22 +49,21 @@ def explore(
     looking = slow & ~state.settled
     step = state.slow + slow
     far = torch.where(at_least(confidence, settings.tau_min), canvas.position + 1, 0).amax(1)
-    candidate = torch.minimum(torch.where(far > 0, far, start + 1), high).double()
-    ends = torch.where(looking[:, None], _push(state.ends, candidate), state.ends)
-    signal, seen = _signal(settings, prediction, state, ends, step)
-    limit = settings.force_after or settings.k_max
-    stable = (step >= settings.window) & _stable(settings, signal)
-    if settings.force_after is not None:
-        stable = torch.zeros_like(stable)
-    settles = looking & (stable | (step >= limit))
+    candidate = torch.minimum(torch.where(far > 0, far, start + 1), high) - canvas.prompt
+    ends = torch.where(looking[:, None], _push(state.ends, candidate.double()), state.ends)
     known = torch.arange(settings.window, device=step.device) >= settings.window - step[:, None]
-    mean = (ends * known).sum(1) / known.sum(1).clamp(min=1)
-    nearest = (mean - canvas.prompt).round() + canvas.prompt  # halves to the even number of response positions
-    mean = nearest if settings.endpoint == "last_or_rounded" else mean.floor()
-    end = mean if settings.endpoint == "mean" else torch.where(stable, candidate, mean)
+    signal, seen = _signal(settings, prediction, state, ends * known, step)
+    limit = settings.force_after or settings.k_max
+    stable = (step >= settings.window) | settings.from_zeros
+    stable = stable & _stable(settings, signal) & (settings.force_after is None)
+    settles = looking & (stable | (step >= limit))
+    mean = (ends * known).sum(1) / (settings.window if settings.from_zeros else known.sum(1).clamp(min=1))
+    if settings.endpoint == "last_or_rounded":
+        mean = mean.round().clamp(min=1)  # halves to the even number of response positions
+    end = mean.long() if settings.endpoint == "mean" else torch.where(stable, candidate, mean.long())
     return replace(
         state,
-        end=torch.where(settles, end.long(), state.end),
+        end=torch.where(settles, end + canvas.prompt, state.end),
         settled=state.settled | settles,
         slow=step,
         ends=ends,
@@ -78,7 +77,8 @@ def _stable(settings: Settings, history: Tensor) -> Tensor:
     if settings.signal == "kl":
         return history[:, -1] < settings.sigma2
     if settings.variance == "sample":
-        return history.var(1) <= settings.sigma2
+        spread = history.var(1) if settings.window > 1 else torch.zeros_like(history[:, 0])
+        return spread <= settings.sigma2
     return history.var(1, correction=0) < settings.sigma2
 
 

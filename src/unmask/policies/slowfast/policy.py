@@ -94,7 +94,7 @@ class SlowFast(Settings):
         """
         start, high = self._bounds(canvas, before)
         fast = before.fast >= 0
-        candidate = torch.where(fast | before.settled, -1, after.ends[:, -1].long())
+        candidate = torch.where(fast | before.settled, -1, after.ends[:, -1].long() + canvas.prompt)
         return {
             "slow": ~fast,
             "fast": fast,

@@ -6,7 +6,6 @@ from dataclasses import Field, dataclass
 from typing import Any
 
 from ...core.config import param
-from ...core.errors import SpecError
 from ...core.protocols import PolicyBase
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -103,7 +102,8 @@ class Settings(PolicyBase):
     )
     variance: str = param(
         None,
-        "stable is a variance over the window below sigma2, or a sample variance up to it (reference_dream sample)",
+        "stable is a variance over the window below sigma2, or a sample variance up to it, where a cycle's window begins as "
+        "zeros that count (reference_dream sample)",
         choices=("population", "sample"),
     )
 
@@ -112,8 +112,11 @@ class Settings(PolicyBase):
         for key, value in self._given().items():
             if getattr(self, key) is None:
                 object.__setattr__(self, key, value)
-        if self.variance == "sample" and self.window == 1:
-            raise SpecError("slowfast: variance=sample needs a window of at least 2, got 1")
+
+    @property
+    def from_zeros(self) -> bool:
+        """Whether a cycle's candidates begin as zeros that count, as in the authors' code for Dream."""
+        return self.variance == "sample" and self.signal == "endpoint"
 
     def _given(self) -> dict[str, Any]:
         """What the preset, the signal and the other values fill in."""
