@@ -1,0 +1,279 @@
+"""CUDA graphs of the layers: what a forward pass launches is recorded once for a shape, and then launched as one.
+
+Below some hundred positions a GPU is done with a layer's kernels before the host has launched the next: the time of a
+forward pass is that of launching. A graph takes one launch. It works on fixed addresses, so the inputs are copied to
+buffers of its own, and keys and values must stay where they are; where they have moved there is another graph.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..core.rows import Rows
+
+_GRAPHS = 48  # kept at a time
+_POSITIONS = 2048  # rows times slots: above, launching is hidden behind the work
+
+Layers = Callable[[Tensor, Rows, Any], Tensor]
+
+
+class Backend(Protocol):
+    """Records what a function launches."""
+
+    def warm(self, run: Callable[[], Tensor]) -> Tensor:
+        """Run it once where it will be recorded, so that libraries have made what they make on first use."""
+
+    def record(self, run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        """A function that does what it launches, with the result in the same place each time; does nothing itself.
+
+        Raises:
+            RuntimeError: it does what cannot be recorded, such as waiting for the device.
+        """
+
+    def place(self) -> Hashable:
+        """Where it would run now: recordings of one place are of no use in another."""
+
+
+class Cuda:
+    """CUDA graphs that share their memory, for they run one after the other."""
+
+    def __init__(self) -> None:
+        self._stream: torch.cuda.Stream | None = None
+        self._pool: Any = None
+
+    def _side(self) -> torch.cuda.Stream:
+        if self._stream is None:
+            self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            self._pool = torch.cuda.graph_pool_handle()
+        return self._stream
+
+    def warm(self, run: Callable[[], Tensor]) -> Tensor:
+        """On the stream that records."""
+        side, own = self._side(), torch.cuda.current_stream()
+        side.wait_stream(own)
+        with torch.cuda.stream(side):
+            out = run()
+        own.wait_stream(side)
+        out.record_stream(own)
+        return out
+
+    def record(self, run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        """Other threads go on meanwhile."""
+        side, own, graph = self._side(), torch.cuda.current_stream(), torch.cuda.CUDAGraph()
+        side.wait_stream(own)
+        with torch.cuda.stream(side):
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                out = run()
+            except BaseException:
+                _give_up(graph)
+                raise
+            graph.capture_end()
+        own.wait_stream(side)
+
+        def replay() -> Tensor:
+            graph.replay()
+            return out
+
+        return replay
+
+    def place(self) -> Hashable:
+        """The stream."""
+        return torch.cuda.current_stream().cuda_stream
+
+
+def _give_up(graph: Any) -> None:
+    try:
+        graph.capture_end()
+    except RuntimeError:
+        return  # that it has failed is known
+
+
+class Rerun:
+    """Runs the function again on the same buffers: for devices without graphs, to see that all else is right."""
+
+    def warm(self, run: Callable[[], Tensor]) -> Tensor:
+        """Run it."""
+        return run()
+
+    def record(self, run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        """Nothing is recorded: the function is kept."""
+        return run
+
+    def place(self) -> Hashable:
+        """Anywhere."""
+        return None
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """One recording.
+
+    Attributes:
+        inputs: the buffers it reads, in the order of :func:`_inputs`.
+        rows: laid out in these buffers; its ``layers`` are what the cache noted in them.
+        replay: computes the result.
+    """
+
+    inputs: list[Tensor]
+    rows: Rows
+    replay: Callable[[], Tensor]
+
+    def __call__(self, inputs: list[Tensor], rows: Rows) -> Tensor:
+        """The result for other inputs of the same shapes."""
+        for mine, fresh in zip(self.inputs, inputs, strict=True):
+            mine.copy_(fresh)
+        out = self.replay()
+        rows.layers.extend(rows.position if at is self.rows.position else at.clone() for at in self.rows.layers)
+        return out.clone()
+
+
+class Graphs:
+    """Runs the layers, by a graph where the shape has been seen before.
+
+    Eagerly instead: caches that do not say ``captures``, more positions than ``positions``, and what a graph has
+    once failed to record.
+
+    Attributes:
+        hits, misses, captured: forward passes run by a graph and eagerly, and graphs recorded so far.
+    """
+
+    def __init__(self, backend: Backend | None = None, most: int = _GRAPHS, positions: int = _POSITIONS) -> None:
+        self.backend, self.most, self.positions = backend or Cuda(), most, positions
+        self.hits = self.misses = self.captured = 0
+        self._graphs: OrderedDict[Hashable, _Graph | None] = OrderedDict()  # None: seen, or not to be recorded
+        self._refused: set[Hashable] = set()
+        self._lock = threading.RLock()
+
+    @torch.inference_mode()
+    def __call__(self, run: Layers, cache: Any, variant: Hashable, ids: Tensor, rows: Rows, state: Any) -> Tensor:
+        """Hidden states ``[B, Q, C]`` behind the last layer.
+
+        Args:
+            run: the layers, of the arguments ``ids``, ``rows`` and ``state``.
+            cache: what runs each of them.
+            variant: what else decides what is launched: the kernels.
+            ids: ``[B, Q]``.
+            rows: their layout; ``state``: the cache's. Tensors in lists are stores, read and written where they are;
+                all others are read only.
+        """
+        if not getattr(cache, "captures", False) or rows.position.numel() > self.positions:
+            self.misses += 1
+            return run(ids, rows, state)
+        with self._lock:
+            inputs = _inputs((ids, rows, state))
+            key = (self.backend.place(), cache, variant, _shape(ids, rows, state, inputs))
+            if key not in self._graphs:
+                self._keep(key, None)
+                self.misses += 1
+                return self.backend.warm(lambda: run(ids, rows, state))
+            graph = self._graphs[key]
+            if graph is None and key not in self._refused:
+                graph = self._record(key, run, ids, rows, state, inputs)
+            if graph is None:
+                self.misses += 1
+                return run(ids, rows, state)
+            self._graphs.move_to_end(key)
+            self.hits += 1
+            return graph(inputs, rows)
+
+    def clear(self) -> None:
+        """Forget all graphs, and give their memory back."""
+        with self._lock:
+            self._graphs.clear()
+            self._refused.clear()
+
+    def _keep(self, key: Hashable, graph: _Graph | None) -> None:
+        self._graphs[key] = graph
+        while len(self._graphs) > self.most:
+            self._refused.discard(self._graphs.popitem(last=False)[0])
+
+    def _record(
+        self, key: Hashable, run: Layers, ids: Tensor, rows: Rows, state: Any, inputs: list[Tensor]
+    ) -> _Graph | None:
+        buffers = [torch.empty(i.shape, dtype=i.dtype, device=i.device).copy_(i) for i in inputs]
+        swap = {id(old): new for old, new in zip(inputs, buffers, strict=True)}
+        own: Rows = _swapped(replace(rows, scratch={}, layers=[]), swap)
+        held = _swapped(state, swap)
+        try:
+            replay = self.backend.record(lambda: run(swap[id(ids)], _anew(own), held))
+        except RuntimeError:
+            self._refused.add(key)
+            return None
+        self.captured += 1
+        graph = _Graph(buffers, own, replay)
+        self._keep(key, graph)
+        return graph
+
+
+def _anew(rows: Rows) -> Rows:
+    """The same rows without what was derived of them or noted in them: that is done again."""
+    rows.layers.clear()
+    rows.scratch.clear()
+    rows.__dict__.pop("index", None)
+    return rows
+
+
+def _walk(tree: Any, stored: bool = False) -> Iterator[tuple[bool, Any]]:
+    """All leaves of a tree of dataclasses, tuples and lists, each with whether it is in a list."""
+    if is_dataclass(tree) and not isinstance(tree, type):
+        for field in fields(tree):
+            if field.name not in {"scratch", "layers"}:
+                yield from _walk(getattr(tree, field.name), stored)
+    elif isinstance(tree, list):
+        for leaf in tree:
+            yield from _walk(leaf, True)
+    elif isinstance(tree, tuple) and any(isinstance(leaf, Tensor) or is_dataclass(leaf) for leaf in tree):
+        for leaf in tree:
+            yield from _walk(leaf, stored)
+    else:
+        yield stored, tree
+
+
+def _inputs(tree: Any) -> list[Tensor]:
+    """The tensors to copy, each once."""
+    found = {id(leaf): leaf for stored, leaf in _walk(tree) if isinstance(leaf, Tensor) and not stored}
+    return list(found.values())
+
+
+def _swapped(tree: Any, swap: dict[int, Tensor]) -> Any:
+    """The tree with other tensors in the place of some."""
+    if isinstance(tree, Tensor):
+        return swap.get(id(tree), tree)
+    if is_dataclass(tree) and not isinstance(tree, type):
+        names = [field.name for field in fields(tree) if field.init and field.name not in {"scratch", "layers"}]
+        return replace(tree, **{name: _swapped(getattr(tree, name), swap) for name in names})
+    if isinstance(tree, tuple) and any(isinstance(leaf, Tensor) or is_dataclass(leaf) for leaf in tree):
+        return type(tree)(_swapped(leaf, swap) for leaf in tree)
+    return tree
+
+
+def _shape(ids: Tensor, rows: Rows, state: Any, inputs: list[Tensor]) -> Hashable:
+    """All that the launches depend on: shapes, which inputs are the same, where stores are, numbers on the host."""
+    order = {id(tensor): place for place, tensor in enumerate(inputs)}
+    found: list[Hashable] = [ids.shape]
+    for stored, leaf in (*_walk(rows), *_walk(state)):
+        if isinstance(leaf, Tensor):
+            where: Hashable = (leaf.data_ptr(), leaf.stride()) if stored else order[id(leaf)]
+            found.append((where, leaf.shape, leaf.dtype))
+        elif leaf is rows.members:
+            found.append(len(rows.members))
+        elif _by_row(leaf, rows):
+            found.append(rows.most(leaf))  # layers know of it what this says
+        else:
+            found.append(leaf)
+    return tuple(found)
+
+
+def _by_row(leaf: Any, rows: Rows) -> bool:
+    """Whether it is a tuple of whole numbers, one for each row of the batch."""
+    if not isinstance(leaf, tuple) or not leaf or not all(type(value) is int for value in leaf):
+        return False
+    return max(rows.members) < len(leaf)
