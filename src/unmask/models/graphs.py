@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from ..core.rows import Rows
+from ..core.state import Slab
 
 _GRAPHS = 48  # kept at a time
+_PASSING = {"scratch", "layers", "flat", "host"}  # of Rows: what lasts for one forward pass
 _POSITIONS = 2048  # rows times slots: above, launching is hidden behind the work
 
 Layers = Callable[[Tensor, Rows, Any], Tensor]
@@ -152,7 +154,7 @@ class Graphs:
         self._refused: set[Hashable] = set()
         self._lock = threading.RLock()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def __call__(self, run: Layers, cache: Any, variant: Hashable, ids: Tensor, rows: Rows, state: Any) -> Tensor:
         """Hidden states ``[B, Q, C]`` behind the last layer.
 
@@ -161,8 +163,7 @@ class Graphs:
             cache: what runs each of them.
             variant: what else decides what is launched: the kernels.
             ids: ``[B, Q]``.
-            rows: their layout; ``state``: the cache's. Tensors in lists are stores, read and written where they are;
-                all others are read only.
+            rows: their layout; ``state``: the cache's. Slabs are read and written where they are, tensors are read only.
         """
         if not getattr(cache, "captures", False) or rows.position.numel() > self.positions:
             self.misses += 1
@@ -200,7 +201,7 @@ class Graphs:
     ) -> _Graph | None:
         buffers = [torch.empty(i.shape, dtype=i.dtype, device=i.device).copy_(i) for i in inputs]
         swap = {id(old): new for old, new in zip(inputs, buffers, strict=True)}
-        own: Rows = _swapped(replace(rows, scratch={}, layers=[]), swap)
+        own: Rows = _swapped(replace(rows, scratch={}, layers=[], flat={}), swap)
         held = _swapped(state, swap)
         try:
             replay = self.backend.record(lambda: run(swap[id(ids)], _anew(own), held))
@@ -215,32 +216,30 @@ class Graphs:
 
 def _anew(rows: Rows) -> Rows:
     """The same rows without what was derived of them or noted in them: that is done again."""
-    rows.layers.clear()
-    rows.scratch.clear()
-    rows.__dict__.pop("index", None)
-    return rows
+    return replace(rows, scratch={}, layers=_emptied(rows.layers), flat={})
 
 
-def _walk(tree: Any, stored: bool = False) -> Iterator[tuple[bool, Any]]:
-    """All leaves of a tree of dataclasses, tuples and lists, each with whether it is in a list."""
+def _emptied(noted: list[Tensor]) -> list[Tensor]:
+    noted.clear()
+    return noted
+
+
+def _walk(tree: Any) -> Iterator[Any]:
+    """All leaves of a tree of dataclasses, tuples and lists."""
     if is_dataclass(tree) and not isinstance(tree, type):
         for field in fields(tree):
-            if field.name not in {"scratch", "layers"}:
-                yield from _walk(getattr(tree, field.name), stored)
-    elif isinstance(tree, list):
+            if field.name not in _PASSING:
+                yield from _walk(getattr(tree, field.name))
+    elif isinstance(tree, (list, tuple)):
         for leaf in tree:
-            yield from _walk(leaf, True)
-    elif isinstance(tree, tuple) and any(isinstance(leaf, Tensor) or is_dataclass(leaf) for leaf in tree):
-        for leaf in tree:
-            yield from _walk(leaf, stored)
+            yield from _walk(leaf)
     else:
-        yield stored, tree
+        yield tree
 
 
 def _inputs(tree: Any) -> list[Tensor]:
     """The tensors to copy, each once."""
-    found = {id(leaf): leaf for stored, leaf in _walk(tree) if isinstance(leaf, Tensor) and not stored}
-    return list(found.values())
+    return list({id(leaf): leaf for leaf in _walk(tree) if isinstance(leaf, Tensor)}.values())
 
 
 def _swapped(tree: Any, swap: dict[int, Tensor]) -> Any:
@@ -248,32 +247,23 @@ def _swapped(tree: Any, swap: dict[int, Tensor]) -> Any:
     if isinstance(tree, Tensor):
         return swap.get(id(tree), tree)
     if is_dataclass(tree) and not isinstance(tree, type):
-        names = [field.name for field in fields(tree) if field.init and field.name not in {"scratch", "layers"}]
+        names = [field.name for field in fields(tree) if field.init and field.name not in _PASSING]
         return replace(tree, **{name: _swapped(getattr(tree, name), swap) for name in names})
-    if isinstance(tree, tuple) and any(isinstance(leaf, Tensor) or is_dataclass(leaf) for leaf in tree):
+    if isinstance(tree, (list, tuple)):
         return type(tree)(_swapped(leaf, swap) for leaf in tree)
     return tree
 
 
 def _shape(ids: Tensor, rows: Rows, state: Any, inputs: list[Tensor]) -> Hashable:
-    """All that the launches depend on: shapes, which inputs are the same, where stores are, numbers on the host."""
+    """All that the launches depend on: shapes, which inputs are the same, where slabs are, numbers on the host."""
     order = {id(tensor): place for place, tensor in enumerate(inputs)}
-    found: list[Hashable] = [ids.shape]
-    for stored, leaf in (*_walk(rows), *_walk(state)):
+    host = tuple((name, rows.most(name)) for name in rows.host)  # layers know of these numbers what this says
+    found: list[Hashable] = [ids.shape, len(rows.members), host]
+    for leaf in (*_walk(replace(rows, members=())), *_walk(state)):
         if isinstance(leaf, Tensor):
-            where: Hashable = (leaf.data_ptr(), leaf.stride()) if stored else order[id(leaf)]
-            found.append((where, leaf.shape, leaf.dtype))
-        elif leaf is rows.members:
-            found.append(len(rows.members))
-        elif _by_row(leaf, rows):
-            found.append(rows.most(leaf))  # layers know of it what this says
+            found.append((order[id(leaf)], leaf.shape, leaf.dtype))
+        elif isinstance(leaf, Slab):
+            found.append((leaf.data.data_ptr(), leaf.rows, leaf.width, leaf.tail))
         else:
             found.append(leaf)
     return tuple(found)
-
-
-def _by_row(leaf: Any, rows: Rows) -> bool:
-    """Whether it is a tuple of whole numbers, one for each row of the batch."""
-    if not isinstance(leaf, tuple) or not leaf or not all(type(value) is int for value in leaf):
-        return False
-    return max(rows.members) < len(leaf)
