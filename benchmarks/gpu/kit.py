@@ -71,7 +71,7 @@ def _all(args: argparse.Namespace) -> int:
     for place, name in enumerate(chosen):
         left = end - time.time()
         weights = sum(PARTS[later].weight for later in chosen[place:])
-        share = min(PARTS[name].most, left * PARTS[name].weight / weights)
+        share = left if args.dry_run else min(PARTS[name].most, left * PARTS[name].weight / weights)
         print(f"== {name}: {PARTS[name].what}; {share:.0f} of {left:.0f} s left", flush=True)
         failed += _spawn(args, name, time.time() + share) != 0
     print(f"== done, {failed} parts failed, {end - time.time():.0f} s left", flush=True)
