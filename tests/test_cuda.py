@@ -16,9 +16,8 @@ import torch
 
 import test_golden as golden
 import unmask
-from helpers import CACHES, EOS, MASK, POLICIES, SPEC, Row, assert_same, decode, singly, tiny
+from helpers import CACHES, EOS, MASK, POLICIES, SPEC, Request, Row, assert_same, decode, singly, tiny
 from unmask import registry
-from unmask.engine.batch import Request
 from unmask.models.denoiser import Denoiser
 from unmask.models.graphs import Cuda, Graphs, Rerun
 from unmask.tasks import problems
@@ -29,12 +28,12 @@ REQUESTS = [
     Request(10, [1, 2, 3], 12),
     Request(11, [5, 6, 7, 8, 9, 10, 11], 1),
     Request(12, [4], 18, seed=3),
-    Request(13, [9, 3, 2, 4, 5], 7, eos_stop=False),
+    Request(13, [9, 3, 2, 4, 5], 7, ignore_eos=True),
     Request(14, [20, 21], 14),
 ]
 SAMPLED = [
     Request(20, [1, 2, 3], 9, temperature=1.2, top_p=0.95, seed=1),
-    Request(21, [5, 6, 7, 8, 9, 10], 13, temperature=1.5, top_k=5, seed=2, eos_stop=False),
+    Request(21, [5, 6, 7, 8, 9, 10], 13, temperature=1.5, top_k=5, seed=2, ignore_eos=True),
     Request(22, [4], 6, seed=1),
 ]
 PAIRS = [(p, c, i, j) for i, p in enumerate(POLICIES) for j, c in enumerate(CACHES)]
@@ -135,7 +134,7 @@ def test_graphs_change_nothing(kept: str, shift: bool) -> None:
         expected = decode(plain, policy, kept, REQUESTS)
         for _ in range(2):
             assert_same(decode(model, policy, kept, REQUESTS), expected)
-    assert (graphs.hits > 0) == bool(getattr(registry.cache(kept), "captures", False))
+    assert (graphs.hits > 0) == registry.cache(kept).captures
     graphs.clear()
 
 
@@ -182,5 +181,5 @@ def test_every_policy_under_every_cache(policy: str, kept: str, dtype: torch.dty
         ends = [i for i, token in enumerate(response) if token in SPEC.eos]
         assert row.finished == 1
         assert row.tokens[: len(request.prompt)] == list(request.prompt)
-        assert MASK not in (response[: ends[0] + 1] if ends and request.eos_stop else response)
+        assert MASK not in (response[: ends[0] + 1] if ends and not request.ignore_eos else response)
         assert all(0 <= c <= 1 for c in row.confidence.values())

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from helpers import CACHES, POLICIES, SHIFTS, Row, assert_same, decode, tiny
+from helpers import CACHES, POLICIES, SHIFTS, Request, Row, assert_same, decode, tiny
 from unmask import registry
 from unmask.core import rows
-from unmask.engine.batch import Request
 from unmask.models.denoiser import Denoiser
 from unmask.models.graphs import Graphs, Rerun
 
@@ -34,9 +33,9 @@ REQUESTS = [
     Request(0, [1, 2, 3], 12),
     Request(1, [5, 6, 7, 8, 9, 10, 11], 9),
     Request(2, [4], 15),
-    Request(3, [9, 3, 2, 4, 5], 14, eos_stop=False),
+    Request(3, [9, 3, 2, 4, 5], 14, ignore_eos=True),
 ]
-CAPTURING = [spec for spec in CACHES if getattr(registry.cache(spec), "captures", False)]
+CAPTURING = [spec for spec in CACHES if registry.cache(spec).captures]
 SOME = ["threshold(tau=0.4,block_length=4)", *(p for p in POLICIES if p.startswith("slowfast"))][:5] + [
     p for p in POLICIES if p.startswith("wino")
 ][:1]
@@ -237,5 +236,5 @@ def test_threads_share_graphs() -> None:
 
 def test_a_graph_is_played_again_and_again() -> None:
     backend = Taped()
-    decode(with_graphs(backend), "vanilla(block_length=8)", "dual", [Request(0, [1, 2, 3], 32, eos_stop=False)])
+    decode(with_graphs(backend), "vanilla(block_length=8)", "dual", [Request(0, [1, 2, 3], 32, ignore_eos=True)])
     assert backend.played > 5 * backend.recorded

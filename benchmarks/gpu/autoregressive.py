@@ -70,7 +70,7 @@ class Loop:
         self.position.add_(1)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def decode(model: Denoiser, rows: int, prompt: int, tokens: int) -> dict[str, Any]:
     """Seconds for ``tokens`` tokens of each row behind ``prompt`` tokens."""
     device = model.network.device

@@ -47,17 +47,18 @@ def _item(stage: Stage, item: Item) -> dict[str, Any]:
     setting = item.setting
     assert setting is not None
     recording = stage.recording(setting, item.gen_length)
-    wanted = requests(stage.prompts[: item.batch], item.gen_length, setting.published)
+    policy = stage.policy(setting, recording)
+    wanted = requests(setting, policy, stage.prompts[: item.batch], item.gen_length, setting.published)
     model = stand_in(stage.large.network, stage.large.spec, stage.small.spec)
     model.recording = recording
-    policy, cuda = stage.policy(setting, recording), stage.device.type == "cuda"
+    cuda = stage.device.type == "cuda"
     if item.how == "graphs":
         model.graphs = networks.graphs(stage.device)
 
     def run(profiler: Any) -> tuple[float, int]:
         began, first = 0.0, 0
         last = 0
-        for done in drive(model, policy, setting.cache, wanted, item.batch):
+        for done in drive(model, wanted, item.batch):
             last = done.steps
             if last == SKIP:
                 devices.synchronise(stage.device)

@@ -89,7 +89,7 @@ def _has_compiled(book: Book, name: str) -> bool:
 
 def _point(model: Denoiser, device: torch.device, point: Point, how: str) -> dict[str, Any]:
     devices.held(device)
-    with torch.inference_mode(), networks.mode(model, how, GRAPHED):
+    with torch.no_grad(), networks.mode(model, how, GRAPHED):
         forward = Forward(model, point)
         whole = devices.times(forward, device)
         network = devices.times(forward.network, device)
@@ -143,7 +143,7 @@ class Forward:
         """The layers and the head alone; waits for nothing."""
         model = self.model
         run: Callable[..., Tensor] = partial(model._layers, self.cache)
-        rows = replace(self.rows, scratch={}, layers=[])
+        rows = replace(self.rows, scratch={}, layers=[], flat={})
         if model.graphs is None:
             hidden = run(self.ids, rows, self.state.plain)
         else:
@@ -161,9 +161,9 @@ class Stored:
 
     def init(self, canvas: Canvas, geometry: Any, like: Tensor) -> Store:
         """Random keys and values; none where all positions are computed."""
-        store = Store.empty(canvas, geometry, like, positions=0 if self.whole else None)
-        for part in (*store.key, *store.value):
-            part.normal_()
+        store = Store.empty(canvas, geometry, like)
+        for slab in () if self.whole else (*store.key, *store.value):
+            slab.data.normal_()
         return store
 
     def plan(self, canvas: Canvas, ask: Ask, need: Tensor, state: Store) -> tuple[Plan, Store]:

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from unmask import registry
-from unmask.engine.batch import Request, run
+from unmask.engine.loop import Step
+from unmask.engine.request import Request, SamplingParams
+from unmask.engine.scheduler import Engine
 from unmask.models.denoiser import Denoiser
 
 NOTHING = -torch.inf
@@ -41,7 +43,7 @@ class Recording:
         token, confidence: ``[R, S, T]`` predictions, -inf where there is none; ``probe`` the same, or None.
         commit: ``[R, S, T]`` the token committed; -1 where none was.
         work: ``[R, S]`` positions computed.
-        final: ids of each row at its end; ``tokens``: of these before the first end of text, ``nfe`` forward passes.
+        final: ids of each row's response; ``tokens``: of these before the first end of text, ``nfe`` forward passes.
     """
 
     prompts: list[list[int]]
@@ -170,31 +172,43 @@ class Replaying(Denoiser):
         return replace(answer, prediction=replace(taken, token=token, confidence=confidence, probe=probe))
 
 
-def requests(prompts: Sequence[Sequence[int]], gen_length: int, published: bool = False) -> list[Request]:
+def requests(
+    setting: Setting, policy: Any, prompts: Sequence[Sequence[int]], gen_length: int, ignore_eos: bool = False
+) -> list[Request]:
     """One for each prompt, whose seed says which it is."""
-    return [Request(i, list(p), gen_length, seed=i, eos_stop=not published) for i, p in enumerate(prompts)]
+    cache = registry.cache(setting.cache)
+    return [
+        Request(i, list(p), gen_length, policy, cache, SamplingParams(seed=i, ignore_eos=ignore_eos))
+        for i, p in enumerate(prompts)
+    ]
 
 
 @dataclass
 class Finished:
-    """A decoding as it goes: ids of the rows that are done, and their forward passes."""
+    """A decoding as it goes: the responses of the rows that are done, their forward passes, and steps so far."""
 
     final: dict[int, list[int]] = field(default_factory=dict)
     nfe: dict[int, int] = field(default_factory=dict)
     steps: int = 0
 
 
-def drive(model: Denoiser, policy: Any, cache: str, wanted: Sequence[Request], batch: int) -> Iterator[Finished]:
-    """Decode, and tell after each step what is done; the only place here that knows the engine."""
-    found = Finished()
-    for state, step in run(model, registry.cache(cache), policy, wanted, batch):
-        found.steps += 1
-        if step.finished:
-            over = state.canvas.done.nonzero()[:, 0].tolist()
-            for i in over:
-                row = int(state.record.row[i])
-                found.final[row] = state.canvas.tokens[i, : int(state.canvas.length[i])].tolist()
-                found.nfe[row] = int(state.record.nfe[i])
+def drive(model: Denoiser, wanted: Sequence[Request], batch: int) -> Iterator[Finished]:
+    """Decode, and tell after each step what is done; the only place here that knows the engine.
+
+    Raises:
+        RuntimeError: a request has failed.
+    """
+    found, engine = Finished(), Engine(model, batch_size=batch)
+    for request in wanted:
+        engine.add(request)
+    while engine.busy:
+        for event in engine.step():
+            if isinstance(event, Step):
+                found.steps += 1
+            elif event.error is not None:
+                raise RuntimeError(event.error)
+            else:
+                found.final[event.request.id], found.nfe[event.request.id] = event.tokens, event.nfe
         yield found
 
 
@@ -204,7 +218,7 @@ def record(small: Denoiser, setting: Setting, prompts: Sequence[Sequence[int]], 
     model.log = []
     policy = Noting(registry.policy(setting.policy))
     done = Finished()
-    for done in drive(model, policy, setting.cache, requests(prompts, gen_length), len(prompts)):  # noqa: B007
+    for done in drive(model, requests(setting, policy, prompts, gen_length), len(prompts)):  # noqa: B007
         pass
     passes = max(done.nfe.values())
     total = max(p.token.shape[1] for _, _, p, _ in model.log)
@@ -223,7 +237,7 @@ def record(small: Denoiser, setting: Setting, prompts: Sequence[Sequence[int]], 
             probe[row, step, :wide] = said.probe
     for row, step, written in policy.log:
         commit[row, step, : written.shape[1]] = written
-    ends = {row: _tokens(ids[len(prompts[row]) :], small.spec.eos, small.spec.mask) for row, ids in done.final.items()}
+    ends = {row: _tokens(ids, small.spec.eos, small.spec.mask) for row, ids in done.final.items()}
     return Recording([list(p) for p in prompts], gen_length, token, confidence, probe, commit, work, done.final, ends,
                      done.nfe)  # fmt: skip
 

@@ -154,19 +154,19 @@ def _item(stage: Stage, item: Item, ceilings: devices.Ceilings, left: float) -> 
     setting = item.setting
     assert setting is not None
     recording = stage.recording(setting, item.gen_length)
-    wanted = requests(stage.prompts[: item.batch], item.gen_length, setting.published)
+    policy = stage.policy(setting, recording)
+    wanted = requests(setting, policy, stage.prompts[: item.batch], item.gen_length, setting.published)
     model = stand_in(stage.large.network, stage.large.spec, stage.small.spec)
     model.recording = recording
     steps = stage.estimate(ceilings, recording, item.batch, setting.published)
     expected, most = sum(steps), min(MOST, left / 3)
-    policy = stage.policy(setting, recording)
     held = devices.held(stage.device)
     graphs = networks.graphs(stage.device) if item.how == "graphs" else None
     model.graphs = graphs
     before = WARM if expected > TWICE else None
-    _run(model, policy, setting, wanted, item.batch, before, most / 2)
+    _run(model, wanted, item.batch, before, most / 2)
     counted = (graphs.hits, graphs.misses, graphs.captured) if graphs else (0, 0, 0)
-    done, seconds = _run(model, policy, setting, wanted, item.batch, None, most)
+    done, seconds = _run(model, wanted, item.batch, None, most)
     whole = len(done.final) == len(wanted)
     rows = range(len(wanted))
     tokens = sum(recording.tokens[row] for row in rows)
@@ -199,14 +199,12 @@ def _item(stage: Stage, item: Item, ceilings: devices.Ceilings, left: float) -> 
     return found
 
 
-def _run(
-    model: Denoiser, policy: Any, setting: Setting, wanted: Sequence[Any], batch: int, steps: int | None, most: float
-) -> tuple[Finished, float]:
+def _run(model: Denoiser, wanted: Sequence[Any], batch: int, steps: int | None, most: float) -> tuple[Finished, float]:
     """Decode, at most so many steps and seconds."""
     device = model.network.device
     devices.synchronise(device)
     done, began = Finished(), time.perf_counter()
-    for done in drive(model, policy, setting.cache, wanted, batch):
+    for done in drive(model, wanted, batch):
         if (steps is not None and done.steps >= steps) or time.perf_counter() - began > most:
             break
     devices.synchronise(device)
@@ -215,8 +213,7 @@ def _run(
 
 def _same(recording: Recording, done: Finished, row: int, published: bool) -> bool:
     """Whether a row ended as it did when it was recorded; as published, up to where that stopped early."""
-    start = len(recording.prompts[row])
-    theirs, ours = recording.final[row][start:], done.final[row][start:]
+    theirs, ours = recording.final[row], done.final[row]
     if published:
         end = recording.tokens[row]
         return ours[:end] == theirs[:end]

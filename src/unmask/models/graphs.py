@@ -11,19 +11,21 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..core.rows import Rows
-from ..core.state import Slab
+from ..core.state import Slab, slabs
 
 _GRAPHS = 48  # kept at a time
+_KEYS = 1024  # shapes remembered
 _PASSING = {"scratch", "layers", "flat", "host"}  # of Rows: what lasts for one forward pass
 _POSITIONS = 2048  # rows times slots: above, launching is hidden behind the work
 
 Layers = Callable[[Tensor, Rows, Any], Tensor]
+T = TypeVar("T")
 
 
 class Backend(Protocol):
@@ -150,8 +152,8 @@ class Graphs:
     def __init__(self, backend: Backend | None = None, most: int = _GRAPHS, positions: int = _POSITIONS) -> None:
         self.backend, self.most, self.positions = backend or Cuda(), most, positions
         self.hits = self.misses = self.captured = 0
-        self._graphs: OrderedDict[Hashable, _Graph | None] = OrderedDict()  # None: seen, or not to be recorded
-        self._refused: set[Hashable] = set()
+        self._graphs: OrderedDict[Hashable, _Graph] = OrderedDict()
+        self._seen: OrderedDict[Hashable, bool] = OrderedDict()  # whether they may be recorded
         self._lock = threading.RLock()
 
     @torch.no_grad()
@@ -163,7 +165,8 @@ class Graphs:
             cache: what runs each of them.
             variant: what else decides what is launched: the kernels.
             ids: ``[B, Q]``.
-            rows: their layout; ``state``: the cache's. Slabs are read and written where they are, tensors are read only.
+            rows: their layout.
+            state: the cache's. Slabs are read and written where they are, tensors are read only.
         """
         if not getattr(cache, "captures", False) or rows.position.numel() > self.positions:
             self.misses += 1
@@ -171,30 +174,27 @@ class Graphs:
         with self._lock:
             inputs = _inputs((ids, rows, state))
             key = (self.backend.place(), cache, variant, _shape(ids, rows, state, inputs))
-            if key not in self._graphs:
-                self._keep(key, None)
-                self.misses += 1
-                return self.backend.warm(lambda: run(ids, rows, state))
-            graph = self._graphs[key]
-            if graph is None and key not in self._refused:
+            graph = self._graphs.get(key)
+            if graph is None and self._seen.get(key, False):
                 graph = self._record(key, run, ids, rows, state, inputs)
-            if graph is None:
-                self.misses += 1
+            if graph is not None:
+                self._graphs.move_to_end(key)
+                self.hits += 1
+                return graph(inputs, rows)
+            self.misses += 1
+            if key in self._seen:
                 return run(ids, rows, state)
-            self._graphs.move_to_end(key)
-            self.hits += 1
-            return graph(inputs, rows)
+            empty = [slab for slab in slabs(state) if not slab.capacity]
+            out = self.backend.warm(lambda: run(ids, rows, state))
+            # a recording must not allocate what outlives it
+            _keep(self._seen, key, not any(slab.capacity for slab in empty), _KEYS)
+            return out
 
     def clear(self) -> None:
         """Forget all graphs, and give their memory back."""
         with self._lock:
             self._graphs.clear()
-            self._refused.clear()
-
-    def _keep(self, key: Hashable, graph: _Graph | None) -> None:
-        self._graphs[key] = graph
-        while len(self._graphs) > self.most:
-            self._refused.discard(self._graphs.popitem(last=False)[0])
+            self._seen.clear()
 
     def _record(
         self, key: Hashable, run: Layers, ids: Tensor, rows: Rows, state: Any, inputs: list[Tensor]
@@ -206,12 +206,19 @@ class Graphs:
         try:
             replay = self.backend.record(lambda: run(swap[id(ids)], _anew(own), held))
         except RuntimeError:
-            self._refused.add(key)
+            self._seen[key] = False
             return None
         self.captured += 1
         graph = _Graph(buffers, own, replay)
-        self._keep(key, graph)
+        _keep(self._graphs, key, graph, self.most)
         return graph
+
+
+def _keep(table: OrderedDict[Hashable, T], key: Hashable, value: T, most: int) -> None:
+    """Add to a table that forgets what was used least recently."""
+    table[key] = value
+    while len(table) > most:
+        table.popitem(last=False)
 
 
 def _anew(rows: Rows) -> Rows:
@@ -263,7 +270,8 @@ def _shape(ids: Tensor, rows: Rows, state: Any, inputs: list[Tensor]) -> Hashabl
         if isinstance(leaf, Tensor):
             found.append((order[id(leaf)], leaf.shape, leaf.dtype))
         elif isinstance(leaf, Slab):
-            found.append((leaf.data.data_ptr(), leaf.rows, leaf.width, leaf.tail))
+            where = leaf.data.data_ptr() if leaf.capacity else None
+            found.append((where, leaf.rows, leaf.width, leaf.tail))
         else:
             found.append(leaf)
     return tuple(found)
