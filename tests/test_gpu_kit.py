@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 KIT = Path(__file__).parents[1] / "benchmarks" / "gpu"
-PARTS = ["machine", "passes", "replay", "tests", "host", "answers", "dream"]
+PARTS = ["machine", "passes", "pieces", "replay", "tests", "host", "answers", "dream"]
 
 
 @pytest.fixture

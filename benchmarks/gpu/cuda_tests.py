@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -19,8 +20,7 @@ def measure(book: Book, device: torch.device, dry: bool) -> None:
     """Run the tests until the deadline; failures are recorded with the end of what they say."""
     if book.has({"what": "summary"}):
         return
-    raw = book.path.with_suffix(".raw")
-    raw.unlink(missing_ok=True)
+    raw = Path(tempfile.mkdtemp()) / "outcomes"
     command = [
         sys.executable,
         "-m",
@@ -51,5 +51,4 @@ def measure(book: Book, device: torch.device, dry: bool) -> None:
         mine[kind] = mine.get(kind, 0) + 1
         if kind == "failed":
             book.write({"test": outcome["test"]}, outcome=kind, said=outcome.get("said", "")[-1500:])
-    raw.unlink(missing_ok=True)
     book.write({"what": "summary"}, counts=counts, tests=by_test, complete=code is not None, code=code)

@@ -33,6 +33,7 @@ class Part:
 PARTS = {
     "machine": Part(2, 40, "versions, and the two ceilings: copying memory, a large matrix product"),
     "passes": Part(7, 100, "forward passes at the shape of LLaDA-8B, random weights"),
+    "pieces": Part(1, 15, "the pieces of the layers, each alone"),
     "replay": Part(17, 250, "decodings of the bundled model replayed at that shape, beside an autoregressive model"),
     "tests": Part(8, 150, "tests/test_cuda.py"),
     "host": Part(3, 40, "time outside the network, kernels and waits per step"),
@@ -74,8 +75,18 @@ def _all(args: argparse.Namespace) -> int:
         share = left if args.dry_run else min(PARTS[name].most, left * PARTS[name].weight / weights)
         print(f"== {name}: {PARTS[name].what}; {share:.0f} of {left:.0f} s left", flush=True)
         failed += _spawn(args, name, time.time() + share) != 0
+    _tell(args)
     print(f"== done, {failed} parts failed, {end - time.time():.0f} s left", flush=True)
     return 1 if failed else 0
+
+
+def _tell(args: argparse.Namespace) -> None:
+    """The page of what is recorded, for whoever sees the terminal alone."""
+    from page import Records, page
+
+    folders = [*args.after, args.out]
+    if any((folder / "machine.jsonl").is_file() for folder in folders):
+        print(page(Records(folders))[-9000:], flush=True)
 
 
 def _spawn(args: argparse.Namespace, name: str, deadline: float) -> int:
@@ -98,7 +109,7 @@ def _spawn(args: argparse.Namespace, name: str, deadline: float) -> int:
             code = process.wait()
             print(f"-- {name}: stopped at its deadline", file=file, flush=True)
     said = log.read_text(encoding="utf-8", errors="replace").encode()[at:].decode(errors="replace")
-    print(said[-2500:], f"-- {name}: exit {code}, {time.time() - began:.0f} s", sep="", flush=True)
+    print(said[-1500:], f"-- {name}: exit {code}, {time.time() - began:.0f} s", sep="", flush=True)
     return code
 
 
@@ -126,7 +137,7 @@ def _work(part: str) -> Callable[[Any, Any, bool], None]:
 
         shape = "llada-8b" if part == "passes" else "dream-7b"
         return lambda book, device, dry: passes.measure(book, device, shape, dry)
-    module = __import__({"replay": "replay", "tests": "cuda_tests", "host": "host", "answers": "answers"}[part])
+    module = __import__("cuda_tests" if part == "tests" else part)
     work: Callable[[Any, Any, bool], None] = module.measure
     return work
 

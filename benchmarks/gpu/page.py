@@ -49,6 +49,7 @@ def page(records: Records, pictures: Sequence[str] = ()) -> str:
     """The whole page."""
     parts = [_head(records), _expected(records)]
     parts += [_passes(records, model) for model in NAMES]
+    parts += [_pieces(records, model) for model in NAMES]
     parts += [_replays(records, length) for length in _values(records.of("replay"), "gen_length")]
     parts += [_host(records), _answers(records), _tests(records), _left_out(records)]
     parts.insert(2, "\n\n".join(f"![{Path(p).stem}]({p})" for p in pictures))
@@ -120,6 +121,28 @@ def _passes(records: Records, model: str) -> str:
 def _size(record: Record) -> tuple[int, int, int]:
     key = record["key"]
     return key["length"], key["rows"], key["computed"]
+
+
+def _pieces(records: Records, model: str) -> str:
+    mine = [r for r in records.of("pieces", model=model) if "seconds" in r]
+    if not mine:
+        return ""
+    counts = _values(mine, "positions")
+    rows = []
+    for piece in _values(mine, "piece"):
+        some = {r["key"]["positions"]: r for r in mine if r["key"]["piece"] == piece}
+        first = next(iter(some.values()))
+        least = first["bytes"] / records.machine["bandwidth"]
+        rows.append(
+            [piece, *(_ms(some.get(count), "seconds") for count in counts), f"{1e3 * least:.2f}" if least else ""]
+        )
+    heads = ["piece", *(f"{count} positions" for count in counts), "reading alone"]
+    length = mine[0]["key"]["length"]
+    return (
+        f"## Pieces of the layers at the shape of {NAMES[model]}\n\nMilliseconds of each piece alone, all layers in "
+        f"one graph, batch 1, {length} stored positions. `reading alone` is what its weights, or keys and values, take "
+        "at the bandwidth of a copy.\n\n" + table(heads, rows)
+    )
 
 
 def _replays(records: Records, length: int) -> str:

@@ -135,12 +135,13 @@ class Forced(Wrapped):
 class Listening(Denoiser):
     """Writes down what it predicts."""
 
-    log: list[tuple[Tensor, Tensor, Any, Tensor]]
+    log: list[tuple[Tensor, Tensor, Any, Tensor]]  # seed, step, prediction, work
 
     def __call__(self, canvas: Any, ask: Any, cache: Any, state: Any, sampling: Any, step: Any, **more: Any) -> Any:
         """As the denoiser."""
         answer = super().__call__(canvas, ask, cache, state, sampling, step, **more)
-        self.log.append((sampling.seed, step, answer.prediction, answer.work))
+        said = replace(answer.prediction, logits=None)  # of all positions they would fill the memory
+        self.log.append((sampling.seed, step, said, answer.work))
         return answer
 
 

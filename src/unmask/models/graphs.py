@@ -7,9 +7,11 @@ buffers of its own, and keys and values must stay where they are; where they hav
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Protocol, TypeVar
 
@@ -72,7 +74,7 @@ class Cuda:
         """Other threads go on meanwhile."""
         side, own, graph = self._side(), torch.cuda.current_stream(), torch.cuda.CUDAGraph()
         side.wait_stream(own)
-        with torch.cuda.stream(side):
+        with torch.cuda.stream(side), _no_collection():
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
                 out = run()
@@ -91,6 +93,18 @@ class Cuda:
     def place(self) -> Hashable:
         """The stream."""
         return torch.cuda.current_stream().cuda_stream
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """What garbage collection frees on the device meanwhile would end the recording."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _give_up(graph: Any) -> None:
