@@ -31,6 +31,7 @@ class DualCache(Cache):
     name = "dual"
     paper = "arXiv 2505.22618"
     suffix = False
+    captures = True
 
     def init(self, canvas: Canvas, geometry: Geometry, like: Tensor) -> BlockState:
         """Empty store, never refreshed."""

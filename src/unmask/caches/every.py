@@ -33,6 +33,11 @@ class Every(Cache):
     cache: Cache = param(None, "the cache to refresh, as a spec")
     n: int = param(4, "forwards between complete refreshes", ge=1)
 
+    @property
+    def captures(self) -> bool:  # type: ignore[override]
+        """As the wrapped cache."""
+        return self.cache.captures
+
     def init(self, canvas: Canvas, geometry: Geometry, like: Tensor) -> EveryState:
         """The wrapped cache's state, at age 0."""
         return EveryState(self.cache.init(canvas, geometry, like), torch.zeros_like(canvas.prompt))

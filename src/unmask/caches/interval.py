@@ -71,6 +71,7 @@ class IntervalCache(Cache):
 
     name = "dllm"
     paper = "arXiv 2506.06295"
+    captures = True
 
     kp: int = param(50, "forwards between refreshes of the prompt", ge=1)
     kr: int = param(7, "forwards between refreshes of the response", ge=1)

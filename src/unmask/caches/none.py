@@ -31,6 +31,7 @@ class NoCache(Cache):
 
     name = "none"
     paper = "-"
+    captures = True
 
     def init(self, canvas: Canvas, geometry: Geometry, like: Tensor) -> NoneState:
         """A store not in use."""

@@ -32,6 +32,7 @@ class TrailingCache(Cache):
 
     name = "trailing"
     paper = "arXiv 2506.00413"
+    captures = True
 
     window: int = param(16, "positions before the frontier that are recomputed", ge=1)
 

@@ -19,7 +19,12 @@ class Cache(Configured, ABC):
 
     A state is a :class:`~unmask.core.store.Store`, or a dataclass with one in its field ``store``; every tensor has
     dimension 0 = row, see :mod:`unmask.core.state`.
+
+    ``captures`` says that a graph may record the layers (:mod:`unmask.models.graphs`): they write to slabs only, wait
+    for nothing, and what they launch depends on shapes and ``Rows.most`` alone.
     """
+
+    captures = False
 
     def init(self, canvas: Canvas, geometry: Geometry, like: Tensor) -> Any:
         """The state before the first forward pass; ``like`` gives dtype and device. By default an empty store."""

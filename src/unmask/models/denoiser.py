@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from ..core.canvas import Canvas, ModelSpec
 from ..core.predict import MEASURES, forbid, hot, likeliest, read, suppress
 from ..core.protocols import Ask, Plan, Prediction, Sampling
 from ..core.rows import Counts, Rows, computed, gather, tiles
+from .graphs import Graphs
 from .lines import Lines, Outputs, Pair
 from .probes import Probes
 from .transformer import Transformer
@@ -84,6 +85,7 @@ class Denoiser:
         self.network = network.eval()
         self.spec = spec
         self.lock = threading.RLock()  # held during every forward pass: threads take turns
+        self.graphs: Graphs | None = None
         arch = network.arch
         self.layers, self.width, self.kv_heads, self.head_dim = arch.layers, arch.width, arch.kv_heads, arch.head_dim
 
@@ -201,10 +203,21 @@ class Denoiser:
         rows, place = (rows, None) if probes is None else probes.aim(rows, keys)
         rows = replace(rows, rotary=self.network.rotate_rows(rows, place))
         at = rows.position if rows.whole else rows.position.clamp(max=rows.total - 1)
-        hidden: Tensor = self.network.embed(rows.of(tokens).gather(1, at))
+        ids, run = rows.of(tokens).gather(1, at), partial(self._layers, cache)
+        if self.graphs is None:
+            return run(ids, rows, state)
+        return self.graphs(run, cache, self._variant, ids, rows, state)
+
+    def _layers(self, cache: Cache, ids: Tensor, rows: Rows, state: Any) -> Tensor:
+        hidden: Tensor = self.network.embed(ids)
         for index, block in enumerate(self.network.blocks):
             hidden = cache.layer(index, block, hidden, rows, state)  # type: ignore[arg-type]
         return hidden
+
+    @property
+    def _variant(self) -> Hashable:
+        """What a graph of the layers depends on beside their inputs."""
+        return self.network.kernels, self.network.embed.weight.data_ptr()
 
     @torch.no_grad()
     def first_not_finite(self, tokens: Tensor) -> str | None:

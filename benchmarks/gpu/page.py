@@ -1,0 +1,370 @@
+"""Turn the records of runs into a page of Markdown and pictures; every figure on it is one of a record.
+
+python benchmarks/gpu/page.py RECORDS [RECORDS ...] --out docs/results/gpu.md
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from book import Record, latest
+
+NAMES = {"llada-8b": "LLaDA-8B", "dream-7b": "Dream-7B"}
+HOWS = ("eager", "graphs", "compiled", "compiled graphs")
+PUBLISHED, AUTOREGRESSIVE = "vanilla, as published", "autoregressive"
+EXPECTED = {
+    "a pass with 32 positions computed of 1024, batch 1: at most times the least": 1.3,
+    "a pass of all 1024 positions: share of the measured matrix product": 0.7,
+    "slowfast + dllm against vanilla as published, gen_length 1024, batch 1": 20.0,
+}
+
+
+class Records:
+    """What the folders hold of one device."""
+
+    def __init__(self, folders: Sequence[Path], device: str | None = None) -> None:
+        self.folders = list(folders)
+        machines = latest(folders, "machine")
+        devices = list(dict.fromkeys(r["device"] for r in machines if "bandwidth" in r))
+        if not devices:
+            raise SystemExit(f"no record of a machine in {', '.join(map(str, folders))}")
+        self.device = device or devices[-1]
+        self.machine = next(r for r in machines if r["device"] == self.device and "bandwidth" in r)
+
+    def of(self, part: str, **key: Any) -> list[Record]:
+        """Records of a part whose keys have these values."""
+        mine = (r for r in latest(self.folders, part) if r["device"] == self.device)
+        return [r for r in mine if all(r["key"].get(name) == value for name, value in key.items())]
+
+    def one(self, part: str, **key: Any) -> Record | None:
+        """The one that was measured; None: there is none."""
+        found = [r for r in self.of(part, **key) if not {"failed", "skipped"} & r.keys()]
+        return found[0] if found else None
+
+
+def page(records: Records, pictures: Sequence[str] = ()) -> str:
+    """The whole page."""
+    parts = [_head(records), _expected(records)]
+    parts += [_passes(records, model) for model in NAMES]
+    parts += [_pieces(records, model) for model in NAMES]
+    parts += [_replays(records, length) for length in _values(records.of("replay"), "gen_length")]
+    parts += [_host(records), _answers(records), _tests(records), _left_out(records)]
+    parts.insert(2, "\n\n".join(f"![{Path(p).stem}]({p})" for p in pictures))
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _head(records: Records) -> str:
+    m = records.machine
+    versions = ", ".join(f"{name} {m[name]}" for name in ("torch", "cuda", "triton", "transformers") if name in m)
+    return (
+        f"# On a GPU: {records.device}\n\n"
+        f"Measured on {m['date']} with `benchmarks/gpu/run.sh` on one {records.device} ({versions}). Weights are "
+        "random, in bfloat16, at the published shapes: times are those of the real models, texts are not. "
+        "[How it is measured](../../benchmarks/gpu/README.md).\n\n"
+        f"Two ceilings, measured in the same run: copying memory {m['bandwidth'] / 1e12:.2f} TB/s (read and written), "
+        f"a matrix product of size {m['product_size']} {m['product'] / 1e12:.0f} TFLOP/s."
+    )
+
+
+def _expected(records: Records) -> str:
+    """What issue 16 expected, beside what was measured; the best of the ways to run."""
+    rows = []
+    labels = list(EXPECTED)
+    few = _best(records, 1024, 1, 32)
+    if few:
+        rows.append([labels[0], f"{EXPECTED[labels[0]]}", f"{few['seconds'] / few['least']:.2f} ({few['key']['how']})"])
+    full = _best(records, 1024, 1, 1024)
+    if full:
+        share = full["operations"] / full["seconds"] / records.machine["product"]
+        rows.append([labels[1], f"{EXPECTED[labels[1]]}", f"{share:.2f} ({full['key']['how']})"])
+    fast = records.one("replay", setting="slowfast + dllm", gen_length=1024, batch=1, how="graphs")
+    slow = records.one("replay", setting=PUBLISHED, gen_length=1024, batch=1)
+    if fast and slow and fast.get("whole"):
+        times = (_rate(fast) or 0) / (_rate(slow) or float("inf"))
+        rows.append([labels[2], f"{EXPECTED[labels[2]]:.0f} x", f"{times:.1f} x{_cut(slow)}"])
+    return "## What was expected\n\n" + table(["what", "expected", "measured"], rows) if rows else ""
+
+
+def _best(records: Records, length: int, rows: int, computed: int) -> Record | None:
+    found = [
+        records.one("passes", model="llada-8b", how=how, length=length, rows=rows, computed=computed) for how in HOWS
+    ]
+    return min((r for r in found if r), key=lambda r: r["seconds"], default=None)
+
+
+def _passes(records: Records, model: str) -> str:
+    mine = [r for r in records.of("passes", model=model) if "seconds" in r]
+    if not mine:
+        return ""
+    sizes = sorted({(r["key"]["length"], r["key"]["rows"], r["key"]["computed"]) for r in mine})
+    rows = []
+    for length, batch, computed in sizes:
+        same = {r["key"]["how"]: r for r in mine if _size(r) == (length, batch, computed)}
+        best = min(same.values(), key=lambda r: r["seconds"])
+        rows.append([
+            str(length), str(batch), str(computed), *(_ms(same.get(how), "seconds") for how in HOWS),
+            _ms(best, "network"), _ms(best, "least"), f"{100 * best['share']:.0f} %", f"{best['peak'] / 1e9:.1f}",
+        ])  # fmt: skip
+    heads = ["canvas", "batch", "computed", *HOWS, "network alone", "least", "share", "GB"]
+    return (
+        f"## Forward passes at the shape of {NAMES[model]}\n\nMilliseconds, medians by CUDA events. `computed` "
+        "positions of each row go through the layers, keys and values of the others are stored, up to 32 get logits. "
+        "`least` is what the bytes or the operations take at the ceilings; `share` is `least` over the fastest of the "
+        "row, `network alone` its layers and head without the plan and the reading, `GB` the most memory in use, "
+        "weights included.\n\n" + table(heads, rows)
+    )
+
+
+def _size(record: Record) -> tuple[int, int, int]:
+    key = record["key"]
+    return key["length"], key["rows"], key["computed"]
+
+
+def _pieces(records: Records, model: str) -> str:
+    mine = [r for r in records.of("pieces", model=model) if "seconds" in r]
+    if not mine:
+        return ""
+    counts = _values(mine, "positions")
+    rows = []
+    for piece in _values(mine, "piece"):
+        some = {r["key"]["positions"]: r for r in mine if r["key"]["piece"] == piece}
+        first = next(iter(some.values()))
+        least = first["bytes"] / records.machine["bandwidth"]
+        rows.append(
+            [piece, *(_ms(some.get(count), "seconds") for count in counts), f"{1e3 * least:.2f}" if least else ""]
+        )
+    heads = ["piece", *(f"{count} positions" for count in counts), "reading alone"]
+    length = mine[0]["key"]["length"]
+    return (
+        f"## Pieces of the layers at the shape of {NAMES[model]}\n\nMilliseconds of each piece alone, all layers in "
+        f"one graph, batch 1, {length} stored positions. `reading alone` is what its weights, or keys and values, take "
+        "at the bandwidth of a copy.\n\n" + table(heads, rows)
+    )
+
+
+def _replays(records: Records, length: int) -> str:
+    mine = [r for r in records.of("replay", gen_length=length) if "seconds" in r]
+    if not mine:
+        return ""
+    batches = _values(mine, "batch")
+    rows = []
+    for label in _values(mine, "setting"):
+        for how in _values([r for r in mine if r["key"]["setting"] == label], "how"):
+            some = {r["key"]["batch"]: r for r in mine if (r["key"]["setting"], r["key"]["how"]) == (label, how)}
+            first = next(iter(some.values()))
+            tokens = first["tokens_in_all"]
+            name = f"{label}, eager" if how == "eager" else label
+            rows.append([
+                name, f"{sum(first['nfe']) / len(first['nfe']):.1f}", f"{tokens / sum(first['nfe']):.2f}",
+                *(_speed(some.get(batch)) for batch in batches), *(_times(mine, some.get(batch)) for batch in batches),
+            ])  # fmt: skip
+    heads = [
+        "decoder",
+        "NFE",
+        "TPF",
+        *(f"tokens/s, batch {b}" for b in batches),
+        *(f"against published, {b}" for b in batches),
+    ]
+    prompt = [n for r in mine for n in r.get("prompt", [])]
+    about = f"; prompts of {min(prompt)} to {max(prompt)} tokens" if prompt else ""
+    odd = [r["key"] for r in mine if r.get("path") == "NOT as recorded" or r.get("unrecorded")]
+    warn = f"\n\nOff the recorded path, not to be used: {odd}." if odd else ""
+    return (
+        f"## End to end, gen_length {length}\n\nDecodings of the bundled model replayed at the shape of LLaDA-8B: "
+        "each forward pass commits what was recorded, all else is the real engine, policy, cache, network and head. "
+        f"Tokens are those before the first end of text{about}. NFE and TPF are of the smallest batch. Rows with *n of "
+        "N passes* were cut off: where every pass costs the same (vanilla without a cache) the rate follows from the "
+        "passes measured, elsewhere none is given. `autoregressive`: a causal model of the same shape, one graph a "
+        "token, static keys and values." + warn + "\n\n" + table(heads, rows)
+    )
+
+
+def _rate(record: Record) -> float | None:
+    """Tokens per second; of a decoding that was cut off only where each pass costs the same."""
+    if record.get("whole"):
+        return float(record["tokens"] / record["seconds"])
+    if str(record["key"]["setting"]).startswith("vanilla") and record.get("cache") == "none" and record["steps"]:
+        return float(record["tokens_in_all"] / (record["seconds"] / record["steps"] * record["steps_in_all"]))
+    return None
+
+
+def _cut(record: Record) -> str:
+    return "" if record.get("whole") else f" ({record['steps']} of {record['steps_in_all']} passes)"
+
+
+def _speed(record: Record | None) -> str:
+    if record is None:
+        return ""
+    rate = _rate(record)
+    return f"{rate:.1f}{_cut(record)}" if rate is not None else f"cut off{_cut(record)}"
+
+
+def _times(mine: Iterable[Record], record: Record | None) -> str:
+    if record is None:
+        return ""
+    key = record["key"]
+    base = [r for r in mine if (r["key"]["setting"], r["key"]["batch"]) == (PUBLISHED, key["batch"])]
+    rate, slow = _rate(record), _rate(base[0]) if base else None
+    return f"{rate / slow:.1f} x" if rate and slow else ""
+
+
+def _host(records: Records) -> str:
+    rows = []
+    for r in records.of("host"):
+        if r.get("seconds_per_step") is None or not r.get("device_seconds_per_step"):
+            continue
+        key, wall, busy = r["key"], r["seconds_per_step"], r["device_seconds_per_step"]
+        rows.append([
+            key["setting"], str(key["batch"]), key["how"], f"{1e3 * wall:.2f}", f"{1e3 * busy:.2f}",
+            f"{100 * max(0.0, 1 - busy / wall):.0f} %", f"{r['kernels_per_step']:.0f}", f"{r['launches_per_step']:.0f}",
+            f"{r['waits_per_step']:.1f}", f"{r['copies_to_host_per_step']:.1f}",
+        ])  # fmt: skip
+    if not rows:
+        return ""
+    heads = [
+        "decoder",
+        "batch",
+        "how",
+        "ms a step",
+        "device busy, ms",
+        "device idle",
+        "kernels",
+        "launches",
+        "waits",
+        "copies to the host",
+    ]
+    return (
+        "## Time outside the network\n\nOf steps in the middle of a decoding, gen_length 256: the wall time of a step, "
+        "in how much of it the device has work, and what the host does. Wall times are of a run without the profiler."
+        "\n\n" + table(heads, rows)
+    )
+
+
+def _answers(records: Records) -> str:
+    mine = [r for r in records.of("answers") if "same_tokens" in r]
+    if not mine:
+        return ""
+    rows = [
+        [r["key"]["setting"], r["key"]["dtype"], f"{r['same_tokens']} / {r['n']}", f"{r['same_passes']} / {r['n']}",
+         f"{r['right']} / {r['n']}", f"{r['right_on_cpu']} / {r['n']}"]
+        for r in mine
+    ]  # fmt: skip
+    heads = ["decoder", "dtype", "same tokens", "same number of passes", "right", "right on the CPU"]
+    return (
+        "## The same answers as on the CPU\n\nProblems of the bundled tasks by the bundled model, beside the CPU in "
+        "float32.\n\n" + table(heads, rows)
+    )
+
+
+def _tests(records: Records) -> str:
+    summary = next((r for r in records.of("tests", what="summary")), None)
+    if summary is None:
+        return ""
+    counts = ", ".join(f"{count} {kind}" for kind, count in summary["counts"].items())
+    rows = [
+        [name, *(str(kinds.get(k, 0)) for k in ("passed", "failed", "skipped"))]
+        for name, kinds in summary["tests"].items()
+    ]
+    end = "" if summary["complete"] else " The rest did not run for want of time."
+    failed = [r["key"]["test"] for r in records.of("tests") if r.get("outcome") == "failed"]
+    listed = "\n\nFailed: " + ", ".join(f"`{name}`" for name in failed) if failed else ""
+    return (
+        f"## Tests\n\n`tests/test_cuda.py`: {counts}.{end}\n\n"
+        + table(["test", "passed", "failed", "skipped"], rows)
+        + listed
+    )
+
+
+def _left_out(records: Records) -> str:
+    lines = []
+    for part in ("passes", "replay", "host", "answers"):
+        for r in records.of(part):
+            why = r.get("failed") or r.get("skipped")
+            if why:
+                what = ", ".join(f"{name} {value}" for name, value in r["key"].items())
+                lines.append(f"- {part}: {what}: {str(why).splitlines()[0][:200]}")
+    return "## Not measured\n\n" + "\n".join(lines) if lines else ""
+
+
+def _values(records: Iterable[Record], name: str) -> list[Any]:
+    return list(dict.fromkeys(r["key"][name] for r in records if name in r["key"]))
+
+
+def _ms(record: Record | None, name: str) -> str:
+    return "" if record is None else f"{1e3 * record[name]:.2f}"
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """In Markdown."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def draw(records: Records, folder: Path) -> list[str]:
+    """The pictures whose records are there; their names."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    made = []
+    pictures: dict[str, Callable[[Records, Any], bool]] = {"gpu-passes.png": _draw_passes, "gpu-speed.png": _draw_speed}
+    for name, paint in pictures.items():
+        import matplotlib.pyplot as plt
+
+        figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+        if paint(records, axes):
+            folder.mkdir(parents=True, exist_ok=True)
+            figure.savefig(folder / name, dpi=120)
+            made.append(name)
+        plt.close(figure)
+    return made
+
+
+def _draw_passes(records: Records, axes: Any) -> bool:
+    mine = [r for r in records.of("passes", model="llada-8b", rows=1) if "seconds" in r]
+    if not mine:
+        return False
+    length = 1024 if any(r["key"]["length"] == 1024 for r in mine) else mine[0]["key"]["length"]
+    mine = sorted((r for r in mine if r["key"]["length"] == length), key=lambda r: r["key"]["computed"])
+    for how in HOWS:
+        some = [r for r in mine if r["key"]["how"] == how]
+        if some:
+            axes.plot([r["key"]["computed"] for r in some], [1e3 * r["seconds"] for r in some], marker="o", label=how)
+    least = {r["key"]["computed"]: 1e3 * r["least"] for r in mine}
+    axes.plot(list(least), list(least.values()), color="black", linestyle="--", label="least")
+    axes.set(xscale="log", yscale="log", xlabel="positions computed", ylabel="milliseconds")
+    axes.set_title(f"a forward pass at the shape of LLaDA-8B, canvas {length}, batch 1, {records.device}")
+    axes.legend()
+    return True
+
+
+def _draw_speed(records: Records, axes: Any) -> bool:
+    mine = [r for r in records.of("replay") if "seconds" in r and r["key"]["how"] == "graphs" and _rate(r)]
+    if not mine:
+        return False
+    length = max(r["key"]["gen_length"] for r in mine)
+    batch = min(r["key"]["batch"] for r in mine if r["key"]["gen_length"] == length)
+    some = [r for r in mine if (r["key"]["gen_length"], r["key"]["batch"]) == (length, batch)]
+    some = sorted(some, key=lambda r: _rate(r) or 0)
+    axes.barh([r["key"]["setting"] for r in some], [_rate(r) or 0 for r in some])
+    axes.set(xscale="log", xlabel="tokens per second")
+    axes.set_title(f"gen_length {length}, batch {batch}, shape of LLaDA-8B, {records.device}")
+    return True
+
+
+def main() -> None:
+    """Write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("records", type=Path, nargs="+", help="folders that run.sh has written")
+    parser.add_argument("--out", type=Path, required=True, help="the page; pictures go beside it")
+    parser.add_argument("--device", help="of several devices in the records, the one the page is of")
+    args = parser.parse_args()
+    records = Records(args.records, args.device)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(page(records, draw(records, args.out.parent)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
