@@ -84,7 +84,12 @@ def lookup(kind: str, name: str) -> type[Configured]:
     if name not in known:
         raise SpecError(f"unknown {kind} {name!r}; known: {', '.join(sorted(known))}")
     module, _, attribute = known[name].partition(":")
-    found: type[Configured] = getattr(importlib.import_module(module), attribute)
+    try:
+        found: type[Configured] = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # whatever the import of another package does
+        if module.startswith(f"{__package__}."):
+            raise
+        raise SpecError(f"{kind} {name!r} of {module} cannot be imported: {type(error).__name__}: {error}") from None
     return found
 
 

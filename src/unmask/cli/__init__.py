@@ -56,8 +56,8 @@ def _system(error: OSError) -> int:
     if error.errno == errno.EPIPE:  # whoever read our output has left; that is no news
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
-    name = f" {error.filename}" if error.filename else ""
-    return _fail(f"cannot write{name}: {error.strerror or error}", FAILED)
+    name = f"{error.filename}: " if error.filename else ""
+    return _fail(f"{name}{error.strerror or error}", FAILED)
 
 
 def _other(error: Exception) -> int:
@@ -96,8 +96,17 @@ def root(
 
 def main() -> None:
     """Run ``unmask`` with the arguments of this process."""
-    if sys.stdout is None:  # closed by the shell
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    for number, name in (
+        (0, ""),
+        (1, "stdout"),
+        (2, "stderr"),
+    ):  # closed by the shell: no file of ours may take its place
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+        if name and getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show a character gets its code
     app(prog_name="unmask")

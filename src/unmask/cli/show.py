@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json as _json
 import shutil
+import sys
 import textwrap
 from typing import Annotated, Any
 
 import typer
+
+from ..core.errors import SpecError
 
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -63,7 +66,12 @@ def _short(number: int, *units: str) -> str:
 def _list(kind: str, as_json: bool) -> None:
     from .. import registry
 
-    known = {name: describe(registry.lookup(kind, name)) for name in registry.table(kind)}
+    known = {}
+    for name in registry.table(kind):
+        try:
+            known[name] = describe(registry.lookup(kind, name))
+        except SpecError as error:  # of another package; the rest can be shown
+            print(f"warning: {error}", file=sys.stderr)
     if as_json:
         print(_json.dumps(known, ensure_ascii=False, indent=2))
         return
