@@ -22,8 +22,9 @@ from unmask.core.cache import Cache
 from unmask.core.canvas import Canvas, ModelSpec, Update
 from unmask.core.config import param
 from unmask.core.pick import top
+from unmask.core.policy import Policy
 from unmask.core.predict import uniform
-from unmask.core.protocols import Ask, Plan, Policy, PolicyBase, Prediction, Sampling
+from unmask.core.protocols import Ask, Plan, Prediction, Sampling
 from unmask.core.rows import Counts, Rows, gather, tiles
 from unmask.core.state import PER_POSITION, Slab
 from unmask.engine.loop import State, Step, step
@@ -395,7 +396,7 @@ class ChaosState:
 
 
 @dataclass(frozen=True)
-class Chaos(PolicyBase):
+class Chaos(Policy):
     """A policy that asks for anything it may ask for: windows that move at random and may hold no mask, positions that
     leave the input and come back, stale and optional ones, refreshes, skipped forwards, probes, scores; commits some
     and takes some back.

@@ -21,7 +21,6 @@ from refusals import refuses
 from unmask import ModelError, RequestError, SpecError, UnmaskError, registry
 from unmask.caches.every import Every
 from unmask.caches.none import NoCache
-from unmask.core.protocols import PolicyBase
 from unmask.policies.apd import Apd
 from unmask.policies.prophet import Prophet
 from unmask.policies.threshold import Threshold
@@ -585,19 +584,23 @@ class TestSpecs:
         with refuses(SpecError, "vanilla", "remasking", "'best'"):
             Vanilla(remasking="best")
 
-    def test_an_object_of_ones_own_needs_no_registration(self, model):
-        class Mine(PolicyBase):
-            name, paper = "mine", "-"
+    def test_an_object_of_ones_own_has_the_base_class(self, model):
+        class Mine:
+            name, paper, needs, guidance, probes = "mine", "-", frozenset(), 0.0, 0
 
             def __init__(self):
                 inner = Threshold(tau=0.3)
-                for method in ("init", "ask", "decide"):
-                    object.__setattr__(self, method, getattr(inner, method))
+                self.init, self.ask, self.decide = inner.init, inner.ask, inner.decide
 
-        mine = Mine()
-        assert registry.policy(mine) is mine
+        class Ours(Threshold):
+            name = "ours"
+
+        with refuses(SpecError, "policy"):
+            model.generate("x", 4, policy=Mine())
+        ours = Ours(tau=0.3)
+        assert registry.policy(ours) is ours
         expected = model.generate("x", 4, policy="threshold(tau=0.3)")[0].tokens
-        assert model.generate("x", 4, policy=mine)[0].tokens == expected
+        assert model.generate("x", 4, policy=ours)[0].tokens == expected
 
 
 class TestNothingHappensFirst:

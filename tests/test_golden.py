@@ -161,7 +161,8 @@ def _factor(rank: str, cache: str = "none") -> Callable[[Case, Params], Specs]:
 def _eb_sampler(case: Case, p: Params) -> Specs:
     p.greedy()
     p.only("num_transfer_tokens", 1)
-    order = Spec({"entropy": "entropy", "maskgit_plus": "confidence"}[p.take("alg", "maskgit_plus")])
+    orders = {"entropy": "entropy", "maskgit_plus": "confidence", "topk_margin": "margin"}
+    order = Spec(orders[p.take("alg", "maskgit_plus")])
     block = p.take("block_length", 32)
     return _spec("entropy_bound", gamma=p.take("gamma", 0.001), block_length=block, order=order), "none"
 

@@ -15,8 +15,9 @@ from unmask import registry
 from unmask.cli import app
 from unmask.core.canvas import Canvas
 from unmask.core.errors import SpecError
+from unmask.core.policy import with_threshold
 from unmask.core.predict import read
-from unmask.core.protocols import Ask, Prediction, Sampling, with_threshold
+from unmask.core.protocols import Ask, Prediction, Sampling
 from unmask.policies.adaptive import Adaptive
 from unmask.policies.prophet import Prophet
 from unmask.policies.threshold import Threshold

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from unmask.core.canvas import Canvas, Update
 from unmask.core.config import param
 from unmask.core.pick import top
-from unmask.core.protocols import Ask, PolicyBase, Prediction, Sampling
+from unmask.core.policy import Policy
+from unmask.core.protocols import Ask, Prediction, Sampling
 
 
 @dataclass(frozen=True)
-class OutsideIn(PolicyBase):
+class OutsideIn(Policy):
     """Commits the ``k`` masks that are nearest to either end of the response."""
 
     name = "outside_in"

@@ -13,6 +13,7 @@ import argparse
 import json
 import time
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch import Tensor
 
 import unmask
 from unmask import registry
+from unmask.core.policy import Policy
 from unmask.tasks import problems
 
 WIDTH, GEN_LENGTH = 32, 64
@@ -38,8 +40,8 @@ class State:
     inner: Any
 
 
-@dataclass
-class Watch:
+@dataclass(frozen=True, eq=False)
+class Watch(Policy):
     """Decodes by the ``plain`` rule, or given the ``reference [N, L]``, as the oracle does; keeps what it sees.
 
     ``seen``: of each forward the problems ``[B]``, offsets in the response ``[B, 32]`` (-1: none), the filter's input,
@@ -49,10 +51,11 @@ class Watch:
     reference: Tensor | None
     plain: str
     seen: list[tuple[Tensor, ...]] = field(default_factory=list)
-    name, paper, needs, guidance, probes = "watch", "", frozenset(), 0.0, 0
+    name = "watch"
 
-    def __post_init__(self) -> None:
-        self.inner = registry.policy(self.plain)
+    @cached_property
+    def inner(self) -> Policy:
+        return registry.policy(self.plain)
 
     def init(self, canvas: Any, sampling: Any) -> State:
         return State(sampling.seed, self.inner.init(canvas, sampling))

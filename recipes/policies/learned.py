@@ -24,6 +24,7 @@ from torch import Tensor
 
 import unmask
 from unmask import registry
+from unmask.core.policy import Policy, Wrapper
 from unmask.tasks import FAMILIES, Problem, problems
 
 NAMES = ("word_problem", "waiting_line", "sudoku", "record")
@@ -40,24 +41,18 @@ class Live(Learned):
         return self.weights_now
 
 
-@dataclass
-class Watch:
-    """Decodes as ``inner`` does; keeps of each forward the rows' seeds ``[B]``, the network's input ``[B, 32, 3]``, and
+@dataclass(frozen=True, eq=False)
+class Watch(Wrapper):
+    """Decodes as ``policy`` does; keeps of each forward pass the seeds ``[B]``, the network's input ``[B, 32, 3]``, and
     ``[B, 32]`` which places are real, which are masks and which were committed.
     """
 
-    inner: Any
+    policy: Policy
     seen: list[tuple[Tensor, ...]] = field(default_factory=list)
-    name, paper, needs, guidance, probes = "watch", "", frozenset(), 0.0, 0
-
-    def init(self, canvas: Any, sampling: Any) -> Any:
-        return self.inner.init(canvas, sampling)
-
-    def ask(self, canvas: Any, state: Any) -> Any:
-        return self.inner.ask(canvas, state)
+    name = "watch"
 
     def decide(self, canvas: Any, prediction: Any, state: Any) -> tuple[Any, Any]:
-        update, after = self.inner.decide(canvas, prediction, state)
+        update, after = self.policy.decide(canvas, prediction, state)
         place = canvas.places(BLOCK)
         seen, real = Learned.inputs(canvas, prediction.confidence, place, state)
         masks, write = (

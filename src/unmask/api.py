@@ -15,8 +15,8 @@ from .checks import TEXTS, as_batch, check_names, fixed_ids, per_row
 from .core.cache import Cache
 from .core.errors import ModelError, RequestError
 from .core.heap import keep_freed
+from .core.policy import Policy
 from .core.precision import native
-from .core.protocols import Policy
 from .core.values import integer
 from .engine.loop import Step
 from .engine.request import SEEDS, Request, SamplingParams

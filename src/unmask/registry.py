@@ -13,9 +13,9 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from .core.cache import Cache
-from .core.config import Configured, Spec, annotation, parse
+from .core.config import Configured, Spec, parse, types
 from .core.errors import SpecError
-from .core.protocols import Policy
+from .core.policy import Policy
 
 POLICIES = {
     "vanilla": "unmask.policies.vanilla:Vanilla",
@@ -46,7 +46,7 @@ CACHES = {
     "d2": "unmask.caches.attention_guided:D2Cache",
     "every": "unmask.caches.every:Every",
 }
-_METHODS = {"policy": ("init", "ask", "decide"), "cache": ("init", "plan", "layer", "note")}
+_BASES: dict[str, type[Configured]] = {"policy": Policy, "cache": Cache}
 _EXAMPLE = {"policy": "slowfast(tau_high=0.9)", "cache": "every(dual,4)"}
 _NESTED = {"policy": "prophet(threshold)", "cache": "every(dual,4)"}
 
@@ -97,10 +97,9 @@ def _build(kind: str, spec: Any) -> Any:
     if isinstance(spec, str):
         spec = parse(spec)
     if not isinstance(spec, Spec):
-        if isinstance(spec, type) or not all(callable(getattr(spec, name, None)) for name in _METHODS[kind]):
+        if not isinstance(spec, _BASES[kind]):
             raise SpecError(f"expected a {kind} or a spec string such as {_EXAMPLE[kind]!r}, got {spec!r:.80}")
-        parts = [f for f in dataclasses.fields(spec) if _part(f)] if dataclasses.is_dataclass(spec) else []
-        inner = {f.name: _build(str(_part(f)), getattr(spec, f.name)) for f in parts}
+        inner = {name: _build(part, getattr(spec, name)) for name, part in parts(type(spec)).items()}
         return dataclasses.replace(spec, **inner) if inner else spec
     cls = lookup(kind, spec.name)
     fields = {f.name: f for f in dataclasses.fields(cls)}
@@ -114,30 +113,31 @@ def _build(kind: str, spec: Any) -> Any:
         if key in given:
             raise SpecError(f"{spec.name}: {key} is given twice")
         given[key] = value
-    for key, part in ((key, _part(field)) for key, field in fields.items()):
-        if part and key in given and given[key] is None and "none" in table(part):
+    nested = parts(cls)
+    for key, part in nested.items():
+        if key in given and given[key] is None and "none" in table(part):
             given[key] = Spec("none")  # the grammar's none, here the name of a cache
-        elif part and given.get(key, fields[key].default) is None:
+        elif given.get(key, fields[key].default) is None:
             raise SpecError(f"{spec.name} needs a {part}, as in {_NESTED[part]!r}")
-        elif part:
+        else:
             given.setdefault(key, fields[key].default)
-    return cls(**{key: _resolve(fields[key], spec.name, value) for key, value in given.items()})
+    return cls(**{key: _resolve(nested.get(key), f"{spec.name}: {key}", value) for key, value in given.items()})
 
 
-def _part(field: dataclasses.Field[Any]) -> str | None:
-    """The kind of thing a field holds when that is a cache or a policy itself."""
-    return {"Cache": "cache", "Policy": "policy"}.get(annotation(field))
+def parts(cls: type[Configured]) -> dict[str, str]:
+    """The parameters of a class that hold a policy or a cache themselves, and which of the two."""
+    kinds = {base: kind for kind, base in _BASES.items()}
+    return {name: kinds[held] for name, held in types(cls).items() if held in kinds}
 
 
-def _resolve(field: dataclasses.Field[Any], owner: str, value: Any) -> Any:
-    """A nested spec becomes what the field holds: a cache, a policy, or (a bare word) a string."""
-    kind = _part(field)
+def _resolve(kind: str | None, parameter: str, value: Any) -> Any:
+    """A nested spec becomes what the parameter holds: a cache, a policy, or (a bare word) a string."""
     if kind:
         if not isinstance(value, (Spec, Configured)):
-            raise SpecError(f"{owner}: {field.name} must be a {kind}, got {value!r}")
+            raise SpecError(f"{parameter} must be a {kind}, got {value!r}")
         return _build(kind, value)
     if isinstance(value, Spec):
         if value.args or value.kwargs:
-            raise SpecError(f"{owner}: {field.name} cannot be {value}")
+            raise SpecError(f"{parameter} cannot be {value}")
         return value.name
     return value

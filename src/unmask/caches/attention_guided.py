@@ -118,9 +118,9 @@ class D2Cache(Cache):
 
     def _between(self, canvas: Canvas, mask: Tensor) -> Tensor:
         """``[B, T]`` positions between two of ``mask`` that are at most ``inflate`` apart."""
-        total = mask.shape[1]
-        before = torch.where(mask, canvas.position, -total).cummax(1).values
-        behind = torch.where(mask, canvas.position, 2 * total).flip(1).cummin(1).values.flip(1)
+        far = mask.shape[1] + self.inflate  # stands for "none on this side": farther from everything than `inflate`
+        before = torch.where(mask, canvas.position, -far).cummax(1).values
+        behind = torch.where(mask, canvas.position, 2 * far).flip(1).cummin(1).values.flip(1)
         return behind - before <= self.inflate
 
     def layer(self, index: int, block: Block, hidden: Tensor, rows: Rows, state: D2State) -> Tensor:

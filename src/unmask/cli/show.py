@@ -99,22 +99,23 @@ def describe(cls: type[Any]) -> dict[str, Any]:
     return {
         "paper": cls.paper,
         "summary": summary,
-        "refuses": getattr(cls, "refuses", ""),  # a plug-in needs no base class
-        "parameters": [_parameter(cls, f) for f in dataclasses.fields(cls)],
+        "refuses": cls.refuses,
+        "parameters": [_parameter(cls, f) for f in dataclasses.fields(cls) if not f.metadata.get("hidden")],
+        "hidden": [_parameter(cls, f) for f in dataclasses.fields(cls) if f.metadata.get("hidden")],
     }
 
 
 def _parameter(cls: type[Any], field: dataclasses.Field[Any]) -> dict[str, Any]:
-    from ..core.config import accepted, annotation
+    from ..core.config import accepted
+    from ..registry import parts
 
-    kind = annotation(field)
-    nested = kind in ("Cache", "Policy")
+    nested = field.name in parts(cls)
     default = field.default if nested else getattr(cls(), field.name)
     about = {
         "name": field.name,
         "required": nested and default is None,
         "default": str(default) if nested and default is not None else default,
-        "accepted": f"a {kind.lower()}" if nested else accepted(field),
+        "accepted": accepted(cls, field.name),
         "doc": field.metadata.get("doc", ""),
     }
     presets = next((f.metadata["choices"] for f in dataclasses.fields(cls) if f.name == "preset"), ())

@@ -17,14 +17,16 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from .errors import SpecError
+from .values import plain
 
 _NAME = r"[A-Za-z_][\w\-]*"
 _TOKEN = re.compile(rf"\s*(?:({_NAME})|([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)|([(),=])|(\"[^\"]*\"|'[^']*'))")
 _DEEPEST = 16  # nested specs
 _LARGEST = 2**31  # of any number; larger ones are typing errors, and overflow what is counted in them
+_TYPES: dict[type, dict[str, type]] = {}  # of each class, once resolved
 _WORDS = {"true": True, "false": False, "none": None}
 
 
@@ -126,49 +128,68 @@ def param(
     choices: tuple[str, ...] | None = None,
     optional: bool = False,
     file: bool = False,
+    hidden: bool = False,
 ) -> Any:
     """A dataclass field with a one-line description and the range it accepts (``ge <= value``, ``gt < value``, ...).
 
-    ``optional`` also accepts None, whose meaning ``doc`` gives. ``file``: it names a file or folder, so that results
-    depend on what is in there.
+    Its annotation is the type it accepts: ``bool``, ``int``, ``float``, ``str``, a policy or a cache.
+
+    Args:
+        default: the value when none is given. None is one that ``preset`` or another parameter fills in.
+        doc: what the parameter does.
+        ge, gt, le: bounds of a number.
+        choices: the texts accepted.
+        optional: None is accepted; ``doc`` says what it means.
+        file: it names a file or folder, so that results depend on what is in there.
+        hidden: accepted in specs, left out of tables: it exists to imitate other programs or for ablations.
     """
     metadata = {"doc": doc, "ge": ge, "gt": gt, "le": le, "choices": choices, "optional": optional or default is None}
-    return dataclasses.field(default=default, metadata={**metadata, "file": file})
+    return dataclasses.field(default=default, metadata={**metadata, "file": file, "hidden": hidden})
 
 
-def annotation(field: dataclasses.Field[Any]) -> str:
-    """A field's type as the source writes it, also where that does not postpone annotations."""
-    return field.type.__name__ if isinstance(field.type, type) else str(field.type)
+def types(cls: type) -> dict[str, type]:
+    """The type that each parameter of a class accepts, None aside."""
+    if cls not in _TYPES:
+        _TYPES[cls] = _declared(cls)
+    return _TYPES[cls]
 
 
-def accepted(field: dataclasses.Field[Any]) -> str:
-    """What a field accepts, in words: ``"a number in (0, 2]"``, ``"one of a, b"``."""
-    rule, written = field.metadata, annotation(field)
+def _declared(cls: type) -> dict[str, type]:
+    hints = get_type_hints(cls)
+    names = [f.name for f in dataclasses.fields(cls)]
+    return {n: next((t for t in get_args(hints[n]) if t is not type(None)), hints[n]) for n in names}
+
+
+def accepted(cls: type[Configured], name: str) -> str:
+    """What a parameter accepts, in words: ``"a number in (0, 2]"``, ``"one of a, b"``."""
+    (rule,) = (f.metadata for f in dataclasses.fields(cls) if f.name == name)
+    kind = types(cls)[name]
     if rule.get("choices"):
         words = "one of " + ", ".join(rule["choices"])
-    elif "bool" in written:
+    elif kind is bool:
         words = "true or false"
-    elif written.startswith("str"):
+    elif kind is str:
         words = "a text without both kinds of quotes"
+    elif kind not in (int, float):
+        words = f"a {kind.__name__.lower()}"
     else:
-        words = "an integer" if written.startswith("int") else "a number"
-        low, high = rule.get("ge"), rule.get("le")
-        if rule.get("gt") is not None and high is not None:
-            words += f" in ({rule['gt']:g}, {high:g}]"
-        elif low is not None and high is not None:
-            words += f" in [{low:g}, {high:g}]"
-        elif rule.get("gt") is not None:
-            words += f" > {rule['gt']:g}"
-        elif low is not None:
-            words += f" >= {low:g}"
+        low, above, high = rule.get("ge"), rule.get("gt"), rule.get("le")
+        words = "an integer" if kind is int else "a number"
+        if high is not None and (low is not None or above is not None):
+            words += f" in ({above:g}, {high:g}]" if low is None else f" in [{low:g}, {high:g}]"
+        elif low is not None or above is not None:
+            words += f" > {above:g}" if low is None else f" >= {low:g}"
     return words + (" or none" if rule.get("optional") else "")
 
 
 @dataclass(frozen=True)
 class Configured:
-    """Base of policies and caches: fields check themselves, ``str()`` gives the spec that builds the same object.
+    """Base of policies and caches: parameters check themselves, ``str()`` gives the spec that builds the same object.
 
-    ``refuses`` says in words what it cannot be combined with, and why; "": nothing.
+    Attributes:
+        name: what specs call it.
+        paper: where it was published; "-": nowhere.
+        refuses: what it cannot be combined with, and why; "": nothing.
     """
 
     name = ""
@@ -178,31 +199,26 @@ class Configured:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             if "doc" in field.metadata:
-                self._check(field, getattr(self, field.name))
+                object.__setattr__(self, field.name, self._checked(field, getattr(self, field.name)))
 
-    def _check(self, field: dataclasses.Field[Any], value: Any) -> None:
-        rule = field.metadata
-        if value is None and rule["optional"]:
-            return
-        written = annotation(field)
-        if rule["choices"]:
-            ok = value in rule["choices"]
-        elif "bool" in written:
-            ok = isinstance(value, bool)
-        elif written.startswith("str"):
+    def _checked(self, field: dataclasses.Field[Any], value: Any) -> Any:
+        """The value as the parameter's type: a float parameter given an integer holds a float."""
+        rule, kind = field.metadata, types(type(self))[field.name]
+        if (value is None and rule["optional"]) or kind not in (bool, int, float, str):
+            return value
+        found, ok = value, False
+        if kind is str:
             ok = isinstance(value, str) and not {'"', "'"} <= set(value)  # could not be written down
-        elif written.startswith(("int", "float")):
-            number = int if written.startswith("int") else (int, float)
-            ok = (
-                isinstance(value, number)
-                and not isinstance(value, bool)
-                and abs(value) < _LARGEST
-                and _within(rule, value)
-            )
+            ok = ok and (not rule["choices"] or value in rule["choices"])
+        elif kind is bool:
+            ok = isinstance(value, bool)
         else:
-            return
+            found = plain(value)
+            ok = found is not None and abs(found) < _LARGEST and _within(rule, found)
+            ok = ok and (kind is float or isinstance(found, int))
         if not ok:
-            raise SpecError(f"{self.name}: {field.name} must be {accepted(field)}, got {value!r}")
+            raise SpecError(f"{self.name}: {field.name} must be {accepted(type(self), field.name)}, got {value!r}")
+        return kind(found)
 
     def _default(self, field: dataclasses.Field[Any]) -> Any:
         """What a field has when it is not given."""

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from copy import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
-
-from .canvas import Canvas, ModelSpec, Update
-from .config import Configured
 
 
 @dataclass(frozen=True)
@@ -127,154 +123,6 @@ class Sampling:
     samples: bool = True
     filters: bool = True
     delays: bool = False
-
-
-class PolicyBase(Configured):
-    """What a policy has unless it says otherwise; see :class:`Policy`.
-
-    ``threshold`` names the field that holds the confidence from which positions are committed; "": there is none.
-    """
-
-    threshold = ""
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """Nothing more."""
-        return frozenset()
-
-    @property
-    def guidance(self) -> float:
-        """Off."""
-        return 0.0
-
-    @property
-    def probes(self) -> int:
-        """None."""
-        return 0
-
-    @property
-    def left_to_right(self) -> bool:
-        """Any order."""
-        return False
-
-    @property
-    def remasks(self) -> bool:
-        """What is written stays."""
-        return False
-
-    def check(self, prompt: Sequence[int], gen_length: int, spec: ModelSpec) -> None:
-        """Any request will do."""
-
-    def notes(self, canvas: Canvas, before: Any, after: Any) -> Mapping[str, Tensor]:
-        """Nothing."""
-        return {}
-
-
-class Policy(Protocol):
-    """Decides which masks to fill. Hyper-parameters are frozen fields; what changes lives in the state it returns."""
-
-    name: str
-    paper: str
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """Parts of a prediction beyond token and confidence: ``"entropy"``, ``"margin"``, ``"gap"``, ``"logits"``;
-        ``"tempered"``: of the distribution after temperature, top-k and top-p.
-        """
-
-    @property
-    def guidance(self) -> float:
-        """Classifier-free guidance scale; 0: off."""
-
-    @property
-    def probes(self) -> int:
-        """The most positions of a row that an ask probes."""
-
-    @property
-    def left_to_right(self) -> bool:
-        """Whether it only goes forward: then no text can be given behind a mask, and requests with fixed tokens are
-        refused.
-        """
-
-    @property
-    def remasks(self) -> bool:
-        """Whether it may turn what it has written into masks again. A policy need not have it: it may."""
-
-    def check(self, prompt: Sequence[int], gen_length: int, spec: ModelSpec) -> None:
-        """Refuse a request, given its prompt's ids and the length of its response; called for each before anything is
-        decoded. A policy may do without.
-
-        Raises:
-            RequestError: what is wrong with this request.
-            ModelError: what is wrong with anything else that the policy needs.
-        """
-
-    def init(self, canvas: Canvas, sampling: Sampling) -> Any:
-        """The state before the first forward: a dataclass of tensors with dimension 0 = row, or None."""
-
-    def ask(self, canvas: Canvas, state: Any) -> Ask:
-        """What the next forward must tell."""
-
-    def decide(self, canvas: Canvas, prediction: Prediction, state: Any) -> tuple[Update, Any]:
-        """What to commit: at least one position of every unfinished row whose window has a mask. Only what a policy has
-        written may become a mask again, never a position of ``canvas.fixed``.
-        """
-
-    def notes(self, canvas: Canvas, before: Any, after: Any) -> Mapping[str, Tensor]:
-        """What traces and pictures show of the forward on ``canvas`` that led from one state to the next.
-
-        Small tensors ``[B]`` by name, worked out only where somebody looks. Booleans are phases, named for what they
-        are when true; ``start`` and ``end`` the span worked on, ``[start, end)``; others are numbers. Positions count
-        from the start of the canvas. A policy need not have it.
-        """
-
-
-class Wrapper(PolicyBase):
-    """A policy around another, ``policy``, which says what is needed of the model."""
-
-    policy: Policy
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """The policy's."""
-        return self.policy.needs
-
-    @property
-    def guidance(self) -> float:
-        """The policy's."""
-        return self.policy.guidance
-
-    @property
-    def probes(self) -> int:
-        """The policy's."""
-        return self.policy.probes
-
-    @property
-    def left_to_right(self) -> bool:
-        """The policy's."""
-        return getattr(self.policy, "left_to_right", False)
-
-    @property
-    def remasks(self) -> bool:
-        """The policy's."""
-        return getattr(self.policy, "remasks", True)
-
-    def check(self, prompt: Sequence[int], gen_length: int, spec: ModelSpec) -> None:
-        """What the policy refuses."""
-        if hasattr(self.policy, "check"):
-            self.policy.check(prompt, gen_length, spec)
-
-    def notes(self, canvas: Canvas, before: Any, after: Any) -> Mapping[str, Tensor]:
-        """The policy's, whose state is the wrapper's own unless a wrapper says otherwise."""
-        tell = getattr(self.policy, "notes", None)
-        return tell(canvas, before, after) if tell else {}
-
-
-def with_threshold(policy: Policy, threshold: Tensor) -> Policy:
-    """The same policy with ``[B]`` thresholds, one for each row, in place of its number; see :class:`PolicyBase`."""
-    twin = copy(policy)
-    object.__setattr__(twin, getattr(policy, "threshold", ""), threshold)
-    return twin
 
 
 @dataclass(frozen=True)

@@ -3,36 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import Any
 
 from .errors import RequestError
 
 
-def number(name: str, value: Any) -> float:
-    """A number of any numeric type (numpy's and torch's too, but no bool), or a RequestError that names it."""
-    if isinstance(value, (bool, str, bytes)) or not hasattr(value, "__float__"):
-        raise RequestError(f"{name} must be a number, got {value!r:.80}")
-    try:
+def plain(value: Any) -> int | float | None:
+    """A number of any type (numpy's and torch's too, but no bool) as Python's; None of what is none."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
         return float(value)
-    except (TypeError, ValueError, OverflowError):
+    if type(value).__module__.partition(".")[0] in ("numpy", "torch") and value.shape == ():
+        return plain(value.tolist())
+    return None
+
+
+def number(name: str, value: Any) -> float:
+    """A number of any numeric type, or a RequestError that names it."""
+    found = plain(value)
+    try:
+        return float(found)  # type: ignore[arg-type]
+    except (TypeError, OverflowError):
         raise RequestError(f"{name} must be a number, got {value!r:.80}") from None
 
 
 def integer(name: str, value: Any) -> int:
-    """An integer of any type (numpy's and torch's too, but no bool), or a RequestError that names it."""
-    found: Any = None
-    if not isinstance(value, bool) and hasattr(value, "__index__"):
-        try:
-            found = value.__index__()
-        except TypeError:
-            found = None
-    if (
-        found is None
-        or isinstance(found, bool)
-        or (getattr(value, "dtype", None) is not None and "bool" in str(value.dtype))
-    ):
+    """An integer of any type, or a RequestError that names it."""
+    found = plain(value)
+    if not isinstance(found, int):
         raise RequestError(f"{name} must be an integer, got {value!r:.80}")
-    return int(found)
+    return found
 
 
 def is_list(value: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..core.cache import Cache
 from ..core.canvas import Canvas, Update
-from ..core.protocols import Ask, Policy, Sampling
+from ..core.policy import Policy
+from ..core.protocols import Ask, Sampling
 from ..core.state import PER_POSITION
 from ..models.denoiser import Branches, Denoiser
 
@@ -142,8 +143,7 @@ class Step:
 
 @torch.no_grad()
 def start(model: Denoiser, cache: Cache, policy: Policy, canvas: Canvas, sampling: Sampling) -> State:
-    """The state before the first forward pass."""
-    canvas = canvas.widened(policy.probes) if policy.probes else canvas
+    """The state before the first forward pass, of a canvas that has columns for the policy's probes behind its rows."""
     made = policy.init(canvas, sampling)
     return State(canvas, made, model.init(canvas, cache, policy.guidance), sampling, Record.start(canvas))
 
@@ -162,7 +162,8 @@ def step(
     answer = model(
         canvas, ask, cache, state.cache, state.sampling, record.nfe, needs=policy.needs, guidance=policy.guidance
     )
-    update, policy_state = policy.decide(canvas, answer.prediction, state.policy)
+    own = replace(answer.prediction, confidence=answer.prediction.confidence.clone())  # which it may change in place
+    update, policy_state = policy.decide(canvas, own, state.policy)
     plain, free = answer.state.plain, answer.state.free
     learn = partial(cache.note, update, answer.prediction)
     cache_state = Branches(learn(plain), learn(free) if policy.guidance else None)

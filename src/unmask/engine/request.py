@@ -14,7 +14,7 @@ from ..core.values import integer, is_list, number
 if TYPE_CHECKING:  # the command line declares its options by what stands here, and shall not wait for torch
     from ..core.cache import Cache
     from ..core.canvas import ModelSpec
-    from ..core.protocols import Policy
+    from ..core.policy import Policy
 
 SEEDS = 1 << 63
 

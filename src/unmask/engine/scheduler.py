@@ -14,7 +14,8 @@ import torch
 from ..core.cache import Cache
 from ..core.canvas import Canvas, ModelSpec
 from ..core.errors import RequestError
-from ..core.protocols import Policy, Sampling
+from ..core.policy import Policy
+from ..core.protocols import Sampling
 from ..core.state import append, row_bytes, select, slabs, survivors
 from ..core.values import integer
 from ..models.denoiser import Denoiser
@@ -285,7 +286,7 @@ class Engine:
         stay = survivors(leaving)
         if stay and group.state is not None:
             group.rows = [group.rows[i] for i in stay]
-            width = max(map(_total, group.rows)) + group.policy.probes
+            width = max(map(_total, group.rows)) + _spare(group.policy, [row.request for row in group.rows])
             group.state = select(group.state, stay, width)
         else:
             at = next(i for i, one in enumerate(self._groups) if one is group)
@@ -374,8 +375,9 @@ class Engine:
         more = [r for r in self._waiting if r.policy == group.policy and r.cache == group.cache]
         places = self.batch_size - self.running
         room = len(group.rows) + min(len(more), places)
-        width = max([_total(row) for row in group.rows] + [len(r.prompt) + r.gen_length for r in more[:places]])
-        wide = -(-(width + group.policy.probes + 1) // _ROUND) * _ROUND
+        coming = [row.request for row in group.rows] + more[:places]
+        width = max(len(r.prompt) + r.gen_length for r in coming) + _spare(group.policy, coming)
+        wide = -(-(width + 1) // _ROUND) * _ROUND
         if self.memory is not None:
             room = max(len(group.rows), min(room, self.memory // max(1, group.row_bytes)))
             wide = 0
@@ -404,8 +406,13 @@ def fresh_state(model: Denoiser, requests: Sequence[Request]) -> State:
         eos_stop=[not r.params.ignore_eos for r in requests],
         fixed=[r.fixed for r in requests],
         device=device,
-    )
+    ).widened(_spare(requests[0].policy, requests))
     return start(model, requests[0].cache, requests[0].policy, canvas, _sampling(requests, spec, device))
+
+
+def _spare(policy: Policy, requests: Sequence[Request]) -> int:
+    """Columns behind the longest row that probes may take: a forward pass probes positions of the response alone."""
+    return min(policy.probes, max(r.gen_length for r in requests))
 
 
 def _total(row: _Row) -> int:

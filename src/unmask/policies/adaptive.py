@@ -13,7 +13,8 @@ from ..core.canvas import Canvas, Update
 from ..core.config import Spec, param
 from ..core.errors import SpecError
 from ..core.pick import at_least
-from ..core.protocols import Ask, Policy, Prediction, Sampling, Wrapper, with_threshold
+from ..core.policy import Policy, Wrapper, with_threshold
+from ..core.protocols import Ask, Prediction, Sampling
 from ..core.state import PER_POSITION
 
 
@@ -55,14 +56,13 @@ class Adaptive(Wrapper):
         super().__post_init__()
         if self.low > self.high:
             raise SpecError(f"adaptive: low must be at most high ({self.high:g}), got {self.low:g}")
-        if not isinstance(self.policy, (str, Spec)) and not getattr(self.policy, "threshold", ""):
-            name = getattr(self.policy, "name", self.policy)
-            raise SpecError(f"adaptive: policy must have a confidence threshold; {name} has none")
+        if isinstance(self.policy, Policy) and not self.policy.threshold:
+            raise SpecError(f"adaptive: policy must have a confidence threshold; {self.policy.name} has none")
 
     def init(self, canvas: Canvas, sampling: Sampling) -> AdaptiveState:
         """The policy's state and its threshold; nothing seen."""
         confidence = torch.zeros(canvas.tokens.shape, dtype=torch.float64, device=canvas.tokens.device)
-        tau = torch.full_like(confidence[:, 0], getattr(self.policy, getattr(self.policy, "threshold", "")))
+        tau = torch.full_like(confidence[:, 0], getattr(self.policy, self.policy.threshold))
         return AdaptiveState(self.policy.init(canvas, sampling), tau, torch.zeros_like(canvas.tokens), confidence)
 
     def ask(self, canvas: Canvas, state: AdaptiveState) -> Ask:

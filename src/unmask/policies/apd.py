@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ..core.canvas import Canvas, ModelSpec, Update
 from ..core.config import param
+from ..core.policy import Policy
 from ..core.predict import forbid, gumbel, temper
-from ..core.protocols import Ask, PolicyBase, Prediction, Sampling
+from ..core.protocols import Ask, Prediction, Sampling
 from ..models.causal import CausalModel, Memory
 from ..models.causal import load as load_verifier
 
@@ -30,7 +31,7 @@ class ApdState:
 
 
 @dataclass(frozen=True)
-class Apd(PolicyBase):
+class Apd(Policy):
     """Left to right, as many tokens a forward as two models agree on (paper, algorithm 1).
 
     Of the next ``lookahead`` masks a draft x = argmax(log p_D + g) is taken, g the Gumbel noise of the forward, one

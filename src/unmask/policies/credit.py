@@ -10,8 +10,9 @@ from torch import Tensor
 from ..core.canvas import Canvas, Update
 from ..core.config import param
 from ..core.pick import at_least, best
+from ..core.policy import Policy
 from ..core.predict import likeliest, read
-from ..core.protocols import Ask, PolicyBase, Prediction, Sampling
+from ..core.protocols import Ask, Prediction, Sampling
 from ..core.state import PER_POSITION
 
 
@@ -28,7 +29,7 @@ class CreditState:
 
 
 @dataclass(frozen=True)
-class Credit(PolicyBase):
+class Credit(Policy):
     """Threshold decoding with logits raised by what each token has earned in its block.
 
     In every forward the credit of all tokens decays by ``beta`` and the likeliest of each mask, with probability p,

@@ -7,14 +7,16 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from ..core.canvas import Canvas, ModelSpec, Update
 from ..core.config import param
 from ..core.pick import block_steps, top
+from ..core.policy import Policy
 from ..core.predict import gumbel, uniform
-from ..core.protocols import Ask, PolicyBase, Prediction, Sampling
+from ..core.protocols import Ask, Prediction, Sampling
 from ..core.state import PER_POSITION
+
+_SEARCHED = 64  # steps looked at for the next one that commits something
 
 
 @dataclass(frozen=True)
@@ -22,15 +24,13 @@ class DreamState:
     """One value per row unless said otherwise.
 
     Attributes:
-        clock: ``[B, S + 1]`` float32 times t_0 = 1 ... t_steps = eps of a block; 0 behind a row's own.
         steps: ``[B]`` of a block's schedule.
-        step: ``[B]`` the step of the block that the next forward belongs to.
+        step: ``[B]`` the step of the block that the next forward pass belongs to.
         skipped: ``[B]`` steps left out just before it, because they commit nothing.
         due: ``[B, T]`` the step at which each position is committed, drawn beforehand (``origin`` only).
         seed: ``[B]``.
     """
 
-    clock: Tensor
     steps: Tensor
     step: Tensor
     skipped: Tensor
@@ -39,7 +39,7 @@ class DreamState:
 
 
 @dataclass(frozen=True)
-class Dream(PolicyBase):
+class Dream(Policy):
     """A block (by default the whole response) in its share of ``steps``. Of its m masks, the step from t to s commits
     m (1 - s/t).
 
@@ -80,38 +80,42 @@ class Dream(PolicyBase):
         """Each row's clock."""
         length = canvas.length - canvas.prompt
         steps = block_steps(self, length)
-        clocks = [torch.linspace(1, self.eps, n + 1) for n in steps.tolist()]
-        clock = pad_sequence(clocks, batch_first=True).to(length.device)
         zero = torch.zeros_like(length)
         due = canvas.tokens.new_zeros((len(length), 0))
         if self.alg == "origin":
-            draw = uniform(sampling.seed, zero - 1, zero, canvas.tokens.shape[1]).float()
-            due = (draw[:, None] <= clock[:, 1:, None]).sum(1).clamp(max=steps[:, None] - 1)
-        state = DreamState(clock, steps, zero, zero, due, sampling.seed)
-        return self._next(state, canvas)
+            draw = uniform(sampling.seed, zero - 1, zero, canvas.tokens.shape[1])
+            due = ((1 - draw) / (1 - self.eps) * steps[:, None]).long().minimum(steps[:, None] - 1)
+        return self._next(DreamState(steps, zero, zero, due, sampling.seed), canvas)
 
     def _next(self, state: DreamState, canvas: Canvas) -> DreamState:
         """Go to the first step, from ``state.step`` on, that commits something in the current block."""
         masked = canvas.block(self.block_length) & canvas.masked
-        place = torch.arange(state.clock.shape[1] - 1, device=masked.device)
-        coming = (place >= state.step[:, None]) & (place < state.steps[:, None])
         if self.alg == "origin":
-            works = ((state.due[:, None] == place[:, None]) & masked[:, None]).any(2)
+            coming = masked & (state.due >= state.step[:, None])
+            step = torch.where(coming, state.due, state.steps[:, None]).amin(1)
         else:
-            works = self._quota(state, masked) >= 1
+            # m (1 - s/t) reaches 1 at t = m (1 - eps) / steps, some steps of rounding aside, or in the last step
+            count = masked.sum(1)
+            near = (state.steps.double() / (1 - self.eps) - count).long() - _SEARCHED // 2
+            near = torch.minimum(near, state.steps - _SEARCHED).maximum(state.step)
+            place = near[:, None] + torch.arange(_SEARCHED, device=masked.device)
+            works = (self._quota(place, state.steps[:, None], count[:, None]) >= 1) & (place < state.steps[:, None])
+            step = torch.where(works, place, state.steps[:, None]).amin(1)
+        step = torch.where((step < state.steps) & masked.any(1), step, state.step)
         if self.opening == "first":
-            works = works | (place == 0)
-        works = works & coming
-        step = torch.where(works, place, state.clock.shape[1]).amin(1)
-        step = torch.where(works.any(1), step, state.step)
+            step = torch.where(state.step == 0, 0, step)
         return replace(state, step=step, skipped=step - state.step)
 
-    def _quota(self, state: DreamState, masked: Tensor) -> Tensor:
-        """``[B, S]`` positions that each step would commit now; the last all there are."""
-        masks = masked.sum(1, keepdim=True)
-        share = 1.0 - state.clock[:, 1:] / state.clock[:, :-1].clamp(min=torch.finfo(torch.float32).tiny)
-        place = torch.arange(share.shape[1], device=masked.device)
-        return torch.where(place >= state.steps[:, None] - 1, masks, (masks.float() * share).floor().long())
+    def _quota(self, step: Tensor, steps: Tensor, masks: Tensor) -> Tensor:
+        """Positions that a step of a schedule would commit of so many masks; the last all there are."""
+        share = 1.0 - self._time(step + 1, steps) / self._time(step, steps)
+        return torch.where(step >= steps - 1, masks, (masks.float() * share).floor().long())
+
+    def _time(self, step: Tensor, steps: Tensor) -> Tensor:
+        """Float32 time of a step, from 1 to ``eps``, rounded as in the schedule of the published code."""
+        eps = torch.tensor(self.eps, dtype=torch.float32, device=step.device)
+        each = ((eps - 1) / steps).double()
+        return torch.where(step < (steps + 1) // 2, 1 + each * step, eps.double() - each * (steps - step)).float()
 
     def ask(self, canvas: Canvas, state: DreamState) -> Ask:
         """The current block."""
@@ -125,10 +129,8 @@ class Dream(PolicyBase):
         if self.alg == "origin":
             write = open_ & (state.due <= state.step[:, None])
         else:
-            now = state.step.clamp(max=state.clock.shape[1] - 2)  # rows that are done have passed their last step
-            masked = canvas.block(self.block_length) & canvas.masked
-            quota = self._quota(state, masked).gather(1, now[:, None])[:, 0]
-            write = top(self._score(prediction, state, open_), quota)
+            masks = (canvas.block(self.block_length) & canvas.masked).sum(1)
+            write = top(self._score(prediction, state, open_), self._quota(state.step, state.steps, masks))
         if self.opening == "first":
             first = open_ & (canvas.position == canvas.frontier[:, None])
             write = torch.where((state.step == 0)[:, None], first, write)

@@ -9,27 +9,32 @@ import torch
 from ..core.canvas import Canvas, Update
 from ..core.config import param
 from ..core.pick import top
-from ..core.protocols import Ask, PolicyBase, Prediction, Sampling
+from ..core.policy import Policy
+from ..core.protocols import Ask, Prediction, Sampling
 
 
 @dataclass(frozen=True)
-class EntropyBound(PolicyBase):
+class EntropyBound(Policy):
     """Commits the positions of the block by ascending entropy, as long as sum H - max H <= ``gamma``, at least one.
 
     What is left of the sum without its largest term bounds the error made by committing them as if they were
-    independent (paper, section 4). ``order=confidence`` ranks by confidence and leaves out the last term instead of the
-    largest, as d2Cache's code does.
+    independent (paper, section 4). ``order=confidence`` and ``order=margin`` rank by top-1 probability and by its
+    margin over the second; the sum then leaves out the last term instead of the largest, as d2Cache's code does.
     """
 
     name = "entropy_bound"
     paper = "arXiv 2505.24857"
-    needs = frozenset({"entropy"})
 
     gamma: float = param(0.001, "bound on the entropy in nats", ge=0)
     block_length: int | None = param(
         32, "positions per block; none: the whole response is one block", ge=1, optional=True
     )
-    order: str = param("entropy", "what ranks the positions", choices=("entropy", "confidence"))
+    order: str = param("entropy", "what ranks the positions", choices=("entropy", "confidence", "margin"))
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Entropies for the bound, margins where they rank."""
+        return frozenset({"entropy", "margin"} if self.order == "margin" else {"entropy"})
 
     def init(self, canvas: Canvas, sampling: Sampling) -> None:
         """No state."""
@@ -43,7 +48,9 @@ class EntropyBound(PolicyBase):
         """Commit."""
         assert prediction.entropy is not None
         entropy, open_ = prediction.entropy, prediction.confidence > -torch.inf
-        rank = -entropy if self.order == "entropy" else prediction.confidence
+        ranks = {"entropy": -entropy, "confidence": prediction.confidence, "margin": prediction.margin}
+        rank = ranks[self.order]
+        assert rank is not None
         score = torch.where(open_, rank, -torch.inf)
         ranked = entropy.gather(1, score.argsort(dim=1, descending=True, stable=True))
         before = ranked.cumsum(1) - ranked  # by ascending entropy the last is the largest

@@ -10,11 +10,12 @@ from torch import Tensor
 from ..core.canvas import Canvas, Update
 from ..core.config import param
 from ..core.pick import top
-from ..core.protocols import Ask, PolicyBase, Prediction, Sampling
+from ..core.policy import Policy
+from ..core.protocols import Ask, Prediction, Sampling
 
 
 @dataclass(frozen=True)
-class Factor(PolicyBase):
+class Factor(Policy):
     """Commits the n most confident positions of the block, n the largest with (n + 1)(1 - c_n) < ``f``, at least 1.
 
     The bound on greedy parallel decoding of theorem 1. Two published programs are off by one, each in its way:

@@ -10,11 +10,12 @@ from torch import Tensor
 from ..core.canvas import Canvas, Update
 from ..core.config import param
 from ..core.pick import above, best
-from ..core.protocols import Ask, PolicyBase, Prediction, Sampling
+from ..core.policy import Policy
+from ..core.protocols import Ask, Prediction, Sampling
 
 
 @dataclass(frozen=True)
-class Hierarchical(PolicyBase):
+class Hierarchical(Policy):
     """Commits the most confident position of every run of masks in the block if it is above ``low``, all positions
     above ``tau``, and always the most confident one.
 

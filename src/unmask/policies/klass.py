@@ -10,7 +10,8 @@ from torch import Tensor
 from ..core.canvas import Canvas, Update
 from ..core.config import param
 from ..core.pick import at_least, best
-from ..core.protocols import Ask, PolicyBase, Prediction, Sampling
+from ..core.policy import Policy
+from ..core.protocols import Ask, Prediction, Sampling
 from ..core.state import PER_POSITION
 
 
@@ -30,7 +31,7 @@ class KlassState:
 
 
 @dataclass(frozen=True)
-class Klass(PolicyBase):
+class Klass(Policy):
     """Commits the positions of the block whose confidence reaches ``tau`` and whose distribution has been stable.
 
     Stable: KL(p_t || p_{t-1}) < ``kl`` in each of the last ``history`` forwards that computed the position (a result

@@ -14,7 +14,8 @@ from ..core.config import param
 from ..core.errors import ModelError
 from ..core.nets import Shape, fit, load, put, take
 from ..core.pick import at_least, best
-from ..core.protocols import Ask, PolicyBase, Prediction, Sampling
+from ..core.policy import Policy
+from ..core.protocols import Ask, Prediction, Sampling
 
 SHAPES: dict[str, Shape] = {
     "hidden.weight": ("H", "N"),
@@ -25,7 +26,7 @@ SHAPES: dict[str, Shape] = {
 
 
 @dataclass(frozen=True)
-class Learn2pd(PolicyBase):
+class Learn2pd(Policy):
     """Commits what the filter takes for final with a probability of at least ``tau``, else the most confident position.
 
     The filter, two layers over the confidences of all N = 32 positions of the block, was trained to tell whether the

@@ -14,8 +14,9 @@ from ..core.config import param
 from ..core.errors import ModelError
 from ..core.nets import Shape, fit, load, put, take
 from ..core.pick import best
+from ..core.policy import Policy
 from ..core.predict import uniform
-from ..core.protocols import Ask, PolicyBase, Prediction, Sampling
+from ..core.protocols import Ask, Prediction, Sampling
 
 HEADS = 2
 _LINEAR: dict[str, Shape] = {  # out, in
@@ -44,7 +45,7 @@ class LearnedState:
 
 
 @dataclass(frozen=True)
-class Learned(PolicyBase):
+class Learned(Policy):
     """Commits each position of the block with the probability that a network gives it; if it draws none, the one with
     the largest.
 

@@ -8,11 +8,12 @@ import torch
 
 from ..core.canvas import Canvas, Update
 from ..core.config import param
-from ..core.protocols import Ask, PolicyBase, Prediction, Sampling
+from ..core.policy import Policy
+from ..core.protocols import Ask, Prediction, Sampling
 
 
 @dataclass(frozen=True)
-class LeftToRight(PolicyBase):
+class LeftToRight(Policy):
     """Commits the first ``k`` masks; positions ``lookahead`` or more behind the first leave the input."""
 
     name = "left_to_right"

@@ -7,7 +7,8 @@ from typing import Any
 
 from ..core.canvas import Canvas, Update
 from ..core.config import Spec, param
-from ..core.protocols import Ask, Policy, Prediction, Sampling, Wrapper
+from ..core.policy import Policy, Wrapper
+from ..core.protocols import Ask, Prediction, Sampling
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,12 @@ class Lookahead(Wrapper):
         first = canvas.first(ask.window & canvas.masked)
         near = canvas.position < (first + self.positions)[:, None]
         seen = near | ~canvas.masked
-        return replace(ask, window=ask.window & near, visible=seen if ask.visible is None else seen & ask.visible)
+        return replace(
+            ask,
+            window=ask.window & near,
+            visible=seen if ask.visible is None else seen & ask.visible,
+            probe=None if ask.probe is None else ask.probe & seen,
+        )
 
     def decide(self, canvas: Canvas, prediction: Prediction, state: Any) -> tuple[Update, Any]:
         """The policy's, of the positions in sight."""

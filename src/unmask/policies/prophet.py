@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..core.canvas import Canvas, Update
 from ..core.config import Spec, param
-from ..core.protocols import Ask, Policy, Prediction, Sampling, Wrapper
+from ..core.policy import Policy, Wrapper
+from ..core.protocols import Ask, Prediction, Sampling
 
 _EARLY, _LATE = 0.33, 0.67  # progress at which the published thresholds change
 

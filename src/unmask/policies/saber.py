@@ -10,7 +10,8 @@ from torch import Tensor
 from ..core.canvas import Canvas, Update
 from ..core.config import param
 from ..core.pick import above, top
-from ..core.protocols import Ask, PolicyBase, Prediction, Sampling
+from ..core.policy import Policy
+from ..core.protocols import Ask, Prediction, Sampling
 from ..core.state import PER_POSITION
 
 
@@ -25,7 +26,7 @@ class SaberState:
 
 
 @dataclass(frozen=True)
-class Saber(PolicyBase):
+class Saber(Policy):
     """Adaptive acceleration and backtracking.
 
     *Draft*: commit what is more confident than the mean confidence of all commits so far, at least the ``n`` best.

@@ -10,7 +10,8 @@ from torch import Tensor
 from ..core.canvas import Canvas, Update
 from ..core.config import param
 from ..core.pick import at_least, best, top
-from ..core.protocols import Ask, PolicyBase, Prediction, Sampling
+from ..core.policy import Policy
+from ..core.protocols import Ask, Prediction, Sampling
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class ThresholdState:
 
 
 @dataclass(frozen=True)
-class Threshold(PolicyBase):
+class Threshold(Policy):
     """Commits every position of the current block whose confidence reaches ``tau``, and always the best one.
 
     ``steps`` and ``opening`` are what Fast-dLLM's code for Dream adds, without and with a cache; it also takes the

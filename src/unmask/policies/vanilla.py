@@ -11,8 +11,9 @@ from torch import Tensor
 from ..core.canvas import Canvas, ModelSpec, Update
 from ..core.config import param
 from ..core.pick import block_steps, top
+from ..core.policy import Policy
 from ..core.predict import uniform
-from ..core.protocols import Ask, PolicyBase, Prediction, Sampling
+from ..core.protocols import Ask, Prediction, Sampling
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class VanillaState:
 
 
 @dataclass(frozen=True)
-class Vanilla(PolicyBase):
+class Vanilla(Policy):
     """Semi-autoregressive decoding: blocks left to right, each filled in steps / blocks forwards.
 
     A forward commits floor(masks / forwards) of the block's most confident positions, the first ``masks mod forwards``

@@ -10,7 +10,8 @@ from torch import Tensor
 from ..core.canvas import Canvas, Update
 from ..core.config import param
 from ..core.pick import above, best, top
-from ..core.protocols import Ask, PolicyBase, Prediction, Sampling
+from ..core.policy import Policy
+from ..core.protocols import Ask, Prediction, Sampling
 
 _FIRST_ACCEPT = 30  # what the published code takes for the acceptances before a block's first forward
 _SHARE, _LEAST, _MOST = 0.7, 5, 20  # most commits of a forward: this share of the open masks, within these bounds
@@ -25,7 +26,7 @@ class WinoState:
 
 
 @dataclass(frozen=True)
-class Wino(PolicyBase):
+class Wino(Policy):
     """Each forward drafts and verifies the current block.
 
     *Draft*: commit what is more confident than ``tau_in``, at least one and at most .7 of the open masks (5 to 20).

@@ -6,7 +6,7 @@ from dataclasses import Field, dataclass
 from typing import Any
 
 from ...core.config import param
-from ...core.protocols import PolicyBase
+from ...core.policy import Policy
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
@@ -45,7 +45,7 @@ BOUNDS = {"endpoint": 1.0, "entropy": 1e-3, "kl": 1e-2}
 
 
 @dataclass(frozen=True)
-class Settings(PolicyBase):
+class Settings(Policy):
     """All of them; what is not given is filled in from the preset and the signal."""
 
     preset: str = param("paper", "the defaults of the others", choices=tuple(PRESETS))
@@ -102,8 +102,8 @@ class Settings(PolicyBase):
     )
     variance: str = param(
         None,
-        "stable is a variance over the window below sigma2, or a sample variance up to it, where a cycle's window begins as "
-        "zeros that count (reference_dream sample)",
+        "stable is a variance over the window below sigma2, or a sample variance up to it over a window that begins as "
+        "zeros in each cycle (reference_dream sample)",
         choices=("population", "sample"),
     )
 

@@ -1,0 +1,137 @@
+"""The base of every policy: which masked positions to commit in each forward pass."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from copy import copy
+from typing import Any
+
+from torch import Tensor
+
+from .canvas import Canvas, ModelSpec, Update
+from .config import Configured
+from .protocols import Ask, Prediction, Sampling
+
+
+class Policy(Configured, ABC):
+    """Decides which masked positions to commit.
+
+    Parameters are frozen dataclass fields; what changes while decoding lives in the state that the policy returns, a
+    dataclass of tensors with dimension 0 = row. Subclasses write :meth:`init`, :meth:`ask` and :meth:`decide`, and
+    override of the rest what differs.
+
+    Attributes:
+        threshold: name of the parameter that holds the confidence from which positions are committed; "": none.
+    """
+
+    threshold = ""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Parts of a prediction beyond token and confidence: ``"entropy"``, ``"margin"``, ``"gap"``, ``"logits"``;
+        ``"tempered"``: confidences of the distribution after temperature, top-k and top-p.
+        """
+        return frozenset()
+
+    @property
+    def guidance(self) -> float:
+        """Scale of classifier-free guidance; 0: off."""
+        return 0.0
+
+    @property
+    def probes(self) -> int:
+        """The most positions of a response that one forward pass probes; see :class:`~unmask.core.protocols.Ask`."""
+        return 0
+
+    @property
+    def left_to_right(self) -> bool:
+        """Whether it commits from left to right only. It cannot fill positions in front of given text, and requests
+        with fixed tokens are refused.
+        """
+        return False
+
+    @property
+    def remasks(self) -> bool:
+        """Whether it may re-mask tokens that it has committed."""
+        return False
+
+    def check(self, prompt: Sequence[int], gen_length: int, spec: ModelSpec) -> None:
+        """Refuse a request that the policy cannot decode; called for each before its first forward pass.
+
+        Raises:
+            RequestError: what is wrong with this request.
+            ModelError: what is wrong with a file or model that the policy needs.
+        """
+
+    @abstractmethod
+    def init(self, canvas: Canvas, sampling: Sampling) -> Any:
+        """The state before the first forward pass: a dataclass of tensors, or None."""
+
+    @abstractmethod
+    def ask(self, canvas: Canvas, state: Any) -> Ask:
+        """What the next forward pass has to predict."""
+
+    @abstractmethod
+    def decide(self, canvas: Canvas, prediction: Prediction, state: Any) -> tuple[Update, Any]:
+        """What to commit: at least one position of every unfinished row whose window has a masked one.
+
+        Only tokens that the policy has committed may be re-masked, never those of ``canvas.fixed``.
+        """
+
+    def notes(self, canvas: Canvas, before: Any, after: Any) -> Mapping[str, Tensor]:
+        """What traces and pictures show of the forward pass on ``canvas`` that led from one state to the next.
+
+        Tensors ``[B]`` by name, computed only where somebody looks. Booleans are phases, named for what they are when
+        true; ``start`` and ``end`` are the span worked on, ``[start, end)``; others are numbers. Positions count from
+        the start of the canvas.
+        """
+        return {}
+
+
+class Wrapper(Policy):
+    """A policy around another one, ``policy``, whose needs and limits it shares unless it overrides them."""
+
+    policy: Policy
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return self.policy.needs
+
+    @property
+    def guidance(self) -> float:
+        return self.policy.guidance
+
+    @property
+    def probes(self) -> int:
+        return self.policy.probes
+
+    @property
+    def left_to_right(self) -> bool:
+        return self.policy.left_to_right
+
+    @property
+    def remasks(self) -> bool:
+        return self.policy.remasks
+
+    def check(self, prompt: Sequence[int], gen_length: int, spec: ModelSpec) -> None:
+        self.policy.check(prompt, gen_length, spec)
+
+    def init(self, canvas: Canvas, sampling: Sampling) -> Any:
+        return self.policy.init(canvas, sampling)
+
+    def ask(self, canvas: Canvas, state: Any) -> Ask:
+        return self.policy.ask(canvas, state)
+
+    def decide(self, canvas: Canvas, prediction: Prediction, state: Any) -> tuple[Update, Any]:
+        return self.policy.decide(canvas, prediction, state)
+
+    def notes(self, canvas: Canvas, before: Any, after: Any) -> Mapping[str, Tensor]:
+        return self.policy.notes(canvas, before, after)
+
+
+def with_threshold(policy: Policy, threshold: Tensor) -> Policy:
+    """The same policy with ``[B]`` thresholds, one per row, in place of the number that ``policy.threshold`` names."""
+    twin = copy(policy)
+    object.__setattr__(twin, policy.threshold, threshold)
+    return twin
