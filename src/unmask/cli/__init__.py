@@ -13,6 +13,8 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..core.errors import UnmaskError
+from ..core.heap import keep_freed
+from ..core.waiting import bound_waiting
 from .bench import bench
 from .evaluate import evaluate
 from .generate import generate
@@ -95,7 +97,9 @@ def root(
 
 
 def main() -> None:
-    """Run ``unmask`` with the arguments of this process."""
+    """Run ``unmask`` with the arguments of this process, whose memory and threads are its own business."""
+    keep_freed()
+    bound_waiting(os.environ)
     if sys.stdout is None:  # closed by the shell
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
