@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import io
 import os
 import sys
@@ -100,8 +101,12 @@ def main() -> None:
     """Run ``unmask`` with the arguments of this process, whose memory and threads are its own business."""
     keep_freed()
     bound_waiting(os.environ)
+    gc.set_threshold(50_000, 20, 20)  # imports make a million objects that stay: looking for garbage among them is slow
     if sys.stdout is None:  # closed by the shell
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show a character gets its code
-    app(prog_name="unmask")
+    try:
+        app(prog_name="unmask")
+    finally:
+        gc.freeze()  # nor need the interpreter look for it at its end
