@@ -1,6 +1,6 @@
 """Measure how long `unmask generate` takes from a cold shell, and what of it is torch's import.
 
-    python benchmarks/startup.py [--repeats 7] [--json]
+    python -m benchmarks.startup [--repeats 7] [--json]
 
 Prints the median, the fastest and the slowest of each command, in seconds of wall time, and the processor time of the
 command and its children, which a machine that is busy with other things disturbs less. The commands take turns.

@@ -1,6 +1,6 @@
 """Measure decoding on a quiet machine and beside a process that keeps one processor busy.
 
-    python benchmarks/threads.py [--rounds 5] [--case tiny-1 --case tiny-16] [--json]
+    python -m benchmarks.threads [--rounds 5] [--case tiny-1 --case tiny-16] [--json]
 
 Three ways to choose the threads of an operation are compared, each in a process of its own: `torch` takes its own
 number for everything and lets threads wait as long as its OpenMP likes (as before there was a choice), `one` takes one
