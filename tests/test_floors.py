@@ -54,7 +54,8 @@ FLOORS = {  # the longest name that fits rules; what it may import, itself inclu
     "viz": EVENTS | {"api", "registry"},
     "traceview": FILES_READ | {"traceview"},
     "cli": EVENTS
-    | {"", "api", "registry", "inspection", "viz", "traceview", "profiles", "measure", "evaluation", "tasks", "cli"},
+    | {"", "api", "registry", "inspection", "viz", "traceview", "profiles", "measure", "evaluation", "tasks", "cli"}
+    | {"core.heap", "core.threads", "core.waiting"},
     "server": EVENTS | {"", "api", "registry", "server"},
     "tasks": {"tasks"},
     "evaluation": EVENTS

@@ -14,7 +14,6 @@ from . import registry
 from .checks import TEXTS, as_batch, check_names, fixed_ids, per_row
 from .core.cache import Cache
 from .core.errors import ModelError, RequestError
-from .core.heap import keep_freed
 from .core.policy import Policy
 from .core.precision import native
 from .core.values import integer
@@ -70,8 +69,6 @@ def load(
     checkpoint = Checkpoint.find(BUNDLED if path_or_id is None else path_or_id, revision=revision, adapter=adapter)
     where = pick_device(device)
     kind = pick_dtype(dtype, checkpoint, where)
-    if where.type == "cpu":
-        keep_freed()
     text = Text.find(checkpoint.folder)
     spec = checkpoint.spec(len(text) if text else None, text.eos if text else ())
     if text:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import io
 import os
 import sys
@@ -13,6 +14,8 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..core.errors import UnmaskError
+from ..core.heap import keep_freed
+from ..core.waiting import bound_waiting
 from .bench import bench
 from .evaluate import evaluate
 from .generate import generate
@@ -95,18 +98,20 @@ def root(
 
 
 def main() -> None:
-    """Run ``unmask`` with the arguments of this process."""
-    for number, name in (
-        (0, ""),
-        (1, "stdout"),
-        (2, "stderr"),
-    ):  # closed by the shell: no file of ours may take its place
+    """Run ``unmask`` with the arguments of this process, whose memory and threads are its own business."""
+    for number, name in ((0, ""), (1, "stdout"), (2, "stderr")):
         try:
             os.fstat(number)
-        except OSError:
+        except OSError:  # closed by the shell: no file of ours may take the place
             os.open(os.devnull, os.O_RDWR)
         if name and getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    keep_freed()
+    bound_waiting(os.environ)
+    gc.set_threshold(50_000, 20, 20)  # imports make a million objects that stay: looking for garbage among them is slow
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show a character gets its code
-    app(prog_name="unmask")
+    try:
+        app(prog_name="unmask")
+    finally:
+        gc.freeze()  # nor need the interpreter look for it at its end

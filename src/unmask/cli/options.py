@@ -43,7 +43,7 @@ Animate = Annotated[bool, typer.Option("--animate", help="Let the picture play t
 Watch = Annotated[bool, typer.Option("--watch", help="Show the canvas fill in the terminal.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16, float64 or auto.")]
-Threads = Annotated[int, typer.Option(min=0, max=1024, help="CPU threads; 0: as many as torch takes.")]
+Threads = Annotated[int, typer.Option(min=0, max=1024, help="CPU threads; 0: as many as an operation is worth.")]
 Compile = Annotated[bool, typer.Option("--compile", help="Compile parts of the model; the first forwards take long.")]
 GenLength = Annotated[
     int | None,
@@ -79,9 +79,9 @@ class Loading:
     def begun(self) -> Iterator[None]:
         """Set the threads, and tell a terminal what is being read."""
         if self.threads:
-            import torch
+            from ..core import threads
 
-            torch.set_num_threads(self.threads)
+            threads.fix(self.threads)
         with loading(self.model):
             yield
 

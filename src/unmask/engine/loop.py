@@ -16,6 +16,7 @@ from ..core.canvas import Canvas, Update
 from ..core.policy import Policy
 from ..core.protocols import Ask, Sampling
 from ..core.state import PER_POSITION
+from ..core.threads import for_work
 from ..models.denoiser import Branches, Denoiser
 
 
@@ -149,6 +150,7 @@ def start(model: Denoiser, cache: Cache, policy: Policy, canvas: Canvas, samplin
 
 
 @torch.no_grad()
+@for_work(0)  # what is large in it says so
 def step(
     model: Denoiser, cache: Cache, policy: Policy, state: State, index: int, rows: Sequence[Any] | None = None
 ) -> tuple[State, Step]:

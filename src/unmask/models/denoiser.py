@@ -17,6 +17,7 @@ from ..core.canvas import Canvas, ModelSpec
 from ..core.predict import MEASURES, forbid, hot, likeliest, read, suppress
 from ..core.protocols import Ask, Plan, Prediction, Sampling
 from ..core.rows import Counts, Rows, computed, gather, tiles
+from ..core.threads import for_work
 from .graphs import Graphs
 from .lines import Lines, Outputs, Pair
 from .probes import Probes
@@ -88,6 +89,7 @@ class Denoiser:
         self.graphs: Graphs | None = None
         arch = network.arch
         self.layers, self.width, self.kv_heads, self.head_dim = arch.layers, arch.width, arch.kv_heads, arch.head_dim
+        self.layer_weights = sum(p.numel() for p in network.blocks.parameters()) // max(1, arch.layers)
 
     def init(self, canvas: Canvas, cache: Cache, guidance: float = 0.0) -> Branches:
         """Empty cache states for the rows of a canvas; two of them when ``guidance`` is used."""
@@ -144,8 +146,9 @@ class Denoiser:
         parts = list[dict[str, Tensor]]()
         more = _SAMPLING if hot(sampling, needs) else 1
         for piece, logits in self._logits(asked, guidance, clock, more):
-            suppress(logits, sampling, canvas, row[piece], position[piece])
-            parts.append(read(logits, sampling, needs, row[piece], position[piece], step[row[piece]]))
+            with for_work(self._head_work(len(logits))):
+                suppress(logits, sampling, canvas, row[piece], position[piece])
+                parts.append(read(logits, sampling, needs, row[piece], position[piece], step[row[piece]]))
         fresh = canvas.targets(plans[0].compute if plans[0].fresh is None else plans[0].fresh)
         prediction = replace(_spread(canvas, row, position, parts, needs, sampling), fresh=fresh)
         for name, place, part in others:
@@ -162,9 +165,10 @@ class Denoiser:
         told = torch.full(canvas.tokens.shape, -torch.inf if best else 0.0, dtype=torch.float64, device=hidden.device)
         for piece, logits in self._logits(hidden, guidance, clock):
             at = place[0][piece], place[1][piece]
-            suppress(logits, sampling, canvas, *at)
-            own = None if best else logits.double().softmax(-1).gather(-1, canvas.tokens[at][:, None])[:, 0]
-            told[at] = likeliest(logits)[1] if own is None else own
+            with for_work(self._head_work(len(logits))):
+                suppress(logits, sampling, canvas, *at)
+                own = None if best else logits.double().softmax(-1).gather(-1, canvas.tokens[at][:, None])[:, 0]
+                told[at] = likeliest(logits)[1] if own is None else own
         return told
 
     def _hidden(
@@ -201,12 +205,13 @@ class Denoiser:
     ) -> Tensor:
         """Hidden states ``[B, Q, C]`` of the positions of some rows."""
         rows, place = (rows, None) if probes is None else probes.aim(rows, keys)
-        rows = replace(rows, rotary=self.network.rotate_rows(rows, place))
-        at = rows.position if rows.whole else rows.position.clamp(max=rows.total - 1)
-        ids, run = rows.of(tokens).gather(1, at), partial(self._layers, cache)
-        if self.graphs is None:
-            return run(ids, rows, state)
-        return self.graphs(run, cache, self._variant, ids, rows, state)
+        with for_work(len(rows.members) * rows.slots * (self.layer_weights + 2 * rows.total * self.width)):
+            rows = replace(rows, rotary=self.network.rotate_rows(rows, place))
+            at = rows.position if rows.whole else rows.position.clamp(max=rows.total - 1)
+            ids, run = rows.of(tokens).gather(1, at), partial(self._layers, cache)
+            if self.graphs is None:
+                return run(ids, rows, state)
+            return self.graphs(run, cache, self._variant, ids, rows, state)
 
     def _layers(self, cache: Cache, ids: Tensor, rows: Rows, state: Any) -> Tensor:
         hidden: Tensor = self.network.embed(ids)
@@ -218,6 +223,10 @@ class Denoiser:
     def _variant(self) -> Hashable:
         """What a graph of the layers depends on beside their inputs."""
         return self.network.kernels, self.network.embed.weight.data_ptr()
+
+    def _head_work(self, count: int) -> int:
+        """Of the head, for so many positions; see :func:`unmask.core.threads.for_work`."""
+        return count * self.width * self.network.arch.vocab
 
     @torch.no_grad()
     def first_not_finite(self, tokens: Tensor) -> str | None:
@@ -244,7 +253,7 @@ class Denoiser:
         size = max(1, _LOGITS_AT_ONCE // (self.network.arch.vocab * more))
         for at in range(0, len(hidden), size):
             piece = slice(at, at + size)
-            with clock:
+            with clock, for_work(self._head_work(len(hidden[piece]))):
                 logits = self._guided(hidden[piece], guidance)
             yield piece, forbid(logits, self.spec)
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from ..core.errors import ModelError
-from ..core.heap import keep_freed
 from .denoiser import Denoiser
 from .transformer import Transformer
 from .weights import Checkpoint, parameter_count, read_json
@@ -78,8 +77,6 @@ def random_denoiser(checkpoint: Checkpoint, device: torch.device, dtype: torch.d
     with torch.device("meta"):
         network = Transformer(d.arch, d.context)
         network.to(dtype)  # before there are values: in float32 they would take twice the memory
-    if device.type == "cpu":
-        keep_freed()
     network = network.to_empty(device=device)
     draw = torch.Generator(device).manual_seed(0)
     with torch.no_grad():
