@@ -135,34 +135,31 @@ class Watch(Display):
 
         self.lm, self.requests = lm, {r.id: r for r in requests}
         self.console = Console(stderr=True)
-        mask = lm.denoiser.spec.mask
-        lead = {r.id: list(r.prompt[len(r.prompt) if r.begin is None else r.begin :]) for r in requests}
-        self.begin = {r.id: len(r.prompt) - len(lead[r.id]) for r in requests}
-        self.tokens = {r.id: [*lead[r.id], *(r.fixed.get(at, mask) for at in range(r.gen_length))] for r in requests}
-        self.steps = {row: [-1] * len(tokens) for row, tokens in self.tokens.items()}
-        self.forwards = dict.fromkeys(self.tokens, 0)
         self.live: Any = None
         self.shown = 0.0
 
     def add(self, step: Step, done: Mapping[int, Result]) -> None:
         """Draw the rows of this step; finished rows stay on the screen."""
-        rows = step.rows
-        for row, forward in zip(rows, step.forward.tolist(), strict=True):
-            self.forwards[row] = forward + 1
-        for commit in step.committed():
-            at = commit.position - self.begin[commit.row]
-            self.tokens[commit.row][at], self.steps[commit.row][at] = commit.token, self.forwards[commit.row] - 1
-        for row, position in step.remasked():
-            at = position - self.begin[row]
-            self.tokens[row][at], self.steps[row][at] = self.lm.denoiser.spec.mask, -1
+        forwards = (step.forward + 1).tolist()
         if self.console.is_terminal:
-            self._show(rows)
-        for row, result in done.items():
+            self._show([self._row(row, *self._text(step, i), forwards[i]) for i, row in enumerate(step.rows)])
+        for i, row in enumerate(step.rows):
+            if row not in done:
+                continue
+            tokens, steps = self._text(step, i)
             if self.requests[row].params.stop:  # nothing behind it stays
-                self.tokens[row], self.steps[row] = result.tokens, result.steps
-            self._keep(row)
+                tokens, steps = done[row].tokens, done[row].steps
+            self.stop()
+            self.console.print(self._row(row, tokens, steps, forwards[i], final=True))
 
-    def _show(self, rows: Sequence[int]) -> None:
+    def _text(self, step: Step, i: int) -> tuple[list[int], list[int]]:
+        """A row's tokens from where its text begins, and the forward pass that committed each."""
+        request = self.requests[step.rows[i]]
+        begin = len(request.prompt) if request.begin is None else request.begin
+        own = slice(begin, len(request.prompt) + request.gen_length)
+        return step.canvas.tokens[i, own].tolist(), step.committed_at[i, own].tolist()
+
+    def _show(self, rows: Sequence[Any]) -> None:
         from rich.console import Group
         from rich.live import Live
 
@@ -170,22 +167,18 @@ class Watch(Display):
             self.live = Live(console=self.console, auto_refresh=False, redirect_stdout=False, transient=True)
             self.live.start()
         time.sleep(max(0.0, self.shown + _FRAME_SECONDS - time.perf_counter()))
-        self.live.update(Group(*(self._row(row) for row in rows)), refresh=True)
+        self.live.update(Group(*rows), refresh=True)
         self.shown = time.perf_counter()
 
-    def _keep(self, row: int) -> None:
-        self.stop()
-        self.console.print(self._row(row, final=True))
-
-    def _row(self, row: int, final: bool = False) -> Any:
+    def _row(self, row: int, tokens: list[int], steps: list[int], forward: int, final: bool = False) -> Any:
         from rich.text import Text
 
         from ..viz import pieces, terminal, until_end
 
-        texts = pieces(self.lm, self.tokens[row])
+        texts = pieces(self.lm, tokens)
         texts = list(until_end(texts)) if final and not self.requests[row].fixed else texts
-        head = f"{row}: forward {self.forwards[row]}\n"
-        return Text.assemble((head, "bold"), terminal(texts, self.steps[row][: len(texts)], self.forwards[row]))
+        head = f"{row}: forward pass {forward}\n"
+        return Text.assemble((head, "bold"), terminal(texts, steps[: len(texts)], forward))
 
     def stop(self) -> None:
         """Leave the terminal as it was."""

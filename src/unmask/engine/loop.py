@@ -105,6 +105,7 @@ class Step:
         work: ``[B]`` positions computed, averaged over the layers.
         seconds: duration of the step; ``model_seconds``: of that, spent in the network.
         canvas: the canvas after the update.
+        committed_at: ``[B, T]`` the row's forward pass that committed each position of it; -1 elsewhere.
         status: of each row, on the host.
         computed: ``computed()`` is ``[B, T]``, how many layers have computed each position. Found out when called.
         notes: ``notes()`` is what the policy shows of the step, ``[B]`` each; see :meth:`Policy.notes`. The same.
@@ -121,6 +122,7 @@ class Step:
     seconds: float
     model_seconds: float
     canvas: Canvas
+    committed_at: Tensor
     status: tuple[Status, ...]
     computed: Callable[[], Tensor]
     notes: Callable[[], Mapping[str, Tensor]]
@@ -183,6 +185,7 @@ def step(
         time.perf_counter() - began,
         answer.seconds(),
         after,
+        record.committed_at,
         status,
         answer.computed,
         partial(policy.notes, canvas, state.policy, policy_state),
