@@ -16,7 +16,7 @@ import typer
 from ..core.errors import RequestError, SpecError
 from ..engine.request import SamplingParams
 from .inputs import Form, Record, from_argument, from_file
-from .options import Decoding
+from .options import Decoding, Loading
 from .outputs import Output, Results, Trace, check_distinct, check_writable, finished_lines
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def check_files(options: Decoding) -> None:
 def decode(
     value: str | None,
     form: Form,
+    where: Loading,
     options: Decoding,
     common: Mapping[str, Any],
     make: Make,
@@ -70,6 +71,7 @@ def decode(
     Args:
         value: the command's argument.
         form: what it and the lines of a batch are.
+        where: the model.
         options: how.
         common: what ``make`` is given beside the options, where a record has none of its own.
         make: the requests of a record's value.
@@ -90,13 +92,14 @@ def decode(
     from .. import registry
 
     for name, known in (("policy", registry.policy), ("cache", registry.cache)):  # refused before anything is loaded
-        for spec, where in {given[name]: "", **{r.own.get(name): f"{r.where}: " for r in records}}.items():
+        for spec, line in {given[name]: "", **{r.own.get(name): f"{r.where}: " for r in records}}.items():
             if spec is not None:
-                _prefixed(where, known, spec)
-    lm = options.loading.load()
+                _prefixed(line, known, spec)
+    lm = where.load()
     if check:
         check(lm)
-    name = options.model or _bundled()
+    name = "".join((where.model or _bundled(), *(f"@{x}" for x in (where.revision,) if x),
+                    *(f"+{x}" for x in (where.adapter,) if x)))  # fmt: skip
     jobs = [job for record in records for job in _jobs(lm, record, given, make, name)]
     jobs = [replace(job, request=replace(job.request, id=i)) for i, job in enumerate(jobs)]
     engine = lm.engine(options.batch_size, None if options.memory is None else int(options.memory * 2**20))

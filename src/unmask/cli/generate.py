@@ -11,7 +11,7 @@ import typer
 from ..core.errors import RequestError
 from .decoding import decode
 from .inputs import PROMPT
-from .options import Decoding, Sampling, takes
+from .options import Decoding, Loading, Sampling, takes
 from .outputs import check_distinct
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def generate(
     prompt: _Text = None,
     *,
     profile: _Profile = None,
+    where: Loading,
     options: Decoding,
     sampling: Sampling,  # type: ignore[valid-type]
 ) -> None:
@@ -48,10 +49,11 @@ def generate(
     decode(
         prompt,
         PROMPT,
+        where,
         options,
         {"gen_length": options.gen_length, **vars(sampling)},
         lambda lm, value, given: lm.requests([value], **given),
-        (lambda lm: _check(tuned, lm, options, sampling)) if tuned else None,
+        (lambda lm: _check(tuned, lm, where, options, sampling)) if tuned else None,
     )
 
 
@@ -71,13 +73,13 @@ def _tuned(path: str | None, context: typer.Context) -> Profile | None:
     return read(path)
 
 
-def _check(tuned: Profile, lm: Model, options: Decoding, sampling: Any) -> None:
+def _check(tuned: Profile, lm: Model, where: Loading, options: Decoding, sampling: Any) -> None:
     """Refuse other weights; warn of what else is not as it was tuned."""
     from ..api import BUNDLED_NAME
 
     tuned.check(lm)
     differ = {
-        tuned.differences(lm, options.model or BUNDLED_NAME, options.gen_length or tuned.gen_length): True,
+        tuned.differences(lm, where.model or BUNDLED_NAME, options.gen_length or tuned.gen_length): True,
         "the early stop": sampling.ignore_eos,
         "the chat template": options.chat is False and lm.text is not None and lm.text.chat,
         "no stop strings": bool(sampling.stop),

@@ -8,7 +8,7 @@ import typer
 
 from .decoding import decode
 from .inputs import TEXT
-from .options import Decoding, Sampling, takes
+from .options import Decoding, Loading, Sampling, takes
 
 _Text = Annotated[
     str | None,
@@ -28,6 +28,7 @@ def infill(
     text: _Text = None,
     *,
     prompt: _Prompt = None,
+    where: Loading,
     options: Decoding,
     sampling: Sampling,  # type: ignore[valid-type]
 ) -> None:
@@ -35,6 +36,7 @@ def infill(
     decode(
         text,
         TEXT,
+        where,
         options,
         {"prompts": prompt, **{name: value for name, value in vars(sampling).items() if name != "stop"}},
         lambda lm, value, given: lm.infill_requests([value], **given),

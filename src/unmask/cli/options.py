@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 TASKS = "Family that ships, gym:NAME of reasoning-gym, or FILE.jsonl with prompt and answer"
 
 Model = Annotated[str | None, typer.Option("--model", "-m", help="Folder or hub id; none: the bundled unmask-tiny.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
+Adapter = Annotated[str | None, typer.Option(help="Folder or hub id of a LoRA adapter to merge.")]
 Policy = Annotated[
     str | None, typer.Option("--policy", "-p", help="See `unmask policies`; none: what the model recommends.")
 ]
@@ -74,6 +76,8 @@ class Loading:
     dtype: Dtype = "auto"
     threads: Threads = 0
     compile: Compile = False
+    revision: Revision = None
+    adapter: Adapter = None
 
     @contextmanager
     def begun(self) -> Iterator[None]:
@@ -90,14 +94,13 @@ class Loading:
         from .. import load
 
         with self.begun():
-            return load(self.model, self.device, self.dtype, self.compile)
+            return load(self.model, self.device, self.dtype, self.compile, revision=self.revision, adapter=self.adapter)
 
 
 @dataclass(frozen=True)
 class Decoding:
     """The options of commands that decode, in the order in which their help lists them; see :func:`takes`."""
 
-    model: Model = None
     policy: Policy = None
     cache: Cache = None
     gen_length: GenLength = None
@@ -113,15 +116,6 @@ class Decoding:
     picture: Picture = None
     animate: Animate = False
     watch: Watch = False
-    device: Device = "auto"
-    dtype: Dtype = "auto"
-    threads: Threads = 0
-    compile: Compile = False
-
-    @property
-    def loading(self) -> Loading:
-        """Its part that says which model, where, and how."""
-        return Loading(self.model, self.device, self.dtype, self.threads, self.compile)
 
 
 def sampling_options() -> type:

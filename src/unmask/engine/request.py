@@ -50,7 +50,9 @@ class SamplingParams:
     top_k: int = param(0, "sample from the k likeliest tokens; 0: off", ge=0)
     seed: int | None = param(None, "sampling seed; none: a fresh one for each call")
     stop: tuple[str, ...] = param((), "the response ends before this text; can be several")
-    suppress: tuple[str | int, ...] = param((), "token that is never generated, an id or its text; can be several")
+    suppress: tuple[str | int, ...] = param(
+        (), "text of a token that is never generated (in Python and JSON also its id); can be several"
+    )
     ignore_eos: bool = param(False, "fill all of gen_length, do not stop at an end of text")
     late_eos: bool = param(False, "commit an end of text only where nothing else is left to commit")
 
