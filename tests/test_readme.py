@@ -16,6 +16,7 @@ import unmask
 from llada_folder import CONFIG, EOS, MASK, weights, write
 from unmask.core.errors import SpecError
 from unmask.models import weights as checkpoints
+from unmask.models.config import Config
 from unmask.tasks import FAMILIES
 
 ROOT = Path(__file__).parent.parent
@@ -178,11 +179,11 @@ def test_contributed_family(tmp_path, monkeypatch):
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "tokenizer.json").write_bytes((original / "tokenizer.json").read_bytes())
     (folder / "tokenizer_config.json").write_bytes((original / "tokenizer_config.json").read_bytes())
-    arch = family.describe(config).arch
+    arch = family.describe(Config(config, family.name)).arch
     llada = checkpoints.FAMILIES[0].names(arch)
     tensors = weights(CONFIG)
     save_file(
         {theirs: tensors[llada[ours]] for ours, theirs in family.names(arch).items()}, folder / "model.safetensors"
     )
-    one, other = (unmask.load(path).generate("Hello", 12)[0] for path in (original, folder))
+    one, other = (unmask.load(path).generate("Hello", 12, "vanilla")[0] for path in (original, folder))
     assert one.tokens == other.tokens
