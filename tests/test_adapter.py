@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from helpers import cli, fine
 from llada_folder import CONFIG, weights, write
 from unmask.core.errors import ModelError
 from unmask.inspection import inspect
@@ -281,6 +282,14 @@ def test_inspect_tells_of_it(tmp_path: Path) -> None:
     own = adapter(tmp_path / "a")
     told = inspect(folder, adapter=own)
     assert told["adapter"] == {"path": str(own), "rank": R, "alpha": 16, "modules": 2}
+    assert told["bytes"] == (folder / "model.safetensors").stat().st_size
     assert told["weights"].startswith("complete")
     adapter(tmp_path / "b", tensors=pair("other", 32, 32))
     assert "other.weight" in inspect(folder, adapter=tmp_path / "b")["weights"]
+
+
+def test_inspect_prints_it(tmp_path: Path) -> None:
+    folder = write(tmp_path / "model", tokenizer=False)
+    adapter(folder)
+    printed = fine(cli("inspect", folder))
+    assert f"path {folder}, rank {R}, alpha 16.0, modules 2" in printed

@@ -31,8 +31,9 @@ from llada_folder import (
 from unmask import api, inspection
 from unmask.core import precision
 from unmask.core.rows import gather
+from unmask.models.tensors import DTYPES
 from unmask.models.transformer import Transformer
-from unmask.models.weights import DTYPES, Checkpoint, parameter_count
+from unmask.models.weights import Checkpoint, parameter_count
 
 IDS = [BOS, 5, 70, MASK, 12, MASK, 200, MASK, MASK, 31]
 GQA, TIED, BIAS = {"n_kv_heads": 2}, {"weight_tying": True}, {"include_qkv_bias": True}

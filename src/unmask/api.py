@@ -25,8 +25,9 @@ from .models.denoiser import Denoiser
 from .models.family import Recommended
 from .models.kernels import compiled
 from .models.recommended import recommended
+from .models.tensors import DTYPES
 from .models.transformer import EAGER
-from .models.weights import DTYPES, Checkpoint, load_denoiser
+from .models.weights import Checkpoint, load_denoiser
 from .results import Result, result_of
 from .text import Text
 

@@ -68,7 +68,9 @@ def inspect(
         "tokenizer": len(text) if text else None,
         "chat_template": bool(text and text.chat),
         "files": files,
-        "bytes": sum(size for name, size in files.items() if name.endswith(_WEIGHTS)),
+        "bytes": sum(
+            size for name, size in files.items() if name.endswith(_WEIGHTS) and not name.startswith("adapter_")
+        ),
         "weights": state,
     }
 

@@ -51,7 +51,7 @@ def _words(key: str, value: Any) -> str:
     if key == "bytes":
         return f"{value:,} ({_short(value, 'kB', 'MB', 'GB')})"
     if isinstance(value, dict):
-        return ", ".join(f"{k} {v:,}" for k, v in value.items())
+        return ", ".join(f"{k} {v}" if isinstance(v, str) else f"{k} {v:,}" for k, v in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

@@ -10,8 +10,9 @@ import torch
 
 from ..core.errors import ModelError
 from .denoiser import Denoiser
+from .tensors import read_json
 from .transformer import Transformer
-from .weights import Checkpoint, parameter_count, read_json
+from .weights import Checkpoint, parameter_count
 
 _STD = 0.02
 SHAPES: dict[str, dict[str, Any]] = {  # what the published config.json files say of sizes and ids

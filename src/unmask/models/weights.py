@@ -20,10 +20,8 @@ from .family import Description, Family, describe, pick
 from .hub import find_folder
 from .llada import Llada
 from .loading import blank, fill, matched
-from .tensors import DTYPES, Tensors, first_dtype, named_dtype, read_json, tensors_of
+from .tensors import Tensors, first_dtype, named_dtype, read_json, tensors_of
 from .transformer import Transformer
-
-__all__ = ["DTYPES", "FAMILIES", "Checkpoint", "load_denoiser", "parameter_count", "read_json"]
 
 FAMILIES: tuple[Family[Description], ...] = (Llada(), Dream())
 
