@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+import unmask
 from helpers import cli, fine
 from llada_folder import CONFIG, weights, write
 from unmask.core.errors import ModelError
@@ -293,3 +294,12 @@ def test_inspect_prints_it(tmp_path: Path) -> None:
     adapter(folder)
     printed = fine(cli("inspect", folder))
     assert f"path {folder}, rank {R}, alpha 16.0, modules 2" in printed
+
+
+def test_a_model_decodes_with_it(tmp_path: Path) -> None:
+    folder = write(tmp_path / "model")
+    texts = []
+    for own in (None, adapter(tmp_path / "a"), adapter(tmp_path / "b", {"lora_alpha": 1e-9})):
+        (result,) = unmask.load(folder, adapter=own).generate([[1, 2, 3]], 12, "vanilla", ignore_eos=True)
+        texts.append(result.tokens)
+    assert texts[0] == texts[2] != texts[1]

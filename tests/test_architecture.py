@@ -23,6 +23,7 @@ from transformers import (
 )
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from helpers import Request, decode, tiny
 from llada_folder import CONFIG as LLADA
 from unmask.core.canvas import ModelSpec
 from unmask.core.errors import ModelError
@@ -433,10 +434,34 @@ def test_quantised_weights_are_refused_by_name(family: str, method: str) -> None
         read(reader, config | {"quantization_config": {"quant_method": method, "bits": 4}})
 
 
-def test_packed_weights_are_refused_without_a_config_that_says_so(tmp_path: Path) -> None:
-    save_file({"model.layers.0.self_attn.q_proj.qweight": torch.ones(2, 2).int()}, tmp_path / "model.safetensors")
-    with pytest.raises(ModelError, match=r"q_proj.qweight is packed by GPTQ, AWQ"):
+@pytest.mark.parametrize(
+    ("endings", "method"),
+    [(("qweight", "qzeros", "scales", "g_idx"), "GPTQ"), (("qweight", "qzeros", "scales"), "AWQ")],
+)
+def test_packed_weights_are_refused_without_a_config_that_says_so(
+    endings: tuple[str, ...], method: str, tmp_path: Path
+) -> None:
+    names = [f"model.layers.0.self_attn.q_proj.{ending}" for ending in endings]
+    save_file({name: torch.ones(2, 2).int() for name in names}, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match=rf"{method}.*q_proj\."):
         tensors_of(tmp_path)
+
+
+# --- through the caches -----------------------------------------------------------------------------------------
+
+UNUSUAL = Architecture(
+    width=32, layers=2, heads=3, kv_heads=1, ffn=48, vocab=64, theta=500.0, eps=1e-3, head_dim=12, rotary_dim=6,
+    qkv_bias=True, o_bias=True, mlp_bias=True, qk_norm=True, scaling=Interpolation(2.0),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kept", ["every(dual,1)", "dllm(kp=1,kr=1)", "d2(k=999,p=1)"])
+def test_caches_that_reuse_nothing_change_nothing(kept: str) -> None:
+    """Whatever the architecture: heads of another size than the width leaves, norms, biases, a part rotated."""
+    rows = [Request(i, prompt, 12, ignore_eos=True) for i, prompt in enumerate([[1, 2, 3], [7], [9, 8, 7, 6, 5]])]
+    plainly, cached = (decode(tiny(arch=UNUSUAL), "threshold(tau=0.4,block_length=5)", c, rows) for c in ("none", kept))
+    for row in rows:
+        assert plainly[row.row].commits == cached[row.row].commits
 
 
 # --- fingerprints -----------------------------------------------------------------------------------------------

@@ -132,10 +132,12 @@ def test_the_dtype_is_the_checkpoints_or_what_is_asked_for(pair: Any) -> None:
     assert logits.dtype == torch.float32
 
 
-def test_a_model_is_shared_while_it_is_held(tmp_path: Path) -> None:
+def test_a_network_is_shared_while_it_is_held() -> None:
     first = causal.load()
     assert causal.load() is first is causal.load(str(causal.BUNDLED))
-    assert causal.load(None, "autoregressive model") is not first
+    baseline = causal.load(None, "autoregressive model")
+    assert baseline.network(CPU) is first.network(CPU)
+    assert baseline.network(CPU, torch.float64) is not first.network(CPU)
 
 
 def test_transformers_is_not_imported() -> None:

@@ -239,11 +239,16 @@ class CausalModel:
         """
         key = device, dtype or self.dtype(device)
         if key not in self._networks:
-            made, tensors, found = self._matched()
-            fill(made, found, tensors, *key)
-            made.make_rotary(self.description.context, device)
-            self._networks[key] = made.eval().requires_grad_(False)
+            where = self._weights, key[0], key[1]
+            held = _networks.get(where)
+            self._networks[key] = _networks[where] = self._made(*key) if held is None else held
         return self._networks[key]
+
+    def _made(self, device: torch.device, dtype: torch.dtype) -> Transformer:
+        made, tensors, found = self._matched()
+        fill(made, found, tensors, device, dtype)
+        made.make_rotary(self.description.context, device)
+        return made.eval().requires_grad_(False)
 
     def _matched(self) -> tuple[Transformer, Tensors, dict[str, str]]:
         """The network on the meta device, and the tensors to read into it."""
@@ -280,12 +285,14 @@ def _read(network: Transformer, tokens: Tensor, place: Tensor, real: Tensor, ext
 
 
 _alive: WeakValueDictionary[tuple[str, str], CausalModel] = WeakValueDictionary()
+_networks: WeakValueDictionary[tuple[Path, torch.device, torch.dtype], Transformer] = WeakValueDictionary()
 
 
 def load(source: str | None = None, what: str = "verifier") -> CausalModel:
     """The model at a folder or hub id; None: the one that comes with the package.
 
-    There is one for each source as long as anybody holds it. Whoever asks must keep it: nobody else does.
+    There is one for each source and ``what``, and one network for both, as long as anybody holds it. Whoever asks must
+    keep it: nobody else does.
 
     Raises:
         ModelError: there is none.

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from ..core.errors import ModelError
 
+_HOLDS = {"adapter": "adapter_config.json"}
+_LIKE = {"model": " like GSAI-ML/LLaDA-8B-Instruct"}
 _HUB_ID = re.compile(r"[\w.\-]+/[\w.\-]+")
 
 
@@ -16,15 +18,14 @@ def find_folder(path_or_id: str | Path, weights: bool = True, revision: str | No
     Raises:
         ModelError: neither, or a ``revision`` of a local folder.
     """
-    wanted = "a folder or a hub id like GSAI-ML/LLaDA-8B-Instruct"
     if not isinstance(path_or_id, (str, Path)) or not str(path_or_id):
-        raise ModelError(f"no {kind} at {path_or_id!r}: expected {wanted}")
+        raise ModelError(f"no {kind} at {path_or_id!r}: expected a folder or a hub id{_LIKE.get(kind, '')}")
     folder = Path(path_or_id).expanduser()
     if not folder.is_dir():
         if folder.exists() or not _HUB_ID.fullmatch(str(path_or_id)):
             raise ModelError(
-                f"no {kind} at {str(path_or_id)!r}: expected a folder with config.json and *.safetensors, "
-                "or a hub id like GSAI-ML/LLaDA-8B-Instruct"
+                f"no {kind} at {str(path_or_id)!r}: expected a folder with {_HOLDS.get(kind, 'config.json')} and "
+                f"*.safetensors, or a hub id{_LIKE.get(kind, '')}"
             )
         return _download(str(path_or_id), weights, revision)
     if revision is not None:

@@ -18,7 +18,7 @@ from ..core.errors import ModelError
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)\.safetensors")
 _SAFE, _TORCH = "model.safetensors", "pytorch_model.bin"
-_PACKED = (".qweight", ".qzeros", ".g_idx", ".weight_packed")
+_PACKED = {".g_idx": "GPTQ", ".qweight": "AWQ", ".weight_packed": "compressed-tensors", ".absmax": "bitsandbytes"}
 _CONVERT = (
     "python -c \"import torch, safetensors.torch as s; t = torch.load('%s', weights_only=False); "
     "s.save_file({n: x.contiguous().clone() for n, x in t.items()}, 'model.safetensors')\""
@@ -115,12 +115,13 @@ def tensors_of(folder: Path) -> Tensors:
         ModelError: none of these, a shard that is missing, a file that cannot be read, quantised weights.
     """
     found = _find(folder)
-    packed = next((name for name in found.names() if name.endswith(_PACKED)), None)
-    if packed is not None:
-        raise ModelError(
-            f"{found.file(packed)}: {packed} is packed by GPTQ, AWQ or their kin; quantised weights are not supported, "
-            "give the checkpoint that they were made from"
-        )
+    for ending, method in _PACKED.items():
+        packed = next((name for name in found.names() if name.endswith(ending)), None)
+        if packed is not None:
+            raise ModelError(
+                f"{found.file(packed)} is quantised by {method}: it holds {packed}; quantised weights are not "
+                "supported, give the checkpoint that they were made from"
+            )
     return found
 
 
