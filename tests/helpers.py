@@ -156,7 +156,8 @@ def variants(table: dict[str, str], known: dict[str, list[str]]) -> list[str]:
     return [spec for name in table for spec in known.get(name, [name])]
 
 
-SHIFTS = [pytest.param(False, id="plain"), pytest.param(True, id="shift")]
+SHIFT = {"plain": False, "shift": True}
+SHIFTS = [pytest.param(value, id=name) for name, value in SHIFT.items()]
 POLICIES = variants(registry.POLICIES, POLICY_VARIANTS)
 CACHES = variants(registry.CACHES, CACHE_VARIANTS)
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import unmask
-from helpers import CACHES, LIMIT, MASK, POLICIES, SHIFTS, Request, Row, decode, forward, tiny, trail
+from counting import LAYERS, counting
+from helpers import CACHES, LIMIT, MASK, POLICIES, SHIFT, SHIFTS, Request, Row, decode, forward, tiny, trail
+from pairwise import combined
 from unmask import Model, registry
 from unmask.models.denoiser import Denoiser
 from unmask.tasks import problems
@@ -224,10 +225,9 @@ SLOWFAST = {
 }
 
 
-@pytest.mark.parametrize("shift", SHIFTS)
-@pytest.mark.parametrize(("tau_min", "tau_high", "k_max"), [(0.3, 0.5, 4), (0.6, 0.7, 8), (0.45, 0.6, 1), (2, 2, 3)])
-@pytest.mark.parametrize("more", SLOWFAST)
-def test_slowfast_is_the_naive_one(more: str, tau_min: float, tau_high: float, k_max: int, shift: bool) -> None:
+@combined(more=list(SLOWFAST), taus=[(0.3, 0.5, 4), (0.6, 0.7, 8), (0.45, 0.6, 1), (2, 2, 3)], shift=SHIFT)
+def test_slowfast_is_the_naive_one(more: str, taus: tuple[float, float, int], shift: bool) -> None:
+    tau_min, tau_high, k_max = taus
     spec = f"slowfast(tau_min={tau_min},tau_high={tau_high},k_max={k_max},{more})"
     for prompt in PROMPTS:
         naive = Cycles(tau_min, tau_high, k_max, **SLOWFAST[more])
@@ -279,9 +279,11 @@ def test_threshold_zero_takes_one_forward_per_block(block: str, blocks: int) -> 
     assert run(f"threshold(tau=0,block_length={block})", [5, 6], 13).nfe == blocks
 
 
-@pytest.mark.parametrize("shift", SHIFTS)
-@pytest.mark.parametrize("tau", [0.0, 0.35, 0.6, 0.9])
-@pytest.mark.parametrize("more", ["", ",leave=k_max", ",endpoint=last", ",signal=kl", ",signal=entropy", ",k_max=1"])
+@combined(
+    more=["", ",leave=k_max", ",endpoint=last", ",signal=kl", ",signal=entropy", ",k_max=1"],
+    tau=[0.0, 0.35, 0.6, 0.9],
+    shift=SHIFT,
+)
 def test_slowfast_without_tau_min_is_threshold(more: str, tau: float, shift: bool) -> None:
     spec = f"slowfast(tau_min=0,tau_high={tau},suffix=full,slow_commit=threshold{more})"
     plain = run(f"threshold(tau={tau},block_length=none)", [7, 8], 15, shift=shift)
@@ -359,75 +361,24 @@ def test_kmax_forwards_left_out_are_reported() -> None:
     assert ages == [0, 5, 10]
 
 
-@pytest.mark.parametrize("shift", SHIFTS)
-@pytest.mark.parametrize("first", ["full", "adaptive"])
-@pytest.mark.parametrize("policy", POLICIES)
-def test_dllm_that_recomputes_all_is_no_cache(policy: str, first: str, shift: bool) -> None:
-    """Kp = 1 and rho = 1: the same text, confidences equal up to rounding."""
-    for prompt in PROMPTS[:2]:
-        plain = run(policy, prompt, 12, shift=shift)
-        kept = run(policy, prompt, 12, f"dllm(kp=1,kr=5,rho=1,first_layer={first})", shift)
-        assert kept.commits == plain.commits
-        assert kept.confidence == pytest.approx(plain.confidence, rel=1e-6)
-
-
 # --- work ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Counter:
-    """Rows that each kind of linear layer has seen, per layer, and rows of the head."""
-
-    rows: dict[tuple[str, int], int] = field(default_factory=dict)
-    head: int = 0
-
-    def mean(self, kind: str) -> float:
-        seen = [n for (name, _), n in self.rows.items() if name == kind]
-        return sum(seen) / len(seen) if seen else 0.0
-
-
-@contextmanager
-def counting(model: Denoiser) -> Iterator[Counter]:
-    counter, hooks = Counter(), []
-
-    def watch(key: tuple[str, int]) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            counter.rows[key] = counter.rows.get(key, 0) + output.shape[:-1].numel()
-
-        counter.rows[key] = 0
-        return hook
-
-    def head(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        counter.head += output.shape[:-1].numel()
-
-    for i, block in enumerate(model.network.blocks):
-        for kind in ("attn_norm", "qkv_proj", "o", "gate_up", "down"):
-            hooks.append(getattr(block, kind).register_forward_hook(watch((kind, i))))
-    hooks.append(model.network.head.register_forward_hook(head))
-    try:
-        yield counter
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-@pytest.mark.parametrize("shift", SHIFTS)
-@pytest.mark.parametrize("kept", CACHES)
-@pytest.mark.parametrize("policy", POLICIES)
+@combined(apart=("policy", "kept"), policy=POLICIES, kept=CACHES, shift=SHIFT)
 def test_claimed_positions_are_the_rows_computed(policy: str, kept: str, shift: bool) -> None:
     """``Stats.positions`` is what q, k, attention output and feed-forward really see, averaged over the layers."""
     model = tiny(shift)
     with counting(model) as seen:
         (result,) = Model(model, None).generate([5, 6, 7], 12, policy, kept, ignore_eos=True)
-    for kind in ("qkv_proj", "o", "gate_up", "down"):
+    for kind in LAYERS:
         assert seen.mean(kind) == pytest.approx(result.stats.positions), kind
-    assert seen.mean("attn_norm") >= seen.mean("qkv_proj")  # values that are only looked at
 
 
-@pytest.mark.parametrize("kept", ["none", "dual", "dllm(kp=3,kr=2,rho=0.25)"])
-@pytest.mark.parametrize("policy", POLICIES)
-def test_the_head_sees_only_asked_positions(policy: str, kept: str) -> None:
-    model, asked = tiny(), 0
+@combined(  # d2 looks at positions of its own choice, too
+    apart=("policy", "kept"), policy=POLICIES, kept=[c for c in CACHES if not c.startswith("d2")], shift=SHIFT
+)
+def test_the_head_sees_only_asked_positions(policy: str, kept: str, shift: bool) -> None:
+    model, asked = tiny(shift), 0
     with counting(model) as seen:
         for before, _, event in trail(model, policy, kept, Request(0, [5, 6, 7], 12)):
             asked += int((event.ask.window & before.canvas.masked).sum())

@@ -1,0 +1,102 @@
+"""Covering arrays: few combinations of values in which every pair of values of two factors occurs.
+
+The packages for this (allpairspy, covertable) need as few rows, but wherever a row may hold any value of a factor they
+write the same one (here: one of two values in 833 of 882 rows). Such places go to the value seen least so far.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import combinations, product
+from typing import Any
+
+import pytest
+
+FULL = os.environ.get("UNMASK_ALL", "0") not in ("", "0")  # set by `make test-all`
+
+Row = tuple[Any, ...]
+Pair = tuple[int, Any, int, Any]  # index and value of one factor, index and value of a later one
+
+
+def anything(*_: Any) -> bool:
+    """All combinations are possible."""
+    return True
+
+
+def pairs(row: Row, apart: Collection[int] = ()) -> Iterator[Pair]:
+    """All pairs of values in a row, but those of two factors that are both ``apart``."""
+    for (i, a), (j, b) in combinations(enumerate(row), 2):
+        if i not in apart or j not in apart:
+            yield i, a, j, b
+
+
+def pairwise(
+    factors: Sequence[Sequence[Any]], possible: Callable[..., bool] = anything, apart: Collection[int] = ()
+) -> list[Row]:
+    """Possible rows, one value per factor, in which every pair of values occurs that occurs in any possible row.
+
+    Begins with one row for each pair of values of the two longest factors, and fills in the other factors one by one,
+    with the value that brings the most new pairs, or else the one seen least beside the values already there. What is
+    missing then gets rows of its own. Deterministic. Pairs of two factors that are both ``apart`` need not occur.
+    """
+    first, *rest = sorted(range(len(factors)), key=lambda f: -len(factors[f]))
+    order = [first, *sorted(rest, key=lambda f: {f, first} <= set(apart))]
+    allowed = [row for row in product(*factors) if possible(*row)]
+    missing = {pair for row in allowed for pair in pairs(row, apart)}
+    starts: dict[Row, list[Row]] = {}
+    for row in allowed:
+        starts.setdefault(tuple(row[f] for f in order[:2]), []).append(row)
+    seen: Counter[Pair] = Counter()
+    rows: list[Row] = []
+    while missing:
+        candidates = starts.pop(next(iter(starts))) if starts else [max(allowed, key=lambda row: _new(row, missing))]
+        for n, f in enumerate(order[2:], 2):
+            candidates = _best(candidates, f, order[:n], missing, seen)
+        rows.append(candidates[0])
+        seen.update(pairs(candidates[0]))
+        missing.difference_update(pairs(candidates[0]))
+    return rows
+
+
+def _new(row: Row, missing: set[Pair]) -> int:
+    return sum(pair in missing for pair in pairs(row))
+
+
+def _best(candidates: list[Row], f: int, given: list[int], missing: set[Pair], seen: Counter[Pair]) -> list[Row]:
+    """Those of the candidates, equal in the ``given`` factors, that have the best value of factor ``f``."""
+
+    def rank(value: Any) -> tuple[int, int]:
+        row = candidates[0]
+        beside = [(g, row[g], f, value) if g < f else (f, value, g, row[g]) for g in given]
+        return -sum(pair in missing for pair in beside), sum(seen[pair] for pair in beside)
+
+    best = min(dict.fromkeys(row[f] for row in candidates), key=rank)
+    return [row for row in candidates if row[f] == best]
+
+
+Values = Mapping[str, Any] | Sequence[Any]
+
+
+def combined(
+    possible: Callable[..., bool] = anything, /, apart: Collection[str] = (), **factors: Values
+) -> pytest.MarkDecorator:
+    """``pytest.mark.parametrize`` over the factors: a covering array, or the whole product where ``UNMASK_ALL`` is set.
+
+    A factor is a list of values, or a mapping from what the test's name shows to the value.
+    """
+    named = [f if isinstance(f, Mapping) else {str(value): value for value in f} for f in factors.values()]
+    texts = [list(f) for f in named]
+
+    def values(row: Row) -> list[Any]:
+        return [f[text] for f, text in zip(named, row, strict=True)]
+
+    def fits(*row: str) -> bool:
+        return possible(*values(row))
+
+    if FULL and not apart:
+        rows = [row for row in product(*texts) if fits(*row)]
+    else:
+        rows = pairwise(texts, fits, [i for i, name in enumerate(factors) if name in apart])
+    return pytest.mark.parametrize(tuple(factors), [pytest.param(*values(row), id="-".join(row)) for row in rows])
