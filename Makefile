@@ -1,5 +1,7 @@
 # make demo      decode problems with the model that ships with the package, plainly and fast, side by side
-# make test      run the tests
+# make smoke     run one case of every quick test (2 minutes on two cores)
+# make test      run the tests, every pair of policy, cache, model, sampling and batch among them (8 minutes)
+# make test-all  run the tests, every combination of these (nightly)
 # make check     lint, format, types, floors
 # make format    repair what the linter and the formatter can
 # make pictures  draw the pictures of the documentation again, and write the tables of docs/methods
@@ -11,21 +13,28 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 PYTEST_ARGS ?= -n auto --dist loadgroup
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 INPUTS = pyproject.toml constraints.txt
 
-.PHONY: demo test check format pictures clean
+.PHONY: demo smoke test test-all check format pictures clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
 
+smoke: $(VENV)/.installed-test
+	$(PYTEST) $(PYTEST_ARGS) -m smoke
+
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
+
+test-all: $(VENV)/.installed-test
+	UNMASK_ALL=1 $(PYTEST) $(PYTEST_ARGS)
 
 check: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest tests/test_floors.py
+	$(PYTEST) tests/test_floors.py
 
 format: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix .

@@ -1,10 +1,13 @@
-"""One thread, the same random examples in every run, and what shares results in one process under ``pytest -n``."""
+"""One thread per worker, a worker per core, the same random examples in every run, and which tests are ``smoke``."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 
+os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported, here and in the processes that tests start
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["HF_HUB_OFFLINE"] = "1"  # a name that is no folder is an error at once, wherever the tests run
 os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported: what commands write to standard error is tested
 
 import pytest
@@ -16,6 +19,17 @@ settings.register_profile(
     "unmask", deadline=None, derandomize=True, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("unmask")
+
+MOST_WORKERS = 16  # each takes up to 1.5 GB
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One worker for each core that this process may use."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS
+        cores = os.cpu_count() or 1
+    return min(cores, MOST_WORKERS)
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +44,15 @@ def many_tiles() -> Iterator[None]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of one policy, or of one file where they have no policy, build on the same runs."""
+    """``smoke``: the first case of every test that is not ``slow``. And what shares results in one process under
+    ``pytest -n``: the tests of one policy, or of one file where they have no policy.
+    """
+    tested = set()
     for item in items:
+        function = item.nodeid.partition("[")[0]
+        if function not in tested and not item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.smoke)
+        tested.add(function)
         policy = item.callspec.params.get("policy") if hasattr(item, "callspec") else None
         group = f"{item.path.name} {str(policy).partition('(')[0]}" if policy else item.path.name
         item.add_marker(pytest.mark.xdist_group(group))
