@@ -472,13 +472,3 @@ def fine(result: Any) -> str:
 def lines(text: str) -> list[Any]:
     """The values of JSON lines."""
     return [json.loads(line) for line in text.splitlines()]
-
-
-def refused(result: Any, message: str) -> None:
-    """One line on standard error and nothing else."""
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    assert message in result.stderr
-    assert result.stderr.startswith("error: ")
-    assert result.stderr.count("\n") == 1
-    assert "Traceback" not in result.stderr

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from helpers import CACHES, EOS, MASK, PAD, POLICIES, SPEC, Chaos, Request, admit, decode, laid_out, tiny
+from refusals import refuses
 from unmask import RequestError, SpecError, UnmaskError, registry
 from unmask.caches.none import NoCache
 from unmask.core import pick
@@ -115,10 +116,9 @@ def test_canvas_applies_updates(rows: list[tuple[list[int], list[int], bool]], d
 def test_the_engine_refuses(prompt: list[int], length: int, words: list[str]) -> None:
     """One error that names the request; nothing is queued, and the engine goes on."""
     engine = Engine(tiny())
-    with pytest.raises(RequestError) as error:
+    with refuses(RequestError, *words) as error:
         engine.add(Request("odd", prompt, length).to("vanilla", "none"))
     assert error.value.row == "odd"
-    assert all(word in str(error.value) for word in words)
     assert not engine.busy
     engine.add(Request("odd", [1, 2], 3).to("vanilla", "none"))
     assert [outcome.finish_reason for outcome in drain(engine)] in (["eos"], ["length"])
@@ -314,9 +314,9 @@ def test_rows_move_in_and_out_of_any_state(a: int, b: int, t1: int, t2: int, dat
 
 def test_unlike_states_do_not_mix() -> None:
     state = state_of(range(2), 3)
-    with pytest.raises(TypeError, match="cannot append a NoneType to a Tensor"):
+    with refuses(TypeError, "NoneType", "Tensor"):
         append(state, replace(state, row=None))
-    with pytest.raises(TypeError, match="cannot append a Inner to a Outer"):
+    with refuses(TypeError, "Inner", "Outer"):
         append(state, state.inner)
 
 
@@ -426,28 +426,27 @@ def test_grammar_accepts(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "found"),
     [
-        ("", "expected a name, found the end"),
-        ("(", "expected a name, found '('"),
-        ("3", "expected a name, found '3'"),
-        ("a(", "the closing ')' is missing"),
-        ("a(1", "the closing ')' is missing"),
-        ("a(1))", "unexpected ')' after 'a'"),
-        ("a b", "unexpected 'b' after 'a'"),
-        ("a(b=1,2)", "a value without a name follows one with a name"),
-        ("a(b=1,b=2)", "b is given twice"),
-        ("a(1 2)", "expected ',' or ')', found '2'"),
-        ("a(b=)", "expected a name, found ')'"),
-        ("a(,)", "expected a name, found ','"),
-        ("a(b=1;c=2)", "at ';c=2)'"),
-        ("a(b=%)", "at '%)'"),
+        ("", ""),
+        ("(", "'('"),
+        ("3", "'3'"),
+        ("a(", "')'"),
+        ("a(1", "')'"),
+        ("a(1))", "')'"),
+        ("a b", "'b'"),
+        ("a(b=1,2)", "name"),
+        ("a(b=1,b=2)", "b"),
+        ("a(1 2)", "found '2'"),
+        ("a(b=)", "found ')'"),
+        ("a(,)", "found ','"),
+        ("a(b=1;c=2)", "';c=2)'"),
+        ("a(b=%)", "'%)'"),
     ],
 )
-def test_grammar_refuses(text: str, message: str) -> None:
-    with pytest.raises(SpecError) as error:
+def test_grammar_refuses(text: str, found: str) -> None:
+    with refuses(SpecError, repr(text), found) as error:
         parse(text)
-    assert message in str(error.value)
     assert isinstance(error.value, UnmaskError)
 
 
@@ -482,31 +481,29 @@ def test_defaults_are_not_written_down() -> None:
 @pytest.mark.parametrize(
     ("kind", "text", "words"),
     [
-        ("policy", "vanila", ["unknown policy 'vanila'", "slowfast", "threshold", "vanilla"]),
-        ("cache", "dualcache", ["unknown cache 'dualcache'", "dllm", "dual", "every", "none", "prefix"]),
-        ("policy", "threshold(theta=1)", ["threshold has no parameter 'theta'", "tau", "block_length"]),
-        ("policy", "factor(1,2,exact,3)", ["factor takes at most 3 values, got 4"]),
-        ("policy", "threshold(1,tau=2)", ["threshold: tau is given twice"]),
-        ("policy", "threshold(tau=2.5)", ["threshold: tau must be a number in [0, 2], got 2.5"]),
-        ("policy", "threshold(tau=-0.1)", ["threshold: tau must be a number in [0, 2], got -0.1"]),
-        ("policy", "threshold(tau=true)", ["threshold: tau must be a number in [0, 2], got True"]),
-        ("policy", "threshold(block_length=0)", ["block_length must be an integer >= 1 or none, got 0"]),
-        ("policy", "threshold(block_length=1.5)", ["block_length must be an integer >= 1 or none, got 1.5"]),
-        ("policy", "slowfast(suffix=cut)", ["suffix must be one of truncate, cached, full", "got 'cut'"]),
-        ("policy", "slowfast(suffix=cut(1))", ["suffix cannot be cut(1)"]),
-        ("policy", "slowfast(sigma2=0)", ["sigma2 must be a number > 0", "got 0"]),
-        ("cache", "dllm(kp=none)", ["dllm: kp must be an integer >= 1, got None"]),
-        ("cache", "dllm(rho=1.01)", ["dllm: rho must be a number in [0, 1], got 1.01"]),
-        ("cache", "every(threshold,2)", ["unknown cache 'threshold'"]),
-        ("cache", "every(dual,n=0)", ["every: n must be an integer >= 1, got 0"]),
-        ("cache", "every", ["every needs a cache"]),
+        ("policy", "vanila", ["policy", "'vanila'", "slowfast", "threshold", "vanilla"]),
+        ("cache", "dualcache", ["cache", "'dualcache'", "dllm", "dual", "every", "none", "prefix"]),
+        ("policy", "threshold(theta=1)", ["threshold", "'theta'", "tau", "block_length"]),
+        ("policy", "factor(1,2,exact,3)", ["factor", 3, 4]),
+        ("policy", "threshold(1,tau=2)", ["threshold", "tau"]),
+        ("policy", "threshold(tau=2.5)", ["threshold", "tau", 2.5]),
+        ("policy", "threshold(tau=-0.1)", ["threshold", "tau", -0.1]),
+        ("policy", "threshold(tau=true)", ["threshold", "tau", True]),
+        ("policy", "threshold(block_length=0)", ["threshold", "block_length", "none", "got 0"]),
+        ("policy", "threshold(block_length=1.5)", ["threshold", "block_length", "none", 1.5]),
+        ("policy", "slowfast(suffix=cut)", ["slowfast", "suffix", "truncate", "cached", "full", "'cut'"]),
+        ("policy", "slowfast(suffix=cut(1))", ["slowfast", "suffix", "cut(1)"]),
+        ("policy", "slowfast(sigma2=0)", ["slowfast", "sigma2", "got 0"]),
+        ("cache", "dllm(kp=none)", ["dllm", "kp", None]),
+        ("cache", "dllm(rho=1.01)", ["dllm", "rho", 1.01]),
+        ("cache", "every(threshold,2)", ["cache", "'threshold'"]),
+        ("cache", "every(dual,n=0)", ["every", "n", "got 0"]),
+        ("cache", "every", ["every", "cache"]),
     ],
 )
-def test_bad_specs_say_what_is_accepted(kind: str, text: str, words: list[str]) -> None:
-    with pytest.raises(SpecError) as error:
+def test_bad_specs_say_what_is_accepted(kind: str, text: str, words: list[Any]) -> None:
+    with refuses(SpecError, *words):
         {"policy": registry.policy, "cache": registry.cache}[kind](text)
-    for word in words:
-        assert word in str(error.value)
 
 
 @pytest.mark.parametrize("text", [*POLICIES, *CACHES])
@@ -524,7 +521,7 @@ def test_every_number_is_checked(text: str) -> None:
         wrong += ["word", 1] if rule["choices"] else []
         wrong += [] if rule["optional"] or not (numeric or rule["choices"]) else [None]
         for value in wrong:
-            with pytest.raises(SpecError, match=rf"{made.name}: {field.name} must be .*, got"):
+            with refuses(SpecError, made.name, field.name):
                 replace(made, **{field.name: value})
 
 
@@ -545,7 +542,7 @@ def test_accepted_words() -> None:
         "maybe": "an integer in [2, 5] or none",
     }
     assert str(Thing(flag=True, maybe=3)) == "thing(flag=true,maybe=3)"
-    with pytest.raises(SpecError, match="thing: flag must be true or false, got 1"):
+    with refuses(SpecError, "thing", "flag", 1):
         Thing(flag=1)
 
 
@@ -561,7 +558,7 @@ def test_types_need_not_be_postponed() -> None:
         field = ("value", kind, param(kind(), "it", ge=None if kind in (bool, str) else 0))
         made = dataclasses.make_dataclass("Made", [field], bases=(Configured,), namespace={"name": "made"}, frozen=True)
         assert accepted(dataclasses.fields(made)[0]) == words
-        with pytest.raises(SpecError, match=f"made: value must be {words}, got"):
+        with refuses(SpecError, "made", "value"):
             made(wrong)
 
 
