@@ -107,7 +107,7 @@ class TestResults:
     @pytest.mark.parametrize("cache", CACHES)
     @pytest.mark.parametrize("policy", POLICIES)
     def test_they_add_up(self, model, policy, cache):
-        results = model.generate(PROMPTS, LENGTHS, policy, cache, eos_stop=True)
+        results = model.generate(PROMPTS, LENGTHS, policy, cache, ignore_eos=False)
         for result, length in zip(results, LENGTHS, strict=True):
             tokens, stats = result.tokens, result.stats
             ends = [i for i, t in enumerate(tokens) if t in (EOS, EOT)]
@@ -205,7 +205,7 @@ def plain(result):
 
 
 class TestSeeds:
-    OPTIONS = types.MappingProxyType({"gen_length": 16, "temperature": 1.0, "policy": "vanilla", "eos_stop": False})
+    OPTIONS = types.MappingProxyType({"gen_length": 16, "temperature": 1.0, "policy": "vanilla", "ignore_eos": True})
 
     def tokens(self, model, prompts, seed):
         return [r.tokens for r in model.generate(prompts, seed=seed, **self.OPTIONS)]
@@ -286,7 +286,7 @@ class TestStream:
         assert len(list(model.stream("hello", 10, "vanilla", ignore_eos=True))) == 10
 
     def test_sampling_options_are_those_of_generate(self, model):
-        options = {"temperature": 0.9, "top_p": 0.9, "top_k": 30, "seed": 11, "eos_stop": False, "chat": False}
+        options = {"temperature": 0.9, "top_p": 0.9, "top_k": 30, "seed": 11, "ignore_eos": True, "chat": False}
         (result,) = model.generate("hello", 12, "vanilla", **options)
         commits = [c for s in model.stream("hello", 12, "vanilla", **options) for c in s.committed()]
         at = len(result.prompt_tokens)

@@ -82,10 +82,10 @@ def test_sampling_options_reach_the_model(unmask_, model):
     assert lines(fine(unmask_("Hi", "-n", 16, "--json")))[0]["tokens"] != expected.tokens
 
 
-def test_no_chat_and_no_eos_stop(unmask_, model):
+def test_no_chat_and_ignore_eos(unmask_, model):
     lm = unmask.load(model)
     plain = lm.generate("Hi", 16, chat=False, ignore_eos=True)[0]
-    (value,) = lines(fine(unmask_("Hi", "-n", 16, "--no-chat", "--no-eos-stop", "--json")))
+    (value,) = lines(fine(unmask_("Hi", "-n", 16, "--no-chat", "--ignore-eos", "--json")))
     assert value["tokens"] == plain.tokens
     assert value["prompt_tokens"] == 2
     assert min(value["steps"]) >= 0
@@ -171,7 +171,7 @@ def test_spans():
 
 def test_picture(unmask_, tmp_path):
     file = tmp_path / "p.svg"
-    out = fine(unmask_("Hi <&>", "-n", 20, "--no-eos-stop", "--json", "--picture", file, "-p", "threshold(0.3)"))
+    out = fine(unmask_("Hi <&>", "-n", 20, "--ignore-eos", "--json", "--picture", file, "-p", "threshold(0.3)"))
     count = lines(out)[0]["stats"]["tokens"]
     root = ElementTree.fromstring(file.read_text())
     space = "{http://www.w3.org/2000/svg}"
@@ -200,10 +200,10 @@ def test_picture_without_tokenizer(tmp_path):
 
 
 def test_watch_without_a_terminal_prints_the_last_frame(unmask_):
-    result = unmask_("Hi", "-n", 6, "--watch", "--no-eos-stop")
+    result = unmask_("Hi", "-n", 6, "--watch", "--ignore-eos")
     assert result.exit_code == 0
     assert "forward 6" in result.stderr
-    assert result.stdout == fine(unmask_("Hi", "-n", 6, "--no-eos-stop"))
+    assert result.stdout == fine(unmask_("Hi", "-n", 6, "--ignore-eos"))
 
 
 def in_a_terminal(*args):
@@ -224,7 +224,7 @@ def in_a_terminal(*args):
 
 
 def test_watch_in_a_terminal(model):
-    code, out, seen = in_a_terminal("-m", model, "Hi", "-n", 6, "--watch", "--no-eos-stop")
+    code, out, seen = in_a_terminal("-m", model, "Hi", "-n", 6, "--watch", "--ignore-eos")
     assert code == 0, seen
     assert [f"forward {i}" in seen for i in range(1, 7)] == [True] * 6
     assert "\x1b[38;2;" in seen
@@ -234,7 +234,7 @@ def test_watch_in_a_terminal(model):
 
 def test_progress_bar_in_a_terminal(model, tmp_path):
     batch = jsonl(tmp_path / "in.jsonl", *({"prompt": f"prompt {i}", "gen_length": 40} for i in range(30)))
-    code, out, seen = in_a_terminal("-m", model, "--batch", batch, "--batch-size", 4, "--no-eos-stop")
+    code, out, seen = in_a_terminal("-m", model, "--batch", batch, "--batch-size", 4, "--ignore-eos")
     assert code == 0, seen
     assert len(lines(out)) == 30
     assert "decoding" in seen
@@ -360,7 +360,7 @@ def test_what_is_not_imported(args, forbidden):
 
 def test_output_that_is_not_unicode(model):
     for extra in ([], ["--json"]):
-        command = [*COMMAND, "generate", "-m", model, "h\u00e9", "-n", "12", "--no-eos-stop", *extra]
+        command = [*COMMAND, "generate", "-m", model, "h\u00e9", "-n", "12", "--ignore-eos", *extra]
         environment = ENVIRONMENT | {"PYTHONIOENCODING": "ascii"}
         done = subprocess.run(command, capture_output=True, env=environment, check=False)
         assert (done.returncode, done.stderr) == (0, b"")
@@ -436,9 +436,9 @@ def test_bad_usage(model, args, named, tmp_path, monkeypatch):
         (f'{{"prompt": [{MASK}]}}', ["mask", MASK]),
         ('{"prompt": [99999]}', [99999]),
         (f'{{"prompt": "x", "gen_length": {CONTEXT}}}', ["gen_length", CONTEXT]),
-        ('{"prompt": "x", "banned": [99999]}', ["banned", 99999]),
-        (json.dumps({"prompt": "x", "banned": list(range(VOCAB))}), ["banned"]),
-        ('{"prompt": "x", "banned": ["two"]}', ["banned", "'two'"]),
+        ('{"prompt": "x", "suppress": [99999]}', ["suppress", 99999]),
+        (json.dumps({"prompt": "x", "suppress": list(range(VOCAB))}), ["suppress"]),
+        ('{"prompt": "x", "suppress": ["two"]}', ["suppress", "'two'"]),
     ],
 )
 def test_bad_batch_line(model, tmp_path, line, named):
@@ -506,7 +506,7 @@ def test_interrupt_keeps_what_was_written(model, tmp_path):
     batch = jsonl(tmp_path / "in.jsonl", *({"prompt": f"prompt {i}", "gen_length": 64} for i in range(1500)))
     out, trace = tmp_path / "out.jsonl", tmp_path / "trace.jsonl"
     command = [*COMMAND, "generate", "-m", model, "--batch", batch, "--batch-size", "2", "-p", "vanilla"]
-    command += ["-o", out, "--trace", trace, "--no-eos-stop"]
+    command += ["-o", out, "--trace", trace, "--ignore-eos"]
     signal.signal(
         signal.SIGINT, signal.default_int_handler
     )  # a shell's background jobs ignore it, and so their children

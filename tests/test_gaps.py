@@ -14,6 +14,7 @@ from helpers import cli, fine, lines
 from llada_folder import BOS, CONTEXT, EOS, MASK, VOCAB, write
 from refusals import refused, refuses
 from unmask import RequestError, SpecError
+from unmask.engine.request import SamplingParams
 from unmask.text import split_gaps
 
 QUESTION = "Amy has 3 apples. She buys 4 more, and then 5 more. How many apples does Amy have?"
@@ -95,9 +96,9 @@ def test_ids_and_text_are_the_same(model):
 
 
 def test_a_gap_at_the_end_alone_is_a_response(model):
-    for eos_stop in (True, False):
-        filled = model.infill("Hello[MASK*20]", "threshold(0.3)", "dual", eos_stop=eos_stop)[0]
-        response = model.generate("Hello", 20, "threshold(0.3)", "dual", chat=False, eos_stop=eos_stop)[0]
+    for whole in (False, True):
+        filled = model.infill("Hello[MASK*20]", "threshold(0.3)", "dual", ignore_eos=whole)[0]
+        response = model.generate("Hello", 20, "threshold(0.3)", "dual", chat=False, ignore_eos=whole)[0]
         assert (filled.tokens, filled.steps) == (response.tokens, response.steps)
         assert filled.text == "Hello" + response.text
         assert filled.spans == response.spans == (unmask.Span(0, response.text, response.tokens),)
@@ -143,7 +144,7 @@ def test_control_tokens_of_a_text_are_text(model):
 
 def test_a_batch_is_its_texts(model):
     texts = ["ab[MASK*9]c", "x[MASK]y[MASK*3]z[MASK*7]", "[MASK*4]q"]
-    options = {"temperature": 1.2, "top_p": 0.9, "banned": ["c", 7]}
+    options = {"temperature": 1.2, "top_p": 0.9, "suppress": ["c", 7]}
     together = model.infill(texts, "slowfast(tau_high=0.4)", "dllm(kp=2,kr=2)", seed=[1, 2, 3], batch_size=2, **options)
     for seed, (text, result) in enumerate(zip(texts, together, strict=True), 1):
         alone = model.infill(text, "slowfast(tau_high=0.4)", "dllm(kp=2,kr=2)", seed=seed, **options)[0]
@@ -157,25 +158,26 @@ def test_without_tokenizer(tmp_path):
     assert (result.text, [s.text for s in result.spans]) == ("", [""])
     for call, named in (
         (lambda: bare.infill("a[MASK]"), ["text 0", "tokenizer.json"]),
-        (lambda: bare.infill([1, MASK], suppress=["x"]), ["banned", "tokenizer.json"]),
+        (lambda: bare.infill([1, MASK], suppress=["x"]), ["suppress", "tokenizer.json"]),
         (lambda: bare.infill([1, MASK], prompts="x"), ["prompt 0", "tokenizer.json"]),
     ):
         with refuses(RequestError, *named):
             call()
 
 
-def test_banned_and_fixed_in_generate(model):
+def test_suppressed_and_fixed_in_generate(model):
     free = model.generate(["Hi", "Hello"], 16, ignore_eos=True)
-    for banned in ([*free[0].tokens], [free[0].tokens, []]):
-        barred = model.generate(["Hi", "Hello"], 16, suppress=banned, ignore_eos=True)
+    each = [SamplingParams(suppress=free[0].tokens, ignore_eos=True), SamplingParams(ignore_eos=True)]
+    for options in ({"suppress": [*free[0].tokens], "ignore_eos": True}, {"params": each}):
+        barred = model.generate(["Hi", "Hello"], 16, **options)
         assert not set(barred[0].tokens) & set(free[0].tokens)
     assert barred[1].tokens == free[1].tokens
     it = model.text.token("F")
-    expected = model.generate("Hi", 64, suppress=[it], temperature=3.0)[0].tokens
-    assert it in model.generate("Hi", 64, temperature=3.0)[0].tokens
+    expected = model.generate("Hi", 64, suppress=[it], temperature=3.0, seed=0)[0].tokens
+    assert it in model.generate("Hi", 64, temperature=3.0, seed=0)[0].tokens
     assert it not in expected
-    for banned in ("F", it, ["F", it], [["F"]], np.array([it]), np.int64(it)):
-        assert model.generate("Hi", 64, suppress=banned, temperature=3.0)[0].tokens == expected
+    for suppress in ("F", it, ["F", it], np.array([it]), np.int64(it)):
+        assert model.generate("Hi", 64, suppress=suppress, temperature=3.0, seed=0)[0].tokens == expected
     fixed = model.generate(["Hi", "Hello"], 8, fixed=[{2: 65, 5: 66}, None])
     assert (fixed[0].tokens[2], fixed[0].tokens[5]) == (65, 66)
     assert [(s.start, len(s.tokens)) for s in fixed[0].spans] == [(0, 2), (3, 2), (6, 2)]
@@ -216,14 +218,13 @@ def test_banned_and_fixed_in_generate(model):
         ("a[MASK]", {"prompts": ""}, ["prompt 0"]),
         ("a[MASK]", {"chat": "yes"}, ["chat", "'yes'"]),
         ("a[MASK]b", {"policy": "left_to_right"}, ["left_to_right", "slowfast", "threshold"]),
-        ("a[MASK]b", {"suppress": list(range(VOCAB))}, ["prompt 0", "banned"]),
-        ("a[MASK]", {"suppress": [VOCAB]}, ["prompt 0", "banned", VOCAB]),
-        ("a[MASK]", {"suppress": ["two"]}, ["banned", "'two'", 3]),
-        ("a[MASK]", {"suppress": [""]}, ["banned", "''", 0]),
-        ("a[MASK]", {"suppress": [1.5]}, ["banned", 1.5]),
-        ("a[MASK]", {"suppress": 1.5}, ["banned", 1.5]),
-        ("a[MASK]", {"suppress": [[1], 2]}, ["banned", 2, 1]),
-        (["a[MASK]"] * 2, {"suppress": [[1], 2]}, ["banned", 2]),
+        ("a[MASK]b", {"suppress": list(range(VOCAB))}, ["prompt 0", "suppress"]),
+        ("a[MASK]", {"suppress": [VOCAB]}, ["prompt 0", "suppress", VOCAB]),
+        ("a[MASK]", {"suppress": ["two"]}, ["suppress", "'two'", 3]),
+        ("a[MASK]", {"suppress": [""]}, ["suppress", "''", 0]),
+        ("a[MASK]", {"suppress": [1.5]}, ["suppress", 1.5]),
+        ("a[MASK]", {"suppress": 1.5}, ["suppress", 1.5]),
+        ("a[MASK]", {"suppress": [[1], 2]}, ["suppress", "[1]"]),
     ],
 )  # fmt: skip
 def test_bad_input(model, texts, options, named):
@@ -251,11 +252,11 @@ def test_bad_fixed_tokens(model, fixed, named):
 def test_unknown_names(model):
     with refuses(SpecError, "policy", "'slowfest'"):
         model.infill("a[MASK]", "slowfest")
-    accepted = ("temperature", "top_p", "top_k", "seed", "eos_stop", "chat", "banned")
+    accepted = ("temperature", "top_p", "top_k", "seed", "ignore_eos", "suppress")
     for option in ({"gen_length": 3}, {"fixed": {0: 1}}, {"temprature": 1.0}):
         with refuses(RequestError, "infill", f"'{next(iter(option))}'", *accepted):
             model.infill("a[MASK]", **option)
-    with refuses(RequestError, "stream", "'prompt'", "banned", "fixed", "stop"):
+    with refuses(RequestError, "'prompt'", "suppress", "stop"):
         model.stream("a", 4, prompt="b")
 
 
@@ -300,25 +301,38 @@ def test_json_trace_and_picture(tmp_path):
 def test_batch(tmp_path, shipped):
     given = [
         {"text": "3+4=[MASK]\n7+5=[MASK*2]\nAnswer: [MASK*2]", "prompt": QUESTION},
-        {"text": [2, 3, 0, 5, 0, 0], "seed": 4, "banned": [7, "a"]},
+        {"text": [2, 3, 0, 5, 0, 0], "seed": 4, "suppress": [7, "a"]},
         {"text": "a [MASK]", "prompt": [{"role": "user", "content": "Hi"}]},
     ]
     file = tmp_path / "in.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in given))
     values = sorted(lines(fine(run("--batch", file, "--temperature", 1, "--seed", 2))), key=lambda v: v["index"])
-    for value, line in zip(values, given, strict=True):
-        seed, banned = line.get("seed", 2), line.get("banned")
-        alone = shipped.infill(line["text"], prompts=line.get("prompt"), temperature=1, seed=seed, suppress=banned)[0]
+    for i, (value, line) in enumerate(zip(values, given, strict=True)):
+        seed, suppress = line.get("seed", 2 + i), line.get("suppress")
+        alone = shipped.infill(line["text"], prompts=line.get("prompt"), temperature=1, seed=seed, suppress=suppress)[0]
         assert (value["text"], value["tokens"], value["seed"]) == (alone.text, alone.tokens, seed)
 
 
-def test_ban_and_standard_input(folder):
+def test_suppress_and_standard_input(folder):
     model = unmask.load(folder)
     out = fine(
-        run("-m", folder, "-", "--ban", "e", "--ban", "t", "--temperature", 2, "--seed", 3, input="a[MASK*9]b\n")
+        run(
+            "-m",
+            folder,
+            "-",
+            "--suppress",
+            "e",
+            "--suppress",
+            "t",
+            "--temperature",
+            2,
+            "--seed",
+            3,
+            input="a[MASK*9]b\n",
+        )
     )
-    assert out == model.infill("a[MASK*9]b", temperature=2.0, seed=3, suppress=["e", "t"])[0].text + "\n"
-    generated = cli("generate", "-m", folder, "Hi", "-n", 9, "--ban", "e", "--json")
+    assert out == model.infill("a[MASK*9]b\n", temperature=2.0, seed=3, suppress=["e", "t"])[0].text + "\n"
+    generated = cli("generate", "-m", folder, "Hi", "-n", 9, "--suppress", "e", "--json")
     assert lines(fine(generated))[0]["tokens"] == model.generate("Hi", 9, suppress=["e"])[0].tokens
 
 
@@ -342,7 +356,7 @@ def test_watch_shows_the_whole_text(folder):
         (["a[MASK*99999]"], ["text", 99999]),
         (["a[MASK]b", "-p", "left_to_right"], ["left_to_right"]),
         (["a[MASK]b", "-p", "nobody"], ["policy", "'nobody'"]),
-        (["a[MASK]b", "--ban", "several tokens"], ["text", "'several tokens'", 14]),
+        (["a[MASK]b", "--suppress", "several tokens"], ["suppress", "'several tokens'", 14]),
         (["a[MASK]b", "--gen-length", "3"], ["--gen-length"]),
         (["a[MASK]b", "--prompt", ""], ["prompt"]),
         (["a[MASK]b", "--temperature", "-1"], ["temperature", -1]),
@@ -356,12 +370,13 @@ def test_bad_usage(folder, args, named):
     ("line", "named"),
     [
         ('{"prompt": "x"}', ["text"]),
-        ('{"text": "x[MASK]", "gen_length": 3}', ["'gen_length'", "text", "prompt", "seed"]),
+        ('{"text": "x[MASK]", "temprature": 3}', ["'temprature'", "'temperature'"]),
+        ('{"text": "x[MASK]", "tokens": [3]}', ["'tokens'"]),
         ('{"text": [{"role": "user", "content": "x"}]}', ["text"]),
         ('{"text": "x[MASK]", "prompt": 3}', ["prompt"]),
-        ('{"text": "x[MASK]", "banned": "x"}', ["banned"]),
-        ('{"text": "x[MASK]", "banned": [true]}', ["banned"]),
-        ('{"text": "x[MASK]", "seed": -1}', ["seed", -1]),
+        ('{"text": "x[MASK]", "suppress": 1.5}', ["suppress"]),
+        ('{"text": "x[MASK]", "suppress": [true]}', ["suppress"]),
+        ('{"text": "x[MASK]", "seed": 1.5}', ["seed", 1.5]),
         ('{"text": "x"}', ["gap"]),
         ('{"text": [1, 2]}', ["gap"]),
     ],

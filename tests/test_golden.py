@@ -414,7 +414,7 @@ class Outcome:
 def requests(case: Case) -> list[Request]:
     top_k = 50 if case.method.startswith("fastdllm_dream") else 0  # the default of the configuration class it inherits
     stops = "eos_token_id" in case.data["params"]
-    return [Request(0, case.data["prompt_ids"], case.gen_length, top_k=top_k, eos_stop=stops)]
+    return [Request(0, case.data["prompt_ids"], case.gen_length, top_k=top_k, ignore_eos=not stops)]
 
 
 def denoiser(case: Case) -> Denoiser:

@@ -526,7 +526,7 @@ def test_an_early_stop_changes_no_answer(policy: str, kept: str) -> None:
     """A block is finished before the next is begun: what is filled behind the answer comes too late to matter."""
     lm = unmask.load(dtype="float32")
     prompts = [p.prompt for family in ("word_problem", "record") for p in problems(family, "valid", 2)]
-    early, full = (lm.generate(prompts, 96, policy, kept, eos_stop=stop) for stop in (True, False))
+    early, full = (lm.generate(prompts, 96, policy, kept, ignore_eos=full) for full in (False, True))
     for one, other in zip(early, full, strict=True):
         said = one.stats.tokens
         assert 0 < said == other.stats.tokens < 96
