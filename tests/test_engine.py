@@ -211,7 +211,12 @@ def test_the_host_waits_twice_in_a_forward_pass(kept: str, shift: bool, monkeypa
 def test_waits_are_seen() -> None:
     """The counter above can fail."""
     some = torch.tensor([True, False])
-    for reads in (lambda: bool(some.any()), lambda: some.nonzero(), lambda: torch.arange(2)[some], lambda: int(some[0])):
+    for reads in (
+        lambda: bool(some.any()),
+        lambda: some.nonzero(),
+        lambda: torch.arange(2)[some],
+        lambda: int(some[0]),
+    ):
         with Waits() as waits:
             reads()
         assert waits.count.total() >= 1
