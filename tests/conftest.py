@@ -14,6 +14,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+import warm
+from warm import Shell
+
 torch.set_num_threads(1)
 settings.register_profile(
     "unmask", deadline=None, derandomize=True, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
@@ -56,3 +59,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         policy = item.callspec.params.get("policy") if hasattr(item, "callspec") else None
         group = f"{item.path.name} {str(policy).partition('(')[0]}" if policy else item.path.name
         item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.fixture(scope="session")
+def shell() -> Iterator[Shell]:
+    """Runs shell scripts in which ``unmask`` is the command line, without the time that importing it takes."""
+    with warm.shell() as run:
+        yield run

@@ -116,10 +116,9 @@ def test_canvas_applies_updates(rows: list[tuple[list[int], list[int], bool]], d
 def test_the_engine_refuses(prompt: list[int], length: int, words: list[str]) -> None:
     """One error that names the request; nothing is queued, and the engine goes on."""
     engine = Engine(tiny())
-    with pytest.raises(RequestError) as error:
+    with refuses(RequestError, *words) as error:
         engine.add(Request("odd", prompt, length).to("vanilla", "none"))
     assert error.value.row == "odd"
-    assert all(word in str(error.value) for word in words)
     assert not engine.busy
     engine.add(Request("odd", [1, 2], 3).to("vanilla", "none"))
     assert [outcome.finish_reason for outcome in drain(engine)] in (["eos"], ["length"])

@@ -1,10 +1,8 @@
 """Every example of the documentation runs; the three of CONTRIBUTING do what they say."""
 
 import json
-import os
 import re
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +11,7 @@ import pytest
 from safetensors.torch import save_file
 
 import unmask
+from helpers import cli, fine
 from llada_folder import CONFIG, EOS, MASK, weights, write
 from unmask.core.errors import SpecError
 from unmask.models import weights as checkpoints
@@ -24,7 +23,6 @@ PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(p.relative_to(ROOT)) for p 
 _BLOCK = re.compile(
     r"(?:<!-- not run: (?P<why>[^>]+) -->\n)?^```(?P<kind>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
 )
-_PRELUDE = 'unmask() { "$UNMASK_PYTHON" -c "from unmask.cli import main; main()" "$@"; }\nset -eu\n'
 
 
 def blocks(page, kind):
@@ -41,19 +39,11 @@ def test_python_examples(page, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out
 
 
-def test_command_examples(tmp_path):
+def test_command_examples(tmp_path, shell):
     scripts = blocks("README.md", "sh")
     assert sum(script.count("unmask ") for script in scripts) >= 6
-    environment = os.environ | {"UNMASK_PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
     for script in scripts:
-        done = subprocess.run(
-            ["bash", "-c", _PRELUDE + script],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = shell(script, tmp_path)
         assert (done.returncode, done.stderr) == (0, ""), script
     assert (tmp_path / "decoding.svg").read_text().startswith("<svg")
     assert [json.loads(line)["index"] for line in sorted((tmp_path / "answers.jsonl").read_text().splitlines())] == [
@@ -63,16 +53,9 @@ def test_command_examples(tmp_path):
     assert (tmp_path / "trace.jsonl").read_text().count("\n") > 3
 
 
-def test_commands_of_the_documentation(tmp_path):
+def test_commands_of_the_documentation(tmp_path, shell):
     stop, infill = blocks("docs/cli.md", "sh")
-    done = subprocess.run(
-        ["bash", "-c", _PRELUDE + stop + infill],
-        cwd=tmp_path,
-        env=os.environ | {"UNMASK_PYTHON": sys.executable, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = shell(stop + infill, tmp_path)
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "11*2=22\n3+4=7\n7+5=12\nAnswer: 12\n")
 
 
@@ -108,8 +91,7 @@ def test_links_lead_somewhere():
 @pytest.mark.parametrize("command", ["generate", "infill"])
 def test_options_are_documented(command):
     page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
-    command = [sys.executable, "-c", "from unmask.cli import main; main()", command, "--help"]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    text = fine(cli(command, "--help"))
     missing = {o for o in re.findall(r"--[a-z][a-z-]+", text) if f"`{o}" not in page} - {"--help"}
     assert not missing
 

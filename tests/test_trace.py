@@ -1,10 +1,7 @@
 """Traces: what is in them, what is wrong with them."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -316,23 +313,16 @@ def test_page_fetches_nothing(trace):
 
 def test_documented():
     docs = (ROOT / "docs" / "trace.md").read_text(encoding="utf-8")
-    help_ = subprocess.run(
-        [sys.executable, "-c", "from unmask.cli import main; main()", "trace", "view", "--help"],
-        capture_output=True, text=True, check=True, env=os.environ | {"COLUMNS": "200"},
-    ).stdout  # fmt: skip
+    help_ = run("trace", "view", "--help").stdout
     options = set(re.findall(r"--[a-z][a-z-]+", help_)) - {"--help"}
     assert options == {"--output", "--row"}
     assert all(f"`{o}" in docs for o in options)
 
 
-def test_commands_of_the_documentation(tmp_path):
+def test_commands_of_the_documentation(tmp_path, shell):
     docs = (ROOT / "docs" / "trace.md").read_text(encoding="utf-8")
     script, printed = re.search(r"```sh\n(.*?)```.*?```\n(.*?)```", docs, re.DOTALL).groups()
-    command = 'unmask() { "$UNMASK_PYTHON" -c "from unmask.cli import main; main()" "$@"; }\nset -eu\n' + script
-    environment = os.environ | {"UNMASK_PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        ["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
+    done = shell(script, tmp_path)
     assert (done.returncode, done.stderr, done.stdout) == (0, "", printed * 2)
     fast, plain = (read(tmp_path / f"{name}.jsonl").rows[0].forwards for name in ("fast", "plain"))
     assert len(plain) == 112 > 4 * len(fast)  # the exact number of the page depends on the machine's last bits
