@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import unmask
-from unmask.api import SHIPPED_NAME, pick_device, pick_dtype
+from unmask.api import BUNDLED_NAME, pick_device, pick_dtype
 from unmask.core.errors import RequestError
 from unmask.measure.run import device_name
 from unmask.models.random import random_denoiser, shape
@@ -274,7 +274,7 @@ def _run(given: argparse.Namespace) -> None:
         denoiser = unmask.load(given.model, given.device, given.dtype).denoiser
     reach(denoiser, max(size.length for size in wanted))
     about = {
-        "model": given.shape or given.model or SHIPPED_NAME,
+        "model": given.shape or given.model or BUNDLED_NAME,
         "device": device_name(denoiser.network.device),
         "dtype": str(denoiser.network.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),

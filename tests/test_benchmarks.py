@@ -11,7 +11,7 @@ from benchmarks import forward as measured
 from benchmarks import memory, speed
 from benchmarks.forward import ASKED, PARTS, Forward, Parts, Products, Size
 from helpers import tiny
-from unmask.api import SHIPPED_NAME
+from unmask.api import BUNDLED_NAME
 from unmask.core.precision import cpu_has_bfloat16
 from unmask.models import random as made
 from unmask.models.transformer import TransformerBlock
@@ -60,7 +60,7 @@ def test_table_and_a_canvas_longer_than_the_context(capsys):
     row = dict(zip(head, line, strict=True))
     assert (row["T"], row["rows"], row["computed"]) == ("2100", "1", "8")
     assert row["ratio"].endswith(" %") and float(row["products, ms"]) > 0
-    assert out.startswith(f"{SHIPPED_NAME}, ")
+    assert out.startswith(f"{BUNDLED_NAME}, ")
 
 
 @pytest.mark.parametrize(

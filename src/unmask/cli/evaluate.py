@@ -82,8 +82,8 @@ def evaluate(
     tasks: _Names,
     *,
     include_path: _Include = None,
-    policy: o.PolicySpec = "slowfast",
-    cache: o.CacheSpec = "none",
+    policy: o.Policy = None,
+    cache: o.Cache = None,
     prompting: Prompting,
     batch_size: o.BatchSize = 32,
     output: _Folder = None,
@@ -101,7 +101,8 @@ def evaluate(
     from .. import registry
     from ..evaluation import run
 
-    chosen, kept = str(registry.policy(policy)), str(registry.cache(cache))
+    chosen = "the model's policy" if policy is None else str(registry.policy(policy))
+    kept = str(registry.cache(cache or "none"))
     run.check_limit(prompting.limit)
     folder = None if output is None else Path(output)
     if output is not None:
@@ -110,7 +111,7 @@ def evaluate(
     if dry_run:
         for name, kind, file in found.about():
             print(f"{name}  {kind}  {file}")
-        print(f"{chosen} + {kept}")
+        print(f"{chosen} + {kept if policy or cache else 'its cache'}")
         return
     ledger = run.prepare(folder, resume)
     from ..evaluation.model import UnmaskLM

@@ -122,7 +122,7 @@ def greedy(denoiser: Denoiser, pairs: Sequence[Pair], batch_size: int, guidance:
     for at in range(0, len(order), batch_size):
         here = torch.tensor(order[at : at + batch_size])
         canvas, target = _blank(denoiser, [pairs[i] for i in here.tolist()])
-        while len(here):
+        while True:
             told = _answer(denoiser, canvas, guidance, frozenset())
             update = Update(best(told.confidence), told.token)
             wrong = (update.write & (told.token != target)).any(1)
@@ -130,6 +130,8 @@ def greedy(denoiser: Denoiser, pairs: Sequence[Pair], batch_size: int, guidance:
             for i in here[wrong.cpu()].tolist():
                 found[i] = False
             stay = (~wrong & ~canvas.done).nonzero()[:, 0]
+            if not len(stay):
+                break
             canvas, target, here = select(canvas, stay.tolist()), target[stay], here[stay.cpu()]
     return found
 

@@ -48,7 +48,7 @@ class UnmaskLM(TemplateLM):  # type: ignore[misc]
 
     Args:
         pretrained: folder or hub id; None: the model that ships.
-        policy, cache: specs.
+        policy, cache: specs; None: the model's recommendation, without a cache where a policy is given.
         gen_length: tokens of a response where the task has no ``max_gen_toks``.
         batch_size: most requests decoded at a time; ``"auto"``: 32.
         temperature, top_p: of sampling, whatever the task says; None: as the task says, greedy where it says nothing.
@@ -73,8 +73,8 @@ class UnmaskLM(TemplateLM):  # type: ignore[misc]
     def __init__(
         self,
         pretrained: str | None = None,
-        policy: str = "slowfast",
-        cache: str = "none",
+        policy: str | None = None,
+        cache: str | None = None,
         gen_length: int = 256,
         batch_size: int | str = AUTO_BATCH,
         temperature: float | None = None,
@@ -104,10 +104,13 @@ class UnmaskLM(TemplateLM):  # type: ignore[misc]
             raise RequestError(f"cfg must be in [0, 100] (0: off), got {cfg}")
         self.check_greedy, self.chat, self.add_bos = is_check_greedy, chat, add_bos_token
         self.eos_stop = eos_stop
-        self.policy, self.cache = registry.policy(policy), registry.cache(cache)
-        self.files = files(str(self.policy))
+        for known, spec in ((registry.policy, policy), (registry.cache, cache)):
+            if spec is not None:
+                known(spec)  # before the model is loaded, which takes long
         self.name = pretrained or BUNDLED_NAME
         self.lm: Model = load(pretrained, device, dtype)
+        self.policy, self.cache = self.lm.setting(policy, cache)
+        self.files = files(str(self.policy))
         if self.lm.text is None:
             raise ModelError(f"{self.name} has no tokenizer.json; tasks are texts")
         self.text: Text = self.lm.text
@@ -182,19 +185,8 @@ class UnmaskLM(TemplateLM):  # type: ignore[misc]
 
     def get_model_info(self) -> dict[str, Any]:
         """The settings, for the harness's records."""
-        names = (
-            "gen_length",
-            "batch_size",
-            "temperature",
-            "top_p",
-            "seed",
-            "mc_num",
-            "mc_batch_size",
-            "mc_seed",
-            "cfg",
-            "eos_stop",
-        )
-        own = {name: getattr(self, name) for name in names}
+        names = ("gen_length", "batch_size", "temperature", "top_p", "seed", "mc_num", "mc_batch_size", "mc_seed")
+        own = {name: getattr(self, name) for name in (*names, "cfg", "eos_stop")}
         own |= {"is_check_greedy": self.check_greedy, "add_bos_token": self.add_bos, "chat": self.chat}
         return {"policy": str(self.policy), "cache": str(self.cache), **own, **self.memory.environment}
 
