@@ -16,6 +16,8 @@ from unmask.core.canvas import Canvas, Update
 from unmask.core.errors import SpecError
 from unmask.core.policy import Policy, Wrapper
 from unmask.core.protocols import Prediction, Sampling
+from unmask.core.state import row_bytes
+from unmask.policies.credit import Credit
 from unmask.policies.entropy_bound import EntropyBound
 from unmask.policies.threshold import Threshold
 
@@ -209,3 +211,51 @@ def test_inflating_far_gaps_is_the_same_alone_and_in_a_batch() -> None:
             alone = decode(tiny(), "vanilla", cache, [request])[request.row]
             assert alone.commits == together[request.row].commits
             assert alone.work == together[request.row].work
+
+
+# --- credit and klass
+
+
+@pytest.mark.parametrize("block", [None, 4])
+def test_credit_is_that_of_a_table_over_the_vocabulary(block: int | None) -> None:
+    """Random logits, tokens that win again and lose in between: as with one number for each position and token."""
+    policy = registry.policy(Credit(tau=0.8, alpha=2.0, gamma=0.5, beta=0.7, block_length=block))
+    canvas = Canvas.blank([[1], [2, 3]], [11, 7], SPEC, eos_stop=False)
+    draw, state = torch.Generator().manual_seed(3), policy.init(canvas, sampling(2))
+    table, begun = torch.zeros(*canvas.tokens.shape, SPEC.vocab, dtype=torch.float64), [-1, -1]
+    while not bool(canvas.done.all()):
+        asked = policy.ask(canvas, state).window & canvas.masked
+        where = asked.nonzero(as_tuple=True)
+        logits = 2 * torch.randn(len(where[0]), 4, generator=draw)
+        logits = torch.nn.functional.pad(logits, (3, SPEC.vocab - 7), value=-torch.inf)
+        confidence = torch.where(asked, 0.5, -torch.inf).double()
+        update, state = policy.decide(canvas, Prediction(canvas.tokens, confidence, logits=logits), state)
+        for row in range(2):
+            start = int(canvas.block_start(block)[row])
+            table[row] *= 0.7 if start == begun[row] else 0.0
+            begun[row] = start
+        best: dict[int, tuple[float, int]] = {}
+        for row, position, line in zip(*(part.tolist() for part in where), logits.double(), strict=True):
+            top = int(line.argmax())
+            table[row, position, top] += float(line.softmax(-1)[top]) ** 0.5
+            raised = (line + 2.0 * table[row, position].log1p()).softmax(-1)
+            sure, token = raised.max(-1)
+            best[row] = max(best.get(row, (0.0, -1)), (float(sure), position))
+            if update.write[row, position]:
+                assert int(update.token[row, position]) == int(token)
+            assert bool(update.write[row, position]) or float(sure) < 0.8
+        assert all(bool(update.write[row, position]) for row, (_, position) in best.items())
+        canvas = canvas.apply(update)
+
+
+@pytest.mark.parametrize("policy", ["klass(tau=0.5,kl=0.5,block_length=5)", "credit(tau=0.5,block_length=5)"])
+def test_no_state_holds_the_vocabulary_for_the_prompt(policy: str) -> None:
+    """A row of the state takes the same memory whatever the prompt's length is, positions of the canvas aside."""
+    small, large = (
+        row_bytes(registry.policy(policy).init(Canvas.blank([[1] * n], [12], SPEC), sampling(1))) for n in (1, 50)
+    )
+    assert 0 <= large - small <= 49 * 16
+    requests = [Request(0, [5, 6, 7], 12), Request(1, [4], 9), Request(2, [9, 8, 7, 6], 14), Request(3, [3], 17)]
+    together = decode(tiny(), policy, "none", requests, batch_size=2)
+    for request in requests:
+        assert decode(tiny(), policy, "none", [request])[request.row].commits == together[request.row].commits

@@ -11,6 +11,7 @@ from torch import Tensor
 from .canvas import Canvas, ModelSpec
 from .protocols import Sampling
 
+_LATE = 1e-9  # factor of the confidence of an end of text that shall come last
 _GOLDEN = -7046029254386353131  # 2**64 / golden ratio, as a signed integer
 _MIX1, _MIX2 = -4658895280553007687, -7723592293110705685  # splitmix64's multipliers, signed
 
@@ -73,6 +74,13 @@ def read(
     found = {"token": token, "confidence": confidence}
     found |= {name: measure(logits if name == "gap" else source) for name, measure in MEASURES.items() if name in needs}
     return found | {"logits": source} if "logits" in needs else found
+
+
+def delayed(canvas: Canvas, token: Tensor, confidence: Tensor, sampling: Sampling) -> Tensor:
+    """Confidences ``[B, T]`` of predicted tokens, next to 0 for an end of text where the row wants that last."""
+    if not sampling.delays or sampling.late_eos is None:
+        return confidence
+    return torch.where(canvas.is_eos(token) & sampling.late_eos[:, None], confidence * _LATE, confidence)
 
 
 def hot(sampling: Sampling, needs: frozenset[str]) -> bool:

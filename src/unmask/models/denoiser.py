@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..core.cache import Cache
 from ..core.canvas import Canvas, ModelSpec
-from ..core.predict import MEASURES, forbid, hot, likeliest, read, suppress
+from ..core.predict import MEASURES, delayed, forbid, hot, likeliest, read, suppress
 from ..core.protocols import Ask, Plan, Prediction, Sampling
 from ..core.rows import Counts, Rows, computed, gather, tiles
 from ..core.threads import for_work
@@ -25,7 +25,6 @@ from .transformer import Transformer
 
 _LOGITS_AT_ONCE = 1 << 26  # elements of [positions, vocabulary] at any time: 256 MiB in float32
 _SAMPLING = 12  # sampling needs so many times more (float64, sorting)
-_LATE = 1e-9  # factor of the confidence of an end of text that shall come last
 
 
 @dataclass(frozen=True)
@@ -294,9 +293,7 @@ def _spread(
     }
     for name, values in spread.items() if parts else ():
         values[row, position] = torch.cat([part[name] for part in parts]).to(values.dtype)
-    if sampling.delays and sampling.late_eos is not None:
-        ends = canvas.is_eos(spread["token"]) & sampling.late_eos[:, None]
-        spread["confidence"] = torch.where(ends, spread["confidence"] * _LATE, spread["confidence"])
+    spread["confidence"] = delayed(canvas, spread["token"], spread["confidence"], sampling)
     logits = None
     if "logits" in needs:
         logits = torch.cat([part["logits"] for part in parts]) if parts else like.new_zeros(0, canvas.spec.vocab)

@@ -1,8 +1,8 @@
-"""dInfer's credit decoding (arXiv 2510.08666): what was predicted again and again is believed sooner."""
+"""dInfer's credit decoding (arXiv 2510.08666): tokens predicted again and again are committed sooner."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,29 +11,39 @@ from ..core.canvas import Canvas, Update
 from ..core.config import param
 from ..core.pick import at_least, best
 from ..core.policy import Policy
-from ..core.predict import likeliest, read
+from ..core.predict import delayed, likeliest, read
 from ..core.protocols import Ask, Prediction, Sampling
-from ..core.state import PER_POSITION
 
 
 @dataclass(frozen=True)
 class CreditState:
-    """``credit [B, T, V]`` float32 of the current block, its ``start [B]`` (-1: none), and what sampling needs: the
-    rows' parameters and ``count [B]``, forwards made.
+    """Credit in the current block of W positions: of each position, the tokens that have been its likeliest.
+
+    A block takes at most as many forward passes as it has positions, so that W tokens per position are enough.
+
+    Attributes:
+        token: ``[B, W, W]`` int32, ids plus 1; 0: none.
+        credit: ``[B, W, W]`` float32, of these tokens.
+        start: ``[B]`` the block's first position; -1: none yet.
+        passes: ``[B]`` forward passes in the block.
+        sampling: the rows' parameters.
+        count: ``[B]`` forward passes of the row.
     """
 
-    credit: Tensor = field(metadata=PER_POSITION)
+    token: Tensor
+    credit: Tensor
     start: Tensor
+    passes: Tensor
     sampling: Sampling
     count: Tensor
 
 
 @dataclass(frozen=True)
 class Credit(Policy):
-    """Threshold decoding with logits raised by what each token has earned in its block.
+    """Threshold decoding with logits raised by the credit that each token has earned in its block.
 
-    In every forward the credit of all tokens decays by ``beta`` and the likeliest of each mask, with probability p,
-    earns p^``gamma``; its logit is raised by ``alpha`` ln(1 + credit). Memory: 4 T V bytes a row.
+    In every forward pass the credit of all tokens decays by ``beta``, and the likeliest token of each masked position,
+    of probability p, earns p^``gamma``. A token's logit is raised by ``alpha`` ln(1 + credit).
     """
 
     name = "credit"
@@ -41,36 +51,52 @@ class Credit(Policy):
     needs = frozenset({"logits"})
     threshold = "tau"
 
-    tau: float = param(0.9, "confidence, with the credit, from which a position is committed", ge=0, le=2)
+    tau: float = param(0.9, "confidence, credit included, from which a position is committed", ge=0, le=2)
     alpha: float = param(0.7, "weight of the credit in the logits", ge=0)
     gamma: float = param(0.2, "exponent of the probability that earns credit", ge=0)
-    beta: float = param(0.8, "share of the credit that a forward leaves", ge=0, le=1)
+    beta: float = param(0.8, "share of the credit that remains after a forward pass", ge=0, le=1)
     block_length: int | None = param(
         32, "positions per block; none: the whole response is one block", ge=1, optional=True
     )
 
     def init(self, canvas: Canvas, sampling: Sampling) -> CreditState:
-        """No credit."""
-        rows, total = canvas.tokens.shape
-        credit = torch.zeros(rows, total, canvas.spec.vocab, device=canvas.tokens.device)
-        return CreditState(credit, torch.full_like(canvas.prompt, -1), sampling, torch.zeros_like(canvas.prompt))
+        longest = int((canvas.length - canvas.prompt).max())
+        width = longest if self.block_length is None else min(self.block_length, longest)
+        zero = torch.zeros_like(canvas.prompt)
+        token = torch.zeros(len(zero), width, width, dtype=torch.int32, device=zero.device)
+        return CreditState(token, token.float(), zero - 1, zero, sampling, zero)
 
     def ask(self, canvas: Canvas, state: CreditState) -> Ask:
-        """The current block."""
         return Ask(canvas.block(self.block_length))
 
     def decide(self, canvas: Canvas, prediction: Prediction, state: CreditState) -> tuple[Update, CreditState]:
-        """Commit, and give credit."""
         assert prediction.logits is not None
-        row, position = prediction.lines
-        where = row, position
+        where = row, position = prediction.lines
         start = canvas.block_start(self.block_length)
-        kept = state.credit[where] * self.beta * (start == state.start)[row, None]
+        same = start == state.start
+        passes = torch.where(same, state.passes, 0)
+        at = row, position - start[row]
         top, probability = likeliest(prediction.logits)
-        credit = kept.scatter_add(1, top[:, None], probability[:, None].pow(self.gamma).to(kept.dtype))
-        raised = prediction.logits + self.alpha * credit.log1p()
+        token = state.token[at] * same[row, None]
+        credit = state.credit[at] * self.beta * same[row, None]
+        earns = token == top[:, None] + 1
+        place = torch.arange(token.shape[1], device=row.device) == passes[row, None]
+        earns = torch.where(earns.any(1, keepdim=True), earns, place)
+        token = torch.where(earns, top[:, None] + 1, token).int()
+        credit = torch.where(earns, credit + probability[:, None].pow(self.gamma).float(), credit)
+        bonus = (self.alpha * credit.log1p()).to(prediction.logits.dtype)
+        raised = prediction.logits.scatter_add(1, (token - 1).clamp(min=0).long(), bonus)
         answer = read(raised, state.sampling, frozenset(), row, position, state.count[row])
+        chosen = prediction.token.index_put(where, answer["token"])
         confidence = torch.full_like(prediction.confidence, -torch.inf).index_put(where, answer["confidence"])
+        confidence = delayed(canvas, chosen, confidence, state.sampling)
         write = at_least(confidence, self.tau) | best(confidence)
-        after = replace(state, credit=state.credit.index_put(where, credit), start=start, count=state.count + 1)
-        return Update(write, prediction.token.index_put(where, answer["token"])), after
+        after = replace(
+            state,
+            token=state.token.index_put(at, token),
+            credit=state.credit.index_put(at, credit),
+            start=start,
+            passes=passes + 1,
+            count=state.count + 1,
+        )
+        return Update(write, chosen), after
