@@ -23,6 +23,7 @@ import torch
 
 import unmask
 from unmask.api import BUNDLED_NAME, pick_device, pick_dtype
+from unmask.core import heap, threads
 from unmask.core.errors import RequestError
 from unmask.measure.run import device_name
 from unmask.models.random import random_denoiser, shape
@@ -267,7 +268,7 @@ def _run(given: argparse.Namespace) -> None:
         raise RequestError(f"--repeats must be at least 1, got {given.repeats}")
     wanted = sizes(given.length, given.batch_size, given.computed)
     if given.threads:
-        torch.set_num_threads(given.threads)
+        threads.fix(given.threads)
     if given.shape:
         denoiser = random_model(given.shape, given.device, given.dtype)
     else:
@@ -338,4 +339,5 @@ def _cells(f: Figure, limits: Mapping[str, float | None]) -> dict[str, str]:
 
 
 if __name__ == "__main__":
+    heap.keep_freed()  # as the command line does
     sys.exit(main())
