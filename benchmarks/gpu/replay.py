@@ -195,6 +195,7 @@ def _item(stage: Stage, item: Item, ceilings: devices.Ceilings, left: float) -> 
         now = graphs.hits, graphs.misses, graphs.captured
         names = ("by_graph", "eagerly", "captured")
         found |= {name: b - a for name, a, b in zip(names, counted, now, strict=True)}
+        found["graph_failure"] = graphs.failure
         graphs.clear()
     return found
 
