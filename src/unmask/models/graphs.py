@@ -66,8 +66,7 @@ class Cuda:
         side.wait_stream(own)
         with torch.cuda.stream(side):
             out = run()
-        own.wait_stream(side)
-        out.record_stream(own)
+        own.wait_stream(side)  # as the side waits for this one whenever it begins, what either frees is free for both
         return out
 
     def record(self, run: Callable[[], Tensor]) -> Callable[[], Tensor]:
