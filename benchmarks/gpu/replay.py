@@ -203,12 +203,13 @@ def _item(stage: Stage, item: Item, ceilings: devices.Ceilings, left: float) -> 
 
 def _warm(model: Denoiser, wanted: Sequence[Any], batch: int, steps: int | None, most: float) -> int:
     """Decode before the clock starts: again as long as graphs are still being recorded, three times at most."""
-    graphs, began = model.graphs, time.perf_counter()
-    for times in range(1, WARMINGS + 1):
+    graphs, began, times, more = model.graphs, time.perf_counter(), 0, True
+    while more and times < WARMINGS:
         before = graphs.captured if graphs else 0
         _run(model, wanted, batch, steps, most)
-        if steps is not None or graphs is None or graphs.captured == before or time.perf_counter() - began > most:
-            break
+        times += 1
+        more = steps is None and graphs is not None and graphs.captured > before
+        more = more and time.perf_counter() - began < most
     return times
 
 
