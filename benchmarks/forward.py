@@ -59,7 +59,7 @@ class Forward:
         self.ask = Ask(self.canvas.response)
         self.state = model.init(self.canvas, self.cache)
         zero = torch.zeros(many, device=device, dtype=torch.float64)
-        self.sampling = Sampling(zero, zero + 1, zero.long(), zero.long())
+        self.sampling = Sampling(zero, zero + 1, zero.long(), zero.long(), samples=False, filters=False, delays=False)
         self.step = zero.long()
         rows = gather(compute, self.canvas.valid)
         self.rows = replace(rows, rotary=model.network.rotate_rows(rows))

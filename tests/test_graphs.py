@@ -166,6 +166,7 @@ def test_what_cannot_be_recorded_runs_eagerly() -> None:
     assert_same(decode(model, SOME[0], "dual", REQUESTS), plain(SOME[0], "dual", False))
     assert model.graphs is not None
     assert model.graphs.hits == model.graphs.captured == 0
+    assert model.graphs.failure == "not today"
 
 
 def test_a_cache_that_waits_for_the_device_is_not_recorded() -> None:

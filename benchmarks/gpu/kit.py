@@ -33,7 +33,7 @@ class Part:
 PARTS = {
     "machine": Part(2, 40, "versions, and the two ceilings: copying memory, a large matrix product"),
     "passes": Part(7, 100, "forward passes at the shape of LLaDA-8B, random weights"),
-    "pieces": Part(1, 15, "the pieces of the layers, each alone"),
+    "pieces": Part(2, 25, "the pieces of the layers, each alone"),
     "replay": Part(17, 250, "decodings of the bundled model replayed at that shape, beside an autoregressive model"),
     "tests": Part(8, 150, "tests/test_cuda.py"),
     "host": Part(3, 40, "time outside the network, kernels and waits per step"),

@@ -93,9 +93,9 @@ def _point(model: Denoiser, device: torch.device, point: Point, how: str) -> dic
         forward = Forward(model, point)
         whole = devices.times(forward, device)
         network = devices.times(forward.network, device)
-        hits = None if model.graphs is None else model.graphs.hits
-    if hits == 0:
-        raise RuntimeError("no forward pass was run by a graph")
+        graphs = model.graphs
+    if graphs is not None and not graphs.hits:
+        raise RuntimeError(f"no forward pass was run by a graph: {graphs.failure}")
     found = {
         "seconds": median(whole),
         "spread": [min(whole), max(whole)],
@@ -129,7 +129,10 @@ class Forward:
         self.cache, self.ask = Stored(compute, point.computed == point.length), Ask(self.canvas.response)
         self.state = model.init(self.canvas, self.cache)
         zero = torch.zeros(point.rows, device=device, dtype=torch.float64)
-        self.sampling, self.step = Sampling(zero, zero + 1, zero.long(), zero.long()), zero.long()
+        self.sampling, self.step = (
+            Sampling(zero, zero + 1, zero.long(), zero.long(), samples=False, filters=False, delays=False),
+            zero.long(),
+        )
         self.asked = point.asked
         rows = gather(compute, self.canvas.valid)
         self.rows = replace(rows, rotary=model.network.rotate_rows(rows))

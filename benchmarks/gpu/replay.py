@@ -44,6 +44,7 @@ SETTINGS = (
 LENGTHS, BATCHES = (1024, 256), (1, 8, 32)
 WARM = 3  # steps before the clock starts, where a whole decoding is too long to be run twice
 TWICE = 2.5  # seconds up to which the whole decoding is run before, so that graphs are there
+WARMINGS = 3
 MOST = 14.0  # seconds of one measurement; longer ones are cut off, and say so
 EFFICIENCY, PER_STEP = 0.5, 0.012  # of estimates: share of the ceilings, and seconds of a step besides
 
@@ -164,7 +165,7 @@ def _item(stage: Stage, item: Item, ceilings: devices.Ceilings, left: float) -> 
     graphs = networks.graphs(stage.device) if item.how == "graphs" else None
     model.graphs = graphs
     before = WARM if expected > TWICE else None
-    _run(model, wanted, item.batch, before, most / 2)
+    warm = _warm(model, wanted, item.batch, before, most / 2)
     counted = (graphs.hits, graphs.misses, graphs.captured) if graphs else (0, 0, 0)
     done, seconds = _run(model, wanted, item.batch, None, most)
     whole = len(done.final) == len(wanted)
@@ -187,7 +188,7 @@ def _item(stage: Stage, item: Item, ceilings: devices.Ceilings, left: float) -> 
         "path": ("as recorded" if same else "NOT as recorded") if whole else "cut off",
         "unrecorded": lost and not setting.published,
         "forced": "logits" in policy.needs,
-        "warm": "whole" if before is None else f"{before} steps",
+        "warm": f"{warm} times" if before is None else f"{before} steps",
         "estimate": expected,
         "peak": devices.peak(stage.device) - held,
     }
@@ -195,8 +196,21 @@ def _item(stage: Stage, item: Item, ceilings: devices.Ceilings, left: float) -> 
         now = graphs.hits, graphs.misses, graphs.captured
         names = ("by_graph", "eagerly", "captured")
         found |= {name: b - a for name, a, b in zip(names, counted, now, strict=True)}
+        found["graph_failure"] = graphs.failure
         graphs.clear()
     return found
+
+
+def _warm(model: Denoiser, wanted: Sequence[Any], batch: int, steps: int | None, most: float) -> int:
+    """Decode before the clock starts: again as long as graphs are still being recorded, three times at most."""
+    graphs, began, times, more = model.graphs, time.perf_counter(), 0, True
+    while more and times < WARMINGS:
+        before = graphs.captured if graphs else 0
+        _run(model, wanted, batch, steps, most)
+        times += 1
+        more = steps is None and graphs is not None and graphs.captured > before
+        more = more and time.perf_counter() - began < most
+    return times
 
 
 def _run(model: Denoiser, wanted: Sequence[Any], batch: int, steps: int | None, most: float) -> tuple[Finished, float]:

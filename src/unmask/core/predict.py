@@ -110,7 +110,7 @@ def temper(logits: Tensor, sampling: Sampling, row: Tensor) -> Tensor:
     temperature = sampling.temperature[row]
     temperature = torch.where(temperature > 0, temperature, 1.0)[:, None]
     scaled = (logits.double() - logits.amax(-1, keepdim=True)) / temperature  # at most 0: cannot overflow
-    return _filter(scaled, sampling.top_k[row], sampling.top_p[row])
+    return _filter(scaled, sampling.top_k[row], sampling.top_p[row]) if sampling.filters else scaled
 
 
 def sample(

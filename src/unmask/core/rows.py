@@ -186,7 +186,7 @@ def _tile(
     total, device = compute.shape[1], compute.device
     row = None
     if not all_:
-        row = torch.tensor(members, device=device)
+        row = sent(members, device)
         compute, keys = compute[row], keys[row]
     size, reach, seen = ([values[i] for i in members] for values in (counts.compute, counts.reach, counts.seen))
     most, least, extent = int(max(size)), int(min(size)), int(max(reach))
@@ -201,6 +201,11 @@ def _tile(
     slots = max(1, bucket(most, total, device))
     real = None if least == slots else place[:slots] < compute.sum(1)[:, None]
     return Rows(row, members, compact(compute, slots), real, seeable, extent, total, False, nothing, own)
+
+
+def sent(values: Sequence[int], device: torch.device) -> Tensor:
+    """Whole numbers of the host on a device. Does not wait for it, as ``torch.tensor(values, device=...)`` does."""
+    return torch.tensor(values).to(device, non_blocking=True)
 
 
 def compact(mask: Tensor, slots: int) -> Tensor:

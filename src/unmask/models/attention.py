@@ -28,10 +28,25 @@ def attention(query: Tensor, key: Tensor, value: Tensor, keys: Tensor | None) ->
         batch, slots, heads, _ = query.shape
         if batch * slots * heads * key.shape[1] >= _PARTS_FROM:
             return _by_parts(query, key, value, keys)
+    if keys is not None and query.is_cuda and query.shape[2] != key.shape[2]:
+        return _grouped(query, key, value, keys)
     q, k, v = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
     mask = None if keys is None else keys[:, None, None, :] if keys.dim() == 2 else keys[:, None]
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
     return out.transpose(1, 2).flatten(2)
+
+
+def _grouped(query: Tensor, key: Tensor, value: Tensor, keys: Tensor) -> Tensor:
+    """:func:`attention` with the query heads that share a key head in a row, as further queries of that head.
+
+    On CUDA the kernels that take a mask know no grouped heads: torch would calculate the whole matrix of scores.
+    """
+    batch, slots, heads, size = query.shape
+    groups = key.shape[2]
+    q = query.view(batch, slots, groups, -1, size).permute(0, 2, 3, 1, 4).flatten(2, 3)
+    each = keys[:, None, None] if keys.dim() == 2 else keys[:, None].repeat(1, 1, heads // groups, 1)
+    out = F.scaled_dot_product_attention(q, key.transpose(1, 2), value.transpose(1, 2), attn_mask=each)
+    return out.view(batch, groups, -1, slots, size).permute(0, 3, 1, 2, 4).flatten(2)
 
 
 def attention_weighed(

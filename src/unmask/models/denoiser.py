@@ -16,7 +16,7 @@ from ..core.cache import Cache
 from ..core.canvas import Canvas, ModelSpec
 from ..core.predict import MEASURES, delayed, forbid, hot, likeliest, read, suppress
 from ..core.protocols import Ask, Plan, Prediction, Sampling
-from ..core.rows import Counts, Rows, computed, gather, tiles
+from ..core.rows import Counts, Rows, computed, gather, sent, tiles
 from ..core.threads import for_work
 from .graphs import Graphs
 from .lines import Lines, Outputs, Pair
@@ -195,9 +195,8 @@ class Denoiser:
             for i, member in enumerate(rows.members):
                 first[member] = begin + i * rows.slots
             begin += len(rows.members) * rows.slots
-        return torch.cat([run(rows).flatten(0, 1) for rows in parts])[
-            torch.tensor(first, device=row.device)[row] + slot
-        ]
+        place = sent(first, row.device)[row] + slot
+        return torch.cat([run(rows).flatten(0, 1) for rows in parts])[place]
 
     def _tile(
         self, tokens: Tensor, cache: Cache, state: Any, probes: Probes | None, keys: Tensor, rows: Rows

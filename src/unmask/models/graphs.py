@@ -66,8 +66,7 @@ class Cuda:
         side.wait_stream(own)
         with torch.cuda.stream(side):
             out = run()
-        own.wait_stream(side)
-        out.record_stream(own)
+        own.wait_stream(side)  # as the side waits for this one whenever it begins, what either frees is free for both
         return out
 
     def record(self, run: Callable[[], Tensor]) -> Callable[[], Tensor]:
@@ -146,8 +145,7 @@ class _Graph:
 
     def __call__(self, inputs: list[Tensor], rows: Rows) -> Tensor:
         """The result for other inputs of the same shapes."""
-        for mine, fresh in zip(self.inputs, inputs, strict=True):
-            mine.copy_(fresh)
+        torch._foreach_copy_(self.inputs, inputs)
         out = self.replay()
         rows.layers.extend(rows.position if at is self.rows.position else at.clone() for at in self.rows.layers)
         return out.clone()
@@ -161,11 +159,13 @@ class Graphs:
 
     Attributes:
         hits, misses, captured: forward passes run by a graph and eagerly, and graphs recorded so far.
+        failure: why the last recording failed; None: none has.
     """
 
     def __init__(self, backend: Backend | None = None, most: int = _GRAPHS, positions: int = _POSITIONS) -> None:
         self.backend, self.most, self.positions = backend or Cuda(), most, positions
         self.hits = self.misses = self.captured = 0
+        self.failure: str | None = None
         self._graphs: OrderedDict[Hashable, _Graph] = OrderedDict()
         self._seen: OrderedDict[Hashable, bool] = OrderedDict()  # whether they may be recorded
         self._lock = threading.RLock()
@@ -219,8 +219,8 @@ class Graphs:
         held = _swapped(state, swap)
         try:
             replay = self.backend.record(lambda: run(swap[id(ids)], _anew(own), held))
-        except RuntimeError:
-            self._seen[key] = False
+        except RuntimeError as error:
+            self._seen[key], self.failure = False, str(error)
             return None
         self.captured += 1
         graph = _Graph(buffers, own, replay)

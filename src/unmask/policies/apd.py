@@ -133,9 +133,13 @@ class Apd(Policy):
         size = max(1, _LINES // logits.shape[1])
         for begin in range(0, len(logits), size):
             at = slice(begin, begin + size)
+            scaled = temper(logits[at], state.sampling, row[at])
+            if not state.sampling.samples:
+                yield at, scaled, torch.zeros_like(scaled[:, :1])
+                continue
             hot = (state.sampling.temperature[row[at]] > 0)[:, None]
             noise = gumbel(state.sampling.seed[row[at]], position[at], state.step[row[at]], logits.shape[1])
-            yield at, temper(logits[at], state.sampling, row[at]), torch.where(hot, noise, 0.0)
+            yield at, scaled, torch.where(hot, noise, 0.0)
 
 
 def _aligned(judged: Tensor, vocab: int, spec: ModelSpec) -> Tensor:
