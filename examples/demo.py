@@ -1,4 +1,4 @@
-"""What `make demo` runs: held-out problems of every family, decoded plainly and fast by the model that is shipped.
+"""What `make demo` runs: held-out problems of every family, decoded one token at a time and fast by unmask-tiny.
 
 python examples/demo.py [--each 1] [--gen-length 256] [--published]
 """
@@ -24,14 +24,14 @@ class Way:
     title: str
     policy: str
     cache: str = "none"
-    eos_stop: bool = True
+    ignore_eos: bool = False
 
     def answer(self, lm: unmask.Model, several: Sequence[Problem], length: int) -> list[unmask.Result]:
         """Responses, one problem at a time, as one person asking would see it."""
-        return [lm.generate(p.prompt, length, self.policy, self.cache, eos_stop=self.eos_stop)[0] for p in several]
+        return [lm.generate(p.prompt, length, self.policy, self.cache, ignore_eos=self.ignore_eos)[0] for p in several]
 
 
-PUBLISHED = Way("vanilla, no early stop", "vanilla", eos_stop=False)
+PUBLISHED = Way("vanilla, no early stop", "vanilla", ignore_eos=True)
 PLAIN = Way("vanilla", "vanilla")
 FAST = Way("slowfast + dllm", "slowfast(tau_high=0.998,window=1,suffix=cached,block_length=32)", "dllm(kp=2,kr=1)")
 
@@ -48,7 +48,7 @@ def show(console: Console, problem: Problem, plain: unmask.Result, fast: unmask.
     table = Table(box=None, pad_edge=False, padding=(0, 4, 0, 0))
     for way, result in ((PLAIN, plain), (FAST, fast)):
         verdict = "right" if right(problem, result) else "wrong"
-        table.add_column(f"{way.title}: {result.stats.nfe} forwards, {verdict}", overflow="fold")
+        table.add_column(f"{way.title}: {result.stats.nfe} forward passes, {verdict}", overflow="fold")
     table.add_row(shortened(plain.text), shortened(fast.text))
     console.print(table, markup=False, highlight=False)
     console.print()
@@ -70,7 +70,7 @@ def rate(results: Sequence[unmask.Result]) -> float:
 def summary(console: Console, several: Sequence[Problem], runs: Sequence[tuple[Way, list[unmask.Result]]]) -> None:
     """All ways side by side."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for title in ("", "right", "forwards", "tokens/forward", "tokens/s", "speed-up"):
+    for title in ("", "right", "forward passes", "tokens/pass", "tokens/s", "speed-up"):
         table.add_column(title, justify="right" if title else "left", no_wrap=True)
     for way, results in runs:
         correct = sum(map(right, several, results))
@@ -87,7 +87,9 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=1, help="problems of each family")
     parser.add_argument("--gen-length", type=int, default=256)
     parser.add_argument(
-        "--published", action="store_true", help="also vanilla as published: all forwards, whatever the end of text"
+        "--published",
+        action="store_true",
+        help="also vanilla as published: all of gen_length, whatever the end of text",
     )
     args = parser.parse_args()
     console = Console()

@@ -1,4 +1,4 @@
-"""Two decodings of one prompt in one picture, forward by forward at the same pace.
+"""Two decodings of one prompt in one picture, forward pass by forward pass.
 
 python examples/picture.py [FILE.svg] [--prompt TEXT] [--gen-length 48]
 """
@@ -34,7 +34,7 @@ def main() -> None:
         for policy, cache in WAYS
     ]
     args.file.write_text(svg(lm, drawn, animate=True), encoding="utf-8")
-    print(*(f"{title}: {result.stats.nfe} forwards" for title, result in drawn), sep="\n")
+    print(*(f"{title}: {result.stats.nfe} forward passes" for title, result in drawn), sep="\n")
 
 
 if __name__ == "__main__":

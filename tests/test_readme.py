@@ -1,4 +1,4 @@
-"""Every example of the documentation runs; the three of CONTRIBUTING do what they say."""
+"""Every example of the documentation prints what stands below it; the three of CONTRIBUTING do what they say."""
 
 import json
 import re
@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import save_file
 
 import unmask
-from helpers import cli, fine
+from docpages import examples, fits
 from llada_folder import CONFIG, EOS, MASK, weights, write
 from unmask.core.errors import SpecError
 from unmask.models import weights as checkpoints
@@ -20,43 +20,44 @@ from unmask.tasks import FAMILIES
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))]
-_BLOCK = re.compile(
-    r"(?:<!-- not run: (?P<why>[^>]+) -->\n)?^```(?P<kind>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
-)
+RUN = ["README.md", "docs/cli.md", "docs/python.md"]  # docs/eval.md and docs/trace.md have tests of their own
 
 
-def blocks(page, kind):
-    """The code of a page's blocks of one kind that are to be run."""
-    found = _BLOCK.finditer((ROOT / page).read_text(encoding="utf-8"))
-    return [m["code"] for m in found if m["kind"] == kind and not m["why"]]
+def text(page):
+    return (ROOT / page).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python") and p != "CONTRIBUTING.md"])
-def test_python_examples(page, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("page", RUN)
+def test_examples_print_what_the_page_shows(page, tmp_path, monkeypatch, capsys, shell):
     monkeypatch.chdir(tmp_path)
-    for code in blocks(page, "python"):
-        exec(compile(code, page, "exec"), {"__name__": "example"})
-    assert capsys.readouterr().out
+    found = examples(text(page), "sh", "python")
+    assert len([one for one in found if one.output]) >= 3
+    for one in found:
+        if one.kind == "sh":
+            done = shell(one.code, tmp_path)
+            assert (done.returncode, done.stderr) == (0, ""), one.code
+            printed = done.stdout
+        else:
+            exec(compile(one.code, page, "exec"), {"__name__": "example"})
+            printed = capsys.readouterr().out
+        assert fits(one.output or "", printed), f"{page}:\n{one.code}prints\n{printed}not\n{one.output}"
 
 
-def test_command_examples(tmp_path, shell):
-    scripts = blocks("README.md", "sh")
-    assert sum(script.count("unmask ") for script in scripts) >= 6
-    for script in scripts:
-        done = shell(script, tmp_path)
-        assert (done.returncode, done.stderr) == (0, ""), script
-    assert (tmp_path / "decoding.svg").read_text().startswith("<svg")
-    assert [json.loads(line)["index"] for line in sorted((tmp_path / "answers.jsonl").read_text().splitlines())] == [
-        0,
-        1,
-    ]
-    assert (tmp_path / "trace.jsonl").read_text().count("\n") > 3
-
-
-def test_commands_of_the_documentation(tmp_path, shell):
-    stop, infill = blocks("docs/cli.md", "sh")
-    done = shell(stop + infill, tmp_path)
-    assert (done.returncode, done.stderr, done.stdout) == (0, "", "11*2=22\n3+4=7\n7+5=12\nAnswer: 12\n")
+@pytest.mark.parametrize(
+    ("expected", "output", "same"),
+    [
+        ("a\nb\n", "a\nb\n", True),
+        ("a\nb\n", "a\nc\n", False),
+        ("a …s\n", "a 0.25 s\n", True),
+        ("a …s\n", "a\n0.25 s\n", False),
+        ("a\n…\nz\n", "a\nb\nc\nz\n", True),
+        ("a\n…\nz\n", "a\nb\n", False),
+        ("1.5\n", "1x5\n", False),
+        ("", "a\n", False),
+    ],
+)
+def test_comparison(expected, output, same):
+    assert fits(expected, output) is same
 
 
 def example(name, *args, monkeypatch):
@@ -83,7 +84,7 @@ def test_picture_example(tmp_path, monkeypatch, capsys):
 
 def test_links_lead_somewhere():
     for page in PAGES:
-        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / page).read_text(encoding="utf-8")):
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text(page)):
             if "://" not in target:
                 assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
 
@@ -106,7 +107,7 @@ def test_python_page_names_every_field():
 def contributed():
     """What the three examples of CONTRIBUTING.md define."""
     names = {}
-    for code in blocks("CONTRIBUTING.md", "python"):
+    for code in (one.code for one in examples(text("CONTRIBUTING.md"), "python")):
         module = SimpleNamespace(__name__="contributed")
         sys.modules["contributed"] = module  # dataclasses look their module up
         try:
