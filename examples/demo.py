@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument(
         "--published",
         action="store_true",
-        help="also vanilla as published: all of gen_length, whatever the end of text",
+        help="also vanilla as published, which fills all of gen_length",
     )
     args = parser.parse_args()
     console = Console()

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 import unmask
 from docpages import examples, fits
+from helpers import cli, fine
 from llada_folder import CONFIG, EOS, MASK, weights, write
 from unmask.core.errors import SpecError
 from unmask.models import weights as checkpoints
