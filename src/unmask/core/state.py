@@ -96,13 +96,6 @@ class Slab:
                 self._held[to] = self._held[source]
         self.rows = len(rows)
 
-    def at(self, rows: Sequence[int]) -> Slab:
-        """A slab of its own with copies of some rows."""
-        made = Slab(len(rows), self.width, self.tail, self._like, self.follows_canvas)
-        if self._held is not None:
-            made._held = self._held[torch.tensor(rows, device=self._held.device)]
-        return made
-
 
 def survivors(leaving: Sequence[bool]) -> list[int]:
     """The rows that stay, in an order that moves few of them: rows from the end fill the places of those that leave."""
@@ -133,15 +126,6 @@ def select(state: S, rows: Sequence[int], width: int | None = None) -> S:
             leaf.keep(rows)
             return leaf
         return chosen(leaf, positions)
-
-    return _map(kept, state)  # type: ignore[no-any-return]
-
-
-def copied(state: S, rows: Sequence[int]) -> S:
-    """A state of its own with some rows of another, which stays as it is."""
-
-    def kept(leaf: Any, positions: bool) -> Any:
-        return leaf.at(rows) if isinstance(leaf, Slab) else leaf[torch.tensor(rows, device=leaf.device)]
 
     return _map(kept, state)  # type: ignore[no-any-return]
 
