@@ -269,7 +269,7 @@ def test_inspect_of_a_hub_id_leaves_the_weights_there(tmp_path, monkeypatch):
     (folder / "model.safetensors").unlink()
     asked = []
     monkeypatch.setattr(
-        "huggingface_hub.snapshot_download", lambda _, allow_patterns: asked.extend(allow_patterns) or folder
+        "huggingface_hub.snapshot_download", lambda _, revision, allow_patterns: asked.extend(allow_patterns) or folder
     )
     assert "has no model.safetensors" in json.loads(fine(run("inspect", "some/model", "--json")))["weights"]
     assert "*.json" in asked

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from helpers import cli, fine
 from llada_folder import CONTEXT, write
 from unmask import registry
 from unmask.core.errors import ModelError
+from unmask.inspection import inspect
 from unmask.models.random import SHAPES
 from unmask.models.recommended import recommended
 from unmask.models.weights import FAMILIES, Checkpoint
@@ -82,3 +84,10 @@ def test_what_makes_no_sense_is_refused_by_name(given: Any, named: str, tmp_path
     with pytest.raises(ModelError, match="generation_config") as caught:
         told(tmp_path, given)
     assert named in str(caught.value)
+
+
+def test_inspect_tells_of_it(tmp_path: Path) -> None:
+    told(tmp_path, WHOLE)
+    assert inspect(tmp_path)["recommended"] == WHOLE | {"source": str(tmp_path / "generation_config.json")}
+    printed = fine(cli("inspect", tmp_path))
+    assert "policy threshold(tau=0.8), cache dual, gen_length 40" in printed

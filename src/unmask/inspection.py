@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from .api import BUNDLED
 from .core.errors import ModelError
 from .models.loading import blank
+from .models.recommended import recommended
 from .models.weights import Checkpoint, parameter_count
 from .text import Text
 
@@ -27,8 +29,9 @@ def inspect(
     Returns:
         ``family``, ``parameters`` (counted on the meta device), ``sizes``, ``context``, ``mask``, ``eos``, ``pad``,
         ``shift``, ``dtype`` of the weights, ``adapter`` (path, rank, alpha and number of modules, or None),
-        ``tokenizer`` (its size, or None), ``chat_template``, ``files`` (name to bytes), ``bytes`` of the weight files,
-        ``weights``: "complete", or what is missing or does not fit.
+        ``recommended`` (policy, cache and gen_length, and who says so), ``tokenizer`` (its size, or None),
+        ``chat_template``, ``files`` (name to bytes), ``bytes`` of the weight files, ``weights``: "complete", or what is
+        missing or does not fit.
 
     Raises:
         ModelError: no such model, unsupported family or variant, a config that makes no sense.
@@ -65,6 +68,7 @@ def inspect(
         "shift": spec.shift,
         "dtype": dtype,
         "adapter": checkpoint.adapter.summary() if checkpoint.adapter else None,
+        "recommended": asdict(recommended(checkpoint)),
         "tokenizer": len(text) if text else None,
         "chat_template": bool(text and text.chat),
         "files": files,

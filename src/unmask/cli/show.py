@@ -12,18 +12,21 @@ from typing import Annotated, Any
 import typer
 
 from ..core.errors import SpecError
+from . import options as o
 
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def inspect(
-    model: Annotated[str | None, typer.Argument(help="Folder or hub id; none: the shipped model.")] = None,
+    model: Annotated[str | None, typer.Argument(help="Folder or hub id; none: the bundled model.")] = None,
+    revision: o.Revision = None,
+    adapter: o.Adapter = None,
     json: _Json = False,
 ) -> None:
     """Print what a checkpoint is: family, sizes, ids, tokenizer, files. Nothing of the weights is read but headers."""
     from ..inspection import inspect as look
 
-    report = look(model)
+    report = look(model, revision=revision, adapter=adapter)
     if json:
         print(_json.dumps(report, ensure_ascii=False, indent=2))
         return
