@@ -361,6 +361,9 @@ NEUTRAL = {
     "id2label": {"0": "a"},
     "name_of_the_run": "brave-otter-7",
     "auto_map": {"AutoModel": "x.Y"},
+    "transformers.js_config": {"dtype": "q4"},
+    "model_max_length": 4096,
+    "use_flash_attn": True,
 }
 
 

@@ -27,7 +27,8 @@ HARMLESS = words(
     num_return_sequences output_attentions output_hidden_states output_scores pad_token_id prefix problem_type
     remove_invalid_values repetition_penalty resid_pdrop residual_dropout return_dict return_dict_in_generate
     sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss tie_last_hidden_states tokenizer_class
-    top_k top_p torch_dtype torchscript transformers_version typical_p unk_token_id use_bfloat16 use_cache
+    top_k top_p torch_dtype torchscript transformers.js_config transformers_version typical_p unk_token_id use_bfloat16
+    use_cache use_flash_attention use_flash_attention_2 use_flash_attn
     """
 )
 """Keys of any family that say nothing of what the network computes when it decodes."""
@@ -44,8 +45,8 @@ _NETWORK = words(
 _RECORDS = words(
     """
     author batch checkpoint coef commit created data dataset date dropout epoch epochs id ids init initializer learning
-    license loss lr optimizer run seed step steps token tokenizer tokens train trained training unsloth version wandb
-    warmup
+    length license loss lr optimizer run seed step steps token tokenizer tokens train trained training unsloth version
+    wandb warmup
     """
 )
 _WORD = re.compile(r"[A-Za-z][a-z]*|[0-9]+")

@@ -7,7 +7,7 @@ from .family import weight_names
 from .rope import rope_of
 from .transformer import Architecture
 
-HARMLESS = words("max_window_layers pretraining_tp")
+HARMLESS = words("is_llama_config max_window_layers pretraining_tp")
 """Keys without effect once windows are off: where these begin, and how products were split in training."""
 _OUTER = {"embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
 _LAYER = {
