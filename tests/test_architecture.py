@@ -235,6 +235,13 @@ def test_rotary_tables_are_those_of_transformers(name: str, spelling: str, theta
     torch.testing.assert_close(table, expected, rtol=0, atol=2e-5)
 
 
+def test_both_spellings_may_stand_side_by_side() -> None:
+    """As a config that was saved again has them."""
+    old, new = {"type": "linear", "rope_type": "linear", "factor": 3}, {"rope_type": "linear", "rope_theta": 7.0}
+    rope = rope_of(Config({"rope_scaling": old, "rope_parameters": new, "rope_theta": 7.0}, "x"), 64)
+    assert (rope.theta, rope.scaling) == (7.0, Interpolation(3.0))
+
+
 @pytest.mark.parametrize("given", [None, {}, {"type": "default"}, {"rope_type": "default"}])
 @pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
 def test_default_means_no_scaling(key: str, given: Any) -> None:
@@ -245,7 +252,7 @@ def test_default_means_no_scaling(key: str, given: Any) -> None:
 @pytest.mark.parametrize(
     ("given", "named"),
     [
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling.type = 'dynamic'"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling.rope_type = 'dynamic'"),
         ({"rope_parameters": {"rope_type": "longrope", "factor": 2.0}}, "rope_parameters.rope_type = 'longrope'"),
         ({"rope_scaling": {"rope_type": "mine"}}, "rope_scaling.rope_type = 'mine'"),
         ({"rope_scaling": {"rope_type": ["yarn"]}}, "rope_scaling.rope_type"),
@@ -256,7 +263,8 @@ def test_default_means_no_scaling(key: str, given: Any) -> None:
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "rope_parameters.full_attention"),
         ({"rope_parameters": {"rope_theta": 5.0}, "rope_theta": 6.0}, "rope_theta = 6.0"),
         ({"rope_parameters": {"rope_theta": "5"}}, "rope_parameters.rope_theta = '5'"),
-        ({"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"rope_type": "yarn"}}, "rope_scaling"),
+        ({"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"type": "yarn"}}, "rope_scaling.type = 'yarn'"),
+        ({"rope_scaling": {"type": "yarn", "rope_type": "linear"}}, "rope_scaling.rope_type = 'linear'"),
         ({"rope_scaling": LLAMA3 | {"high_freq_factor": 0.5}, "rope_theta": 5000.0}, "rope_scaling.high_freq_factor"),
         ({"partial_rotary_factor": 1.5}, "partial_rotary_factor = 1.5"),
     ],

@@ -222,8 +222,8 @@ class CausalModel:
             began = time.perf_counter()
             logits, memory = self.score(tokens, row, size + step, memory)
             token = logits.argmax(-1)
-            told = token.tolist()
-            yield told, time.perf_counter() - began
+            ids = token.tolist()
+            yield ids, time.perf_counter() - began
             tokens[row, size + step] = token
 
     def dtype(self, device: torch.device) -> torch.dtype:

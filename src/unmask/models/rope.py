@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -114,18 +115,32 @@ def rope_of(config: Config, context: int) -> Rope:
     Raises:
         ModelError: a kind of scaling that is not supported, a parameter that is missing or unknown or has two values.
     """
-    if config.get(_OLD) is not None and config.get(_NEW) is not None and config[_OLD] != config[_NEW]:
-        raise config.wrong(_OLD, f"{config[_NEW]!r}, as {_NEW} says; the two differ")
-    key = _OLD if config.get(_OLD) is not None else _NEW
-    given = config.get(key)
-    if given is not None and not isinstance(given, Mapping):
-        raise config.wrong(key, "an object, or null")
-    inner = config.inside(key, given or {})
+    inner = _object(config)
     theta = _same(config, inner, "rope_theta", 10000.0)
     share = _same(config, inner, "partial_rotary_factor", 1.0)
     if share > 1:
         raise config.wrong("partial_rotary_factor", "a number in (0, 1]")
     return Rope(theta, share, _scaling(config, inner, context))
+
+
+def _object(config: Config) -> Config:
+    """The object of either spelling, or of both, which must not contradict each other; empty where there is none."""
+    found: dict[str, Any] = {}
+    where = _NEW
+    for key in (_NEW, _OLD):
+        given = config.get(key)
+        if given is None:
+            continue
+        if not isinstance(given, Mapping):
+            raise config.wrong(key, "an object, or null")
+        for name, value in given.items():
+            new = "rope_type" if name == "type" else name
+            if found.get(new, value) != value:
+                raise ModelError(
+                    f"{config.family}: {config.file} has {key}.{name} = {value!r}, and elsewhere {found[new]!r} for it"
+                )
+            found[new], where = value, key
+    return config.inside(where, found)
 
 
 def _same(config: Config, inner: Config, key: str, default: float) -> float:
@@ -137,7 +152,7 @@ def _same(config: Config, inner: Config, key: str, default: float) -> float:
 
 
 def _scaling(config: Config, inner: Config, context: int) -> Scaling | None:
-    kind = inner.get("rope_type", inner.get("type")) or "default"
+    kind = inner.get("rope_type") or "default"
     readers: dict[str, Callable[[Config, int], Scaling | None]] = {
         "default": _default,
         "linear": _linear,
@@ -147,12 +162,11 @@ def _scaling(config: Config, inner: Config, context: int) -> Scaling | None:
     read = readers.get(kind) if isinstance(kind, str) else None
     if read is None:
         why = "; its frequencies depend on the length of the text" if kind in _LENGTHS else ""
-        named = "rope_type" if "rope_type" in inner else "type"
         raise ModelError(
-            f"{config.family}: {inner.file} has {inner.path}{named} = {kind!r}{why}; supported: {', '.join(readers)}"
+            f"{config.family}: {inner.file} has {inner.path}rope_type = {kind!r}{why}; supported: {', '.join(readers)}"
         )
     made = read(inner, int(_same(config, inner, "original_max_position_embeddings", context)))
-    surplus = set(inner) - set(inner.asked) - {"rope_type", "type"}
+    surplus = set(inner) - inner.asked
     odd = next((key for key in sorted(surplus) if inner[key] is not None), None)
     if odd is not None:
         raise ModelError(f"{config.family}: {inner.file} has {inner.path}{odd}, which {kind} scaling does not have")
