@@ -340,7 +340,7 @@ def test_a_kind_whose_rules_are_not_known_needs_a_tokenizer_json(tmp_path, monke
     (tmp_path / "vocab.json").write_text("{}")
     (tmp_path / "merges.txt").write_text("")
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "OddTokenizer"}')
-    with pytest.raises(ModelError, match=r"OddTokenizer.*transformers"):
+    with pytest.raises(ModelError, match=r"OddTokenizer.*convert"):
         Text(tmp_path)
 
 

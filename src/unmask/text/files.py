@@ -206,7 +206,7 @@ class Files:
             from transformers import AutoTokenizer
         except ImportError:
             raise ModelError(
-                f"{self.folder}: a {kind} without tokenizer.json needs `pip install transformers`; or {way}"
+                f'{self.folder}: a {kind} without tokenizer.json needs `pip install "unmask[convert]"`; or {way}'
             ) from None
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(self.folder), trust_remote_code=False)
