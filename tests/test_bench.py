@@ -9,10 +9,9 @@ import signal
 import subprocess
 import sys
 import time
-from itertools import count, product
+from itertools import product
 from math import comb, exp
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,7 +21,8 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import unmask
-from unmask.api import BUNDLED
+from clocks import ticks
+from unmask.api import BUNDLED, BUNDLED_NAME
 from unmask.cli import app
 from unmask.core import nets
 from unmask.core.errors import RequestError
@@ -33,6 +33,7 @@ from unmask.measure.run import Batch, Setting
 from unmask.measure.stats import aup, mcnemar, paired_interval, wilson
 from unmask.measure.summary import VANILLA, summarise, tallies
 from unmask.measure.tables import COLUMNS, paper, table
+from unmask.text.template import Template
 
 SHORT = ["-t", "record", "--split", "valid", "--gen-length", "64"]
 
@@ -275,7 +276,7 @@ def test_the_first_token_counts_when_it_holds(lm, monkeypatch):
     steps = lm.stream(prompt, 64, policy)
     commits = [step.index for step in steps for c in step.committed() if c.position == start]
     assert len(commits) > 1, "it was taken back"
-    monkeypatch.setattr(run, "time", SimpleNamespace(perf_counter=count().__next__, process_time=lambda: 0))
+    ticks(monkeypatch)
     row = run.decode(lm, Batch(Setting(policy, "none", 64), problems, 0, 1))
     assert row["first_token"] == [1 + commits[-1]]  # by a clock that ticks once a step
 
@@ -326,7 +327,7 @@ def test_other_weights_under_the_same_name_are_another_model(lm):
 
 def test_another_tokenizer_or_template_is_another_model(lm, monkeypatch):
     before = run.identity(run.environment(lm, "folder"))
-    monkeypatch.setattr(lm.text._tokenizer, "chat_template", "{{ messages[0].content }}")
+    monkeypatch.setattr(lm.text, "_template", Template("{{ messages[0].content }}", {}, str))
     assert run.identity(run.environment(lm, "folder")) != before
 
 
@@ -350,15 +351,15 @@ def test_files_that_a_policy_names_are_a_part_of_the_setting(tmp_path):
     assert run.files(f"autoregressive({tmp_path})") == run.files(f"apd(verifier='{tmp_path}')") is not None
 
 
-def test_a_folder_called_as_the_shipped_model_is_a_folder(tmp_path, monkeypatch):
+def test_a_folder_called_as_the_bundled_model_is_a_folder(tmp_path, monkeypatch):
     """Its weights count; those of the model that ships go with the version."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "shipped").symlink_to(BUNDLED)
+    (tmp_path / BUNDLED_NAME).symlink_to(BUNDLED)
     args = ("bench", "-p", "threshold", "--baseline", "-", "-t", "sudoku", "-n", 1, "--gen-length", 8, "-o", "r.jsonl")
-    for more in ((), ("--model", "shipped")):
+    for more in ((), ("--model", BUNDLED_NAME)):
         fine(cli(*args, *more))
     heads = [row for row in map(json.loads, Path("r.jsonl").read_text().splitlines()) if row["kind"] == "run"]
-    assert [(head["model"], "fingerprint" in head) for head in heads] == [("shipped", False), ("shipped", True)]
+    assert [(head["model"], "fingerprint" in head) for head in heads] == [(BUNDLED_NAME, False), (BUNDLED_NAME, True)]
     assert heads[0]["run"] != heads[1]["run"]
 
 

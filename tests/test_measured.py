@@ -14,11 +14,13 @@ import torch
 from lm_eval.api.instance import Instance
 
 import unmask
+from clocks import Clock, ticks
 from helpers import cli, tiny
 from unmask import registry
 from unmask.core import heap
 from unmask.core.canvas import Canvas
 from unmask.core.protocols import Prediction
+from unmask.engine import loop
 from unmask.engine.loop import Step
 from unmask.evaluation import bound, memory
 from unmask.evaluation.model import UnmaskLM
@@ -26,6 +28,7 @@ from unmask.measure import betting, candidates, run, tune
 from unmask.measure.problems import Item, Source, source
 from unmask.measure.run import Batch, Setting
 from unmask.measure.summary import summarise, tallies
+from unmask.models import denoiser
 
 CPU = torch.device("cpu")
 PLANS = [Setting(f"threshold(tau=0.{i})", "none", 64) for i in range(1, 5)]
@@ -184,6 +187,46 @@ def test_logits_of_likelihoods_are_bounded(monkeypatch):
 
 def test_the_bound_of_logits_is_512_mib():
     assert bound._LOGITS_AT_ONCE * 4 == 512 << 20
+
+
+# --- the engine's seconds
+
+
+def test_seconds_of_a_response_are_those_in_the_engine(monkeypatch):
+    """Forward passes take two seconds each; what the consumer does with an event, or before the first, takes none."""
+    clock, lm = ticks(monkeypatch, 2.0), unmask.load()
+    prompts = [item.prompt for item in source("record", 3, "valid").items]
+    clock.now += 300.0
+    requests = lm.requests(prompts, [8, 24, 16], "vanilla", "none", ignore_eos=True)
+    found, passes = {}, 0
+    for event in lm.run(requests, batch_size=2):
+        clock.now += 50.0
+        if isinstance(event, Step):
+            passes += 1
+        else:
+            found[event.request.id] = event, lm.result(event).stats
+    clock.now += 50.0
+    assert passes == 24  # the third enters as the first leaves, in the ninth forward pass
+    for at, nfe in ((0, 8), (1, 24), (2, 16)):
+        outcome, stats = found[at]
+        assert (outcome.nfe, outcome.seconds, stats.seconds) == (nfe, 2.0 * nfe, 2.0 * nfe)
+        assert stats.tokens_per_second == stats.tokens / stats.seconds
+        assert outcome.first_token_seconds in {2.0 * i for i in range(1, nfe + 1)}
+
+
+def test_seconds_of_a_step_are_its_own(monkeypatch):
+    """Two seconds in the policy, five in the network."""
+    clock = Clock()
+    for module in (loop, denoiser):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=clock.read))
+    lm, policy = unmask.load(), registry.policy("vanilla")
+    whole = type(lm.denoiser.network).logits
+    monkeypatch.setattr(type(lm.denoiser.network), "logits", lambda *given: (clock.wait(5.0), whole(*given))[1])
+    decide = type(policy).decide
+    monkeypatch.setattr(type(policy), "decide", lambda *given: (clock.wait(2.0), decide(*given))[1])
+    for step in lm.stream("Hi", 4, policy, "none"):
+        assert (step.seconds, step.model_seconds) == (7.0, 5.0)
+        clock.wait(100.0)
 
 
 # --- the clock of evaluations

@@ -16,7 +16,7 @@ import unmask
 from llada_folder import write
 from refusals import refused
 from unmask import profiles as profile
-from unmask.api import BUNDLED
+from unmask.api import BUNDLED, BUNDLED_NAME
 from unmask.cli import app
 from unmask.core.errors import RequestError
 from unmask.measure import betting, candidates, tune
@@ -297,7 +297,12 @@ def test_command(tuned):
     listed = {f"{c['policy']}|{c['cache']}": c for c in printed["candidates"]}
     assert {**made, "candidates": printed["candidates"]} == {"profile": 1, **printed}
     assert made["certified"] and made["policy"].startswith("threshold") and made["policy"] != "threshold(tau=0)"
-    assert (made["model"], made["task"], made["split"], made["gen_length"]) == ("shipped", "waiting_line", "valid", 16)
+    assert (made["model"], made["task"], made["split"], made["gen_length"]) == (
+        BUNDLED_NAME,
+        "waiting_line",
+        "valid",
+        16,
+    )
     assert "With confidence 70 %" in made["guarantee"] and "less than 20 points" in made["guarantee"]
     chosen = listed[f"{made['policy']}|{made['cache']}"]
     assert made["speed"]["against_vanilla"] == chosen["speed"] > 2
@@ -423,7 +428,7 @@ def test_profile_of_another_model(tuned, tmp_path):
     other = write(tmp_path / "llada")
     result = run("generate", "Hi", "--profile", folder / "profile.json", "--model", other)
     assert result.exit_code == 2
-    assert re.fullmatch(r"error: \S+profile.json is a profile of another model \(shipped\).*\n", result.stderr)
+    assert re.fullmatch(rf"error: \S+profile.json is a profile of another model \({BUNDLED_NAME}\).*\n", result.stderr)
     with pytest.raises(RequestError, match="another model"):
         unmask.profile(folder / "profile.json", unmask.load(other))
 
@@ -438,9 +443,9 @@ def test_profile_and_what_it_was_not_made_for(tuned, tmp_path):
     assert run(*args).stderr == ""
     (tmp_path / "moved").symlink_to(BUNDLED)
     for more, said in ((["--dtype", other], f"dtype {own}, not {other}"),
-                       (["--model", tmp_path / "moved"], f"model shipped, not {tmp_path / 'moved'}"),
+                       (["--model", tmp_path / "moved"], f"model {BUNDLED_NAME}, not {tmp_path / 'moved'}"),
                        (["-n", 4], "gen_length 16, not 4"), (["-n", 16], ""), (["--no-chat"], "the chat template"),
-                       (["--no-eos-stop", "--stop", "4"], "the early stop, no stop strings")):  # fmt: skip
+                       (["--ignore-eos", "--stop", "4"], "the early stop, no stop strings")):  # fmt: skip
         result = run(*args, *more)
         assert result.exit_code == 0
         expected = f"warning: {file} was made with {said}; its guarantee is for that\n" if said else ""

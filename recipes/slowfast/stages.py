@@ -16,6 +16,7 @@ import shutil
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import torch
 
 import unmask
 from unmask import registry
+from unmask.api import BUNDLED, BUNDLED_NAME
 from unmask.measure import ledger, run
 from unmask.measure.problems import Item, source
 from unmask.tasks import FAMILIES
@@ -34,7 +36,6 @@ LONG = ("slowfast", TUNED, f"lookahead({TUNED},64)")  # beyond 1024: there the s
 POLICIES = ("slowfast(suffix=full)", LONG[0], "slowfast(suffix=truncate)", *LONG[1:])
 PHASES = ("slow", "fast")
 MADE_WITH = ("model", "device", "dtype", "threads", "torch")
-SHIPPED = Path(unmask.__file__).parent / "assets" / "tiny"
 
 
 def main() -> None:
@@ -70,11 +71,11 @@ def load(canvas: int, folder: Path) -> tuple[unmask.Model, str]:
     lm = unmask.load()
     context = lm.denoiser.spec.context
     if canvas <= context:
-        return lm, "shipped"
-    shutil.copytree(SHIPPED, folder, dirs_exist_ok=True)
+        return lm, BUNDLED_NAME
+    shutil.copytree(BUNDLED, folder, dirs_exist_ok=True)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"max_sequence_length": canvas}))
-    return unmask.load(str(folder)), f"shipped, context {canvas} for {context}"
+    return unmask.load(str(folder)), f"{BUNDLED_NAME}, context {canvas} for {context}"
 
 
 def measure(args: argparse.Namespace, lm: unmask.Model, name: str) -> None:
@@ -91,6 +92,8 @@ def measure(args: argparse.Namespace, lm: unmask.Model, name: str) -> None:
     rng, warm = random.Random(0), set()
     policies = [str(registry.policy(p)) for p in args.policy or (POLICIES if args.canvas <= 1024 else LONG)]
     requests = [request(lm, item, args.canvas) for *_, item in problems]
+    for own in requests:
+        lm.engine().check(own[0])
     if not any(row["kind"] == "run" and row["run"] == head["run"] for row in rows):
         ledger.append(args.output, head)
     for (task, index, item), own in zip(problems, requests, strict=True):
@@ -111,7 +114,7 @@ def measure(args: argparse.Namespace, lm: unmask.Model, name: str) -> None:
 def request(lm: unmask.Model, item: Item, canvas: int) -> list[Any]:
     """A request whose prompt and response fill the canvas."""
     (own,) = lm.requests([item.prompt], 1)
-    return lm.requests([item.prompt], canvas - len(own.prompt))
+    return lm.requests([item.prompt], canvas - len(own.prompt), seed=0)
 
 
 def decode(lm: unmask.Model, own: list[Any], item: Item, policy: str, most: int) -> dict[str, Any]:
@@ -126,16 +129,19 @@ def decode(lm: unmask.Model, own: list[Any], item: Item, policy: str, most: int)
         name: {"forwards": 0, "positions": 0.0, "committed": 0, "seconds": 0.0, "cpu_seconds": 0.0} for name in PHASES
     }
     result, began = None, time.process_time()
-    for state, step in lm.run(own, policy, "none", 1):
+    chosen, none = lm.setting(policy, "none")
+    for step in lm.run([replace(own[0], policy=chosen, cache=none)], 1):
+        if not isinstance(step, unmask.Step):
+            result = lm.result(step)
+            break
+        if step.index == most:
+            break
         one = phases["slow" if bool(step.notes()["slow"]) else "fast"]
         one["forwards"] += 1
         one["positions"] += float(step.work)
         one["committed"] += int(step.update.write.sum())
         one["seconds"] += step.seconds
         one["cpu_seconds"] += time.process_time() - began
-        result = lm.results(state)[0] if step.finished else None
-        if step.index + 1 == most:
-            break
         began = time.process_time()
     return {
         "correct": int(result is not None and item.check(result.text)),

@@ -68,13 +68,12 @@ class Responses:
     top_p: _TopP = None
     seed: o.Seed = 0
     add_bos_token: Annotated[bool, typer.Option("--add-bos-token", help="Begin every prompt with it.")] = False
-    no_eos_stop: Annotated[bool, typer.Option("--no-eos-stop", help="Fill all of a response.")] = False
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Fill all of a response.")] = False
 
     @property
     def arguments(self) -> dict[str, Any]:
         """As :class:`unmask.evaluation.model.UnmaskLM` takes them."""
-        own = dict(vars(self))
-        return {"eos_stop": not own.pop("no_eos_stop"), **own}
+        return dict(vars(self))
 
 
 @o.takes(without=("compile",))

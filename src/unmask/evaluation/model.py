@@ -61,7 +61,7 @@ class UnmaskLM(TemplateLM):  # type: ignore[misc]
         chat: give each context as a user's message in the chat template. Not together with the harness's own
             ``apply_chat_template``.
         add_bos_token: put the begin-of-text token before every prompt, as Dream's evaluation does.
-        eos_stop: finish a response at its end of text; False fills all of it, as the published code does.
+        ignore_eos: fill all of a response, as the published code does, do not stop at its end of text.
         device, dtype: as in :func:`unmask.load`.
         ledger: file of answers that a later run with the same arguments continues; None: none.
         max_batch_size: not used; the harness's command hands it over.
@@ -87,7 +87,7 @@ class UnmaskLM(TemplateLM):  # type: ignore[misc]
         is_check_greedy: bool = True,
         chat: bool = False,
         add_bos_token: bool = False,
-        eos_stop: bool = True,
+        ignore_eos: bool = False,
         device: str = "auto",
         dtype: str = "auto",
         ledger: str | Path | None = None,
@@ -103,7 +103,7 @@ class UnmaskLM(TemplateLM):  # type: ignore[misc]
         if not 0 <= self.cfg <= 100:
             raise RequestError(f"cfg must be in [0, 100] (0: off), got {cfg}")
         self.check_greedy, self.chat, self.add_bos = is_check_greedy, chat, add_bos_token
-        self.eos_stop = eos_stop
+        self.ignore_eos = ignore_eos
         for known, spec in ((registry.policy, policy), (registry.cache, cache)):
             if spec is not None:
                 known(spec)  # before the model is loaded, which takes long
@@ -186,7 +186,7 @@ class UnmaskLM(TemplateLM):  # type: ignore[misc]
     def get_model_info(self) -> dict[str, Any]:
         """The settings, for the harness's records."""
         names = ("gen_length", "batch_size", "temperature", "top_p", "seed", "mc_num", "mc_batch_size", "mc_seed")
-        own = {name: getattr(self, name) for name in (*names, "cfg", "eos_stop")}
+        own = {name: getattr(self, name) for name in (*names, "cfg", "ignore_eos")}
         own |= {"is_check_greedy": self.check_greedy, "add_bos_token": self.add_bos, "chat": self.chat}
         return {"policy": str(self.policy), "cache": str(self.cache), **own, **self.memory.environment}
 
@@ -224,7 +224,7 @@ class UnmaskLM(TemplateLM):  # type: ignore[misc]
         where = f"{task} document {request.doc_id}"
         ids = self._fitting(where, self._context(context), length)
         hot = temperature > 0
-        what = [ids, length, self.eos_stop, asked["until"], *([temperature, top_p, top_k] if hot else [])]
+        what = [ids, length, not self.ignore_eos, asked["until"], *([temperature, top_p, top_k] if hot else [])]
         seen[hash_of(what)] += 1
         seed = self.seed + (seen[hash_of(what)] - 1) * hot
         try:
@@ -237,7 +237,7 @@ class UnmaskLM(TemplateLM):  # type: ignore[misc]
                 top_p=top_p,
                 top_k=top_k,
                 seed=seed,
-                ignore_eos=not self.eos_stop,
+                ignore_eos=self.ignore_eos,
                 stop=[one for one in asked["until"] if one],
             )
         except RequestError as error:
