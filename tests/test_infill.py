@@ -15,6 +15,7 @@ from helpers import (
     MASK,
     POLICIES,
     SAMPLED,
+    SHIFT,
     SHIFTS,
     SPEC,
     Chaos,
@@ -29,6 +30,7 @@ from helpers import (
     tiny,
     trail,
 )
+from pairwise import combined
 from unmask import RequestError, registry
 from unmask.core.canvas import Canvas, Update
 from unmask.core.predict import suppress
@@ -88,27 +90,19 @@ def assert_filled(request: Request, row: Row, policy: str) -> None:
         assert all(row.commits), "a forward without effect"
 
 
-@pytest.mark.parametrize("shift", SHIFTS)
-@pytest.mark.parametrize("kept", CACHES)
-@pytest.mark.parametrize("policy", ANY_ORDER)
-def test_given_tokens_stay_and_masks_are_filled(policy: str, kept: str, shift: bool) -> None:
+@combined(policy=ANY_ORDER, kept=CACHES, shift=SHIFT, batch=["ragged", "midway"])
+def test_given_tokens_stay_and_masks_are_filled_in_any_batch(policy: str, kept: str, shift: bool, batch: str) -> None:
+    """Rows with gaps and without, with bans and without; in one batch, or entering and leaving."""
     for request in REQUESTS:
         assert_filled(request, alone(policy, kept, shift)[request.row], policy)
+    if batch == "ragged":
+        found = decode(tiny(shift), policy, kept, REQUESTS)
+    else:
+        found = decode(tiny(shift), policy, Poisoned(registry.cache(kept)), REQUESTS[::-1], batch_size=2)
+    assert_same(found, alone(policy, kept, shift))
 
 
-@pytest.mark.parametrize("shift", SHIFTS)
-@pytest.mark.parametrize("kept", CACHES)
-@pytest.mark.parametrize("policy", ANY_ORDER)
-def test_a_row_does_not_see_its_batch(policy: str, kept: str, shift: bool) -> None:
-    """Rows with gaps and without, with bans and without, enter and leave."""
-    poisoned = Poisoned(registry.cache(kept))
-    assert_same(decode(tiny(shift), policy, kept, REQUESTS), alone(policy, kept, shift))
-    assert_same(decode(tiny(shift), policy, poisoned, REQUESTS[::-1], batch_size=2), alone(policy, kept, shift))
-
-
-@pytest.mark.parametrize("shift", SHIFTS)
-@pytest.mark.parametrize("kept", CACHES)
-@pytest.mark.parametrize("scale", [0.0, 0.5])
+@combined(scale=[0.0, 0.5], kept=CACHES, shift=SHIFT)
 def test_a_policy_that_asks_for_anything(kept: str, scale: float, shift: bool) -> None:
     requests = [replace(r, seed=r.row) for r in REQUESTS]
     found = decode(tiny(shift), Chaos(scale), kept, requests, batch_size=3)

@@ -10,7 +10,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from helpers import LIMIT, MASK, POLICIES, SHIFTS, SPEC, VERIFIER, Request, Row, decode, forward, tiny, trail
+from helpers import LIMIT, MASK, POLICIES, SHIFT, SHIFTS, SPEC, VERIFIER, Request, Row, decode, forward, tiny, trail
+from pairwise import combined
 from unmask import registry
 from unmask.cli import app
 from unmask.core.canvas import Canvas
@@ -44,8 +45,7 @@ def deeds(found: list[Row]) -> list[object]:
 
 
 class TestProphet:
-    @pytest.mark.parametrize("shift", SHIFTS)
-    @pytest.mark.parametrize("policy", POLICIES)
+    @combined(apart=("policy", "shift"), policy=POLICIES, shift=SHIFT)
     def test_without_reach_it_is_its_policy(self, policy: str, shift: bool) -> None:
         assert deeds(rows(f"prophet({policy},{NEVER})", shift)) == deeds(rows(policy, shift))
 
@@ -187,8 +187,7 @@ class TestAdaptive:
 
 
 class TestLookahead:
-    @pytest.mark.parametrize("cache", ["none", "dllm(kp=3,kr=2,rho=0.25)"])
-    @pytest.mark.parametrize("policy", POLICIES)
+    @combined(apart=("policy", "cache"), policy=POLICIES, cache=["none", "dllm(kp=3,kr=2,rho=0.25)"])
     def test_with_everything_in_sight_it_is_its_policy(self, policy: str, cache: str) -> None:
         assert deeds(rows(f"lookahead({policy},14)", cache=cache)) == deeds(rows(policy, cache=cache))
 
