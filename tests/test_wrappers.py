@@ -115,7 +115,8 @@ class TestProphet:
         less, cut = asked(part), asked(canvas.response).within(part)
         for field in dataclasses.fields(Prediction):
             one, other = getattr(less, field.name), getattr(cut, field.name)
-            assert one is other is None or torch.equal(one, other), field.name
+            pairs = zip(one, other, strict=True) if isinstance(one, tuple) else [(one, other)]
+            assert one is other is None or all(torch.equal(a, b) for a, b in pairs), field.name
 
 
 class TestAdaptive:
