@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from itertools import combinations, product
+from itertools import combinations_with_replacement, product
 from typing import Any
 
 import pytest
@@ -26,9 +26,9 @@ def anything(*_: Any) -> bool:
 
 
 def pairs(row: Row, apart: Collection[int] = ()) -> Iterator[Pair]:
-    """All pairs of values in a row, but those of two factors that are both ``apart``."""
-    for (i, a), (j, b) in combinations(enumerate(row), 2):
-        if i not in apart or j not in apart:
+    """All pairs of values in a row, each with itself too, but those of two factors that are both ``apart``."""
+    for (i, a), (j, b) in combinations_with_replacement(enumerate(row), 2):
+        if i == j or i not in apart or j not in apart:
             yield i, a, j, b
 
 
@@ -39,20 +39,21 @@ def pairwise(
 
     Begins with one row for each pair of values of the two longest factors, and fills in the other factors one by one,
     with the value that brings the most new pairs, or else the one seen least beside the values already there. What is
-    missing then gets rows of its own. Deterministic. Pairs of two factors that are both ``apart`` need not occur.
+    missing then gets rows of its own. Deterministic. Of factors that are ``apart`` all values occur, not all pairs.
     """
     first, *rest = sorted(range(len(factors)), key=lambda f: -len(factors[f]))
     order = [first, *sorted(rest, key=lambda f: {f, first} <= set(apart))]
+    given = [f for f in order[:2] if f == first or not {f, first} <= set(apart)]
     allowed = [row for row in product(*factors) if possible(*row)]
     missing = {pair for row in allowed for pair in pairs(row, apart)}
     starts: dict[Row, list[Row]] = {}
     for row in allowed:
-        starts.setdefault(tuple(row[f] for f in order[:2]), []).append(row)
+        starts.setdefault(tuple(row[f] for f in given), []).append(row)
     seen: Counter[Pair] = Counter()
     rows: list[Row] = []
     while missing:
         candidates = starts.pop(next(iter(starts))) if starts else [max(allowed, key=lambda row: _new(row, missing))]
-        for n, f in enumerate(order[2:], 2):
+        for n, f in enumerate(order[len(given) :], len(given)):
             candidates = _best(candidates, f, order[:n], missing, seen)
         rows.append(candidates[0])
         seen.update(pairs(candidates[0]))
@@ -69,7 +70,7 @@ def _best(candidates: list[Row], f: int, given: list[int], missing: set[Pair], s
 
     def rank(value: Any) -> tuple[int, int]:
         row = candidates[0]
-        beside = [(g, row[g], f, value) if g < f else (f, value, g, row[g]) for g in given]
+        beside = [(g, row[g], f, value) if g < f else (f, value, g, row[g]) for g in given] + [(f, value, f, value)]
         return -sum(pair in missing for pair in beside), sum(seen[pair] for pair in beside)
 
     best = min(dict.fromkeys(row[f] for row in candidates), key=rank)
@@ -95,7 +96,7 @@ def combined(
     def fits(*row: str) -> bool:
         return possible(*values(row))
 
-    if FULL and not apart:
+    if FULL:
         rows = [row for row in product(*texts) if fits(*row)]
     else:
         rows = pairwise(texts, fits, [i for i, name in enumerate(factors) if name in apart])

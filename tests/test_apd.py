@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 
 import unmask
 from helpers import LIMIT, MASK, SHIFTS, VERIFIER, Request, Row, decode, forward, tiny, trail
+from refusals import refuses
 from unmask import api, registry
 from unmask.core.predict import gumbel
 from unmask.models import causal
@@ -204,9 +205,9 @@ class TestLifetime:
 
 
 class TestUnfit:
-    def fails(self, folder: Path | str, match: str, canvas: int = 20) -> None:
+    def fails(self, folder: Path | str, *named: object, canvas: int = 20) -> None:
         policy = registry.policy(f'apd(verifier="{folder}")')
-        with pytest.raises(unmask.ModelError, match=match):
+        with refuses(unmask.ModelError, *named):
             decode(tiny(), policy, "none", [Request(0, [1, 2], canvas)])
 
     def changed(self, tmp_path: Path, **config: object) -> Path:
@@ -218,7 +219,7 @@ class TestUnfit:
 
     def test_no_folder(self) -> None:
         for source in ("", " ", str(VERIFIER / "config.json")):
-            self.fails(source, "expected a folder .*or a hub id")
+            self.fails(source, repr(source))
 
     def test_its_own_code_is_not_run(self, tmp_path: Path) -> None:
         code = f"open({str(tmp_path / 'ran')!r}, 'w')\nfrom transformers import LlamaConfig as Odd\n"
@@ -230,42 +231,42 @@ class TestUnfit:
 
     def test_windows(self, tmp_path: Path) -> None:
         """Its layers would not attend to the whole text."""
-        self.fails(self.changed(tmp_path, sliding_window=4), "sliding_window = 4")
+        self.fails(self.changed(tmp_path, sliding_window=4), "sliding_window", 4)
 
     def test_no_keys_and_values(self, tmp_path: Path) -> None:
         self.fails(self.changed(tmp_path, architectures=["MambaForCausalLM"]), "MambaForCausalLM")
 
     def test_too_few_ids(self, tmp_path: Path) -> None:
-        self.fails(self.changed(tmp_path, vocab_size=61), "has 61 ids, the model uses 62")
+        self.fails(self.changed(tmp_path, vocab_size=61), 61, 62)
 
     def test_a_prompt_with_an_id_it_lacks(self) -> None:
-        with pytest.raises(unmask.RequestError, match="prompt 0: it has the id 63, but the verifier"):
+        with refuses(unmask.RequestError, "prompt 0", 63, "verifier"):
             decode(tiny(), spec(0.5), "none", [Request(0, [1, 63], 8)])
 
     def test_nothing_is_decoded_before_the_refusal(self, tmp_path: Path) -> None:
         policy = f'apd(verifier="{self.changed(tmp_path, max_position_embeddings=16)}")'
         lm = unmask.Model(tiny(), None)
-        with pytest.raises(unmask.ModelError, match="reads at most 16 tokens"):
+        with refuses(unmask.ModelError, 16):
             lm.stream([[1, 2, 3], list(range(1, 12))], 8, policy, batch_size=1)
 
     def test_nothing_there(self) -> None:
-        self.fails("/nowhere/at/all", "no verifier at '/nowhere/at/all'")
+        self.fails("/nowhere/at/all", "'/nowhere/at/all'")
 
     def test_no_weights(self, tmp_path: Path) -> None:
         shutil.copy(VERIFIER / "config.json", tmp_path)
-        self.fails(tmp_path, "cannot be loaded")
+        self.fails(tmp_path, tmp_path)
 
     def test_weights_missing(self, tmp_path: Path) -> None:
-        self.fails(self.changed(tmp_path, num_hidden_layers=3), "weights missing")
+        self.fails(self.changed(tmp_path, num_hidden_layers=3), tmp_path / "v", "layers.2")
 
     def test_truncated(self, tmp_path: Path) -> None:
         shutil.copytree(VERIFIER, tmp_path / "v")
         file = tmp_path / "v" / "model.safetensors"
         file.write_bytes(file.read_bytes()[:-1000])
-        self.fails(tmp_path / "v", "cannot be loaded")
+        self.fails(tmp_path / "v", tmp_path / "v")
 
     def test_a_canvas_beyond_its_context(self, tmp_path: Path) -> None:
-        self.fails(self.changed(tmp_path, max_position_embeddings=16), "reads at most 16 tokens")
+        self.fails(self.changed(tmp_path, max_position_embeddings=16), 16)
 
     def test_another_tokenizer(self, tmp_path: Path) -> None:
         """Both are named, and the first id that differs."""
@@ -275,5 +276,5 @@ class TestUnfit:
         (a, i), (b, j) = list(pieces.items())[40:42]
         pieces[a], pieces[b] = j, i
         (tmp_path / "v" / "tokenizer.json").write_text(json.dumps(theirs))
-        with pytest.raises(unmask.ModelError, match=r"another tokenizer than the model '.*tiny'.*: id \d+ is"):
+        with refuses(unmask.ModelError, tmp_path / "v", api.BUNDLED, "tokenizer"):
             unmask.load().generate("Hello", 8, f'apd(verifier="{tmp_path / "v"}")')

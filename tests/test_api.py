@@ -210,10 +210,16 @@ class TestSeeds:
     def tokens(self, model, prompts, seed):
         return [r.tokens for r in model.generate(prompts, seed=seed, **self.OPTIONS)]
 
-    def test_one_number_serves_every_prompt(self, model):
+    def test_one_number_is_that_of_the_first_prompt(self, model):
         one = self.tokens(model, ["a", "b", "a"], 3)
-        assert one == self.tokens(model, ["a", "b", "a"], [3, 3, 3])
-        assert one[0] == one[2] != one[1]
+        assert one == self.tokens(model, ["a", "b", "a"], [3, 4, 5])
+        assert one[0] != one[2]
+
+    def test_a_fresh_one_for_each_call_unless_one_is_given(self, model):
+        calls = [model.generate(["a"] * 2, **self.OPTIONS) for _ in range(2)]
+        assert len({tuple(r.tokens) for call in calls for r in call}) == 4
+        for one, result in zip(calls[0], self.tokens(model, ["a"] * 2, calls[0][0].seed), strict=True):
+            assert one.tokens == result
 
     def test_each_its_own(self, model):
         found = self.tokens(model, ["a"] * 4, [1, 2, 1, -5])
@@ -254,8 +260,8 @@ class TestStream:
             assert isinstance(step, unmask.Step)
             assert step.index == index
             assert step.seconds >= step.model_seconds > 0
-            assert 1 <= len(step.row) <= 3
-            place = {row: i for i, row in enumerate(step.row.tolist())}
+            assert 1 <= len(step.rows) <= 3
+            place = {row: i for i, row in enumerate(step.rows)}
             for commit in step.committed():
                 assert isinstance(commit, unmask.Commit)
                 assert 0 < commit.confidence <= 1

@@ -19,7 +19,8 @@ from itertools import product
 import pytest
 import torch
 
-from helpers import MASK, SHIFTS, SPEC, VERIFIER, Request, forward, run, tiny
+from helpers import MASK, SHIFT, SPEC, VERIFIER, Request, forward, run, tiny
+from pairwise import combined
 from unmask import registry
 from unmask.models.denoiser import Denoiser
 
@@ -117,19 +118,19 @@ def p_value(counts: Counter[Path], expected: dict[Path, float]) -> float:
 
 
 APD = f'apd(r=1,lookahead=1,verifier="{VERIFIER}")'
-CASES = [
-    pytest.param("left_to_right(k=1)", first, None, id="left_to_right"),
-    pytest.param("left_to_right(k=1,lookahead=2)", first, 2, id="left_to_right-lookahead"),
-    pytest.param(APD, first, 1, id="apd"),
-    pytest.param("vanilla(block_length=none,remasking=random)", drawn, None, id="vanilla-random"),
-    pytest.param("vanilla(block_length=none)", surest, None, id="vanilla"),
-    pytest.param("threshold(tau=1.5)", surest, None, id="threshold"),
-]
+CASES: dict[str, tuple[str, Rule, int | None]] = {
+    "left_to_right": ("left_to_right(k=1)", first, None),
+    "left_to_right-lookahead": ("left_to_right(k=1,lookahead=2)", first, 2),
+    "apd": (APD, first, 1),
+    "vanilla-random": ("vanilla(block_length=none,remasking=random)", drawn, None),
+    "vanilla": ("vanilla(block_length=none)", surest, None),
+    "threshold": ("threshold(tau=1.5)", surest, None),
+}
 
 
-@pytest.mark.parametrize("shift", SHIFTS)
-@pytest.mark.parametrize(("policy", "rule", "ahead"), CASES)
-def test_paths_are_as_likely_as_the_model_says(policy: str, rule: Rule, ahead: int | None, shift: bool) -> None:
+@combined(apart=("case", "shift"), case=CASES, shift=SHIFT)
+def test_paths_are_as_likely_as_the_model_says(case: tuple[str, Rule, int | None], shift: bool) -> None:
+    policy, rule, ahead = case
     expected = paths(rule, shift, 3, ahead)
     assert sum(p * ROWS >= 5 for p in expected.values()) > 30, "too few paths to tell anything"
     assert p_value(sampled(policy, shift, 3), expected) > 1e-3
@@ -142,10 +143,10 @@ def test_caches_that_recompute_everything_sample_the_same(kept: str) -> None:
     assert p_value(sampled(policy, False, 2, kept), paths(drawn, False, 2)) > 1e-3
 
 
-@pytest.mark.parametrize("shift", SHIFTS)
-@pytest.mark.parametrize(("policy", "rule", "ahead"), CASES)
-def test_other_distributions_are_noticed(policy: str, rule: Rule, ahead: int | None, shift: bool) -> None:
+@combined(apart=("case", "shift"), case=CASES, shift=SHIFT)
+def test_other_distributions_are_noticed(case: tuple[str, Rule, int | None], shift: bool) -> None:
     """Another temperature, another order, and what would be in sight without the lookahead."""
+    policy, rule, ahead = case
     counts = sampled(policy, shift, 3)
     assert p_value(counts, paths(rule, shift, 3, ahead, temperature=1.15)) < 1e-6
     for other in {first, drawn, surest} - {rule}:

@@ -24,6 +24,7 @@ import torch
 
 import unmask
 from helpers import Request, forward, run
+from refusals import refuses
 from unmask import registry
 from unmask.caches import interval
 from unmask.core.canvas import Canvas, ModelSpec
@@ -575,7 +576,7 @@ def test_every_method_is_known_and_every_one_runs() -> None:
 def test_verifiers_cannot_be_decoded() -> None:
     for config in sorted(ROOT.glob("checkpoints/*/config.json")):
         if _architecture(config.parent.name) in VERIFIERS:
-            with pytest.raises(unmask.ModelError, match="not supported"):
+            with refuses(unmask.ModelError, _architecture(config.parent.name)):
                 Checkpoint.find(config.parent).family  # noqa: B018
 
 
@@ -589,24 +590,18 @@ def test_files_hold_one_case_per_line() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"alg": "origin"}, "unknown here"),
-        ({"temperature": 0.5}, "temperature"),
-        ({"threshold": 0.9}, "unknown here"),
-        ({"remasking": "random"}, "remasking"),
-    ],
+    "change", [{"alg": "origin"}, {"temperature": 0.5}, {"threshold": 0.9}, {"remasking": "random"}]
 )
-def test_unknown_reference_parameters_fail(change: dict[str, Any], message: str) -> None:
+def test_unknown_reference_parameters_fail(change: dict[str, Any]) -> None:
     case = next(c for c in CASES if c.method == "llada_vanilla")
     other = Case(case.group, case.data | {"params": case.data["params"] | change})
-    with pytest.raises(NotImplementedError, match=message):
+    with refuses(NotImplementedError, *change):
         specs(other)
 
 
 def test_unknown_methods_fail() -> None:
     case = Case("x", CASES[0].data | {"method": "invented"})
-    with pytest.raises(NotImplementedError, match="is not supported"):
+    with refuses(NotImplementedError, "'invented'"):
         outcome(case)
 
 

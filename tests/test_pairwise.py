@@ -49,12 +49,14 @@ def test_factors_apart_meet_the_others(sizes, data):
     for i, j in combinations(range(len(factors)), 2):
         if not {i, j} <= apart:
             assert covered(rows, i, j) == set(product(factors[i], factors[j]))
+    assert all({row[i] for row in rows} == set(factor) for i, factor in enumerate(factors))
 
 
 def test_no_larger_than_needed():
     assert len(pairwise.pairwise([range(20), range(30), range(2), range(3), range(2)])) == 600
     assert len(pairwise.pairwise([range(20), range(30), range(2), range(3)], apart=[0, 1])) <= 30 * 3 + 5
     assert len(pairwise.pairwise([range(2)] * 7)) <= 8
+    assert len(pairwise.pairwise([range(20), range(2), range(3)], apart=[0, 1, 2])) == 20
 
 
 def test_what_may_be_anything_is_spread():
@@ -73,13 +75,12 @@ def test_parameters(monkeypatch, full):
     mark = combined(lambda a, b, c: (a, b) != ("x", True), **factors).mark
     names, params = mark.args
     assert names == ("a", "b", "c")
-    assert len(params) == (10 if full else 6)
+    assert len(params) == (10 if full else 7)
     found = {p.id: p.values for p in params}
     assert found["y-yes-1"] == ("y", True, 1) if full else {p.values[0] for p in params} == {"x", "y", "z"}
     assert all(p.id == "-".join((p.values[0], "yes" if p.values[1] else "no", str(p.values[2]))) for p in params)
     assert ("x", True) not in {p.values[:2] for p in params}
-    apart = combined(apart=("a", "c"), **factors).mark.args[1]
-    assert len(apart) < 12, "what is apart is no product, full or not"
+    assert len(combined(apart=("a", "b", "c"), **factors).mark.args[1]) == (12 if full else 3)
 
 
 @pytest.mark.parametrize(("value", "full"), [(None, False), ("", False), ("0", False), ("1", True)])

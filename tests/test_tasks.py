@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import unmask.tasks
+from refusals import refuses
 from unmask.tasks import FAMILIES, SPLITS, Problem, problems, split_of
 from unmask.tasks import sudoku as sudoku_module
 
@@ -207,18 +208,18 @@ def test_record_wants_the_fields_in_order_with_their_types() -> None:
 
 
 def test_bad_arguments_are_named() -> None:
-    with pytest.raises(ValueError, match="unknown family 'chess'"):
+    with refuses(ValueError, "family", "'chess'"):
         problems("chess", "test", 1)
-    with pytest.raises(ValueError, match="unknown split 'dev'"):
+    with refuses(ValueError, "split", "'dev'"):
         problems("sudoku", "dev", 1)
-    with pytest.raises(ValueError, match="negative"):
+    with refuses(ValueError, -1):
         problems("sudoku", "test", -1)
     assert problems("sudoku", "test", 0) == []
 
 
 def test_a_family_with_too_few_problems_says_so() -> None:
     fixed = unmask.tasks.Family("one", "a single problem", lambda _: Problem("one", "?", "!", "key"), lambda *_: True)
-    with pytest.raises(ValueError, match="too few"):
+    with refuses(ValueError, "one"):
         problems(fixed, split_of("one", "key"), 2)
 
 
