@@ -77,7 +77,7 @@ class Responses:
         return {"eos_stop": not own.pop("no_eos_stop"), **own}
 
 
-@o.takes(without=("compile",))
+@o.takes(without=("compile", "cuda_graphs"))
 def evaluate(
     tasks: _Names,
     *,
