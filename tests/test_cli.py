@@ -40,7 +40,7 @@ def unmask_(model, monkeypatch):
     """Run ``unmask generate --model MODEL ...`` in this process."""
     loaded = unmask.load(model)
     monkeypatch.setattr("unmask.api.load", lambda path, *_: loaded if path == model else unmask.api.load(path))
-    monkeypatch.setitem(unmask.__dict__, "load", lambda path, *rest: loaded)
+    monkeypatch.setitem(unmask.__dict__, "load", lambda path, *rest, **more: loaded)
     return lambda *args, **more: run("generate", "--model", model, *args, **more)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import unmask
 from helpers import CACHES, POLICIES, SHIFTS, Request, Row, assert_same, decode, tiny
 from unmask import registry
 from unmask.core import rows
@@ -239,3 +240,9 @@ def test_a_graph_is_played_again_and_again() -> None:
     backend = Taped()
     decode(with_graphs(backend), "vanilla(block_length=8)", "dual", [Request(0, [1, 2, 3], 32, ignore_eos=True)])
     assert backend.played > 5 * backend.recorded
+
+
+def test_graphs_are_for_cuda() -> None:
+    assert unmask.load(device="cpu").denoiser.graphs is None
+    with pytest.raises(unmask.ModelError, match="cuda_graphs"):
+        unmask.load(cuda_graphs="always")

@@ -45,7 +45,7 @@ LENGTHS, BATCHES = (1024, 256), (1, 8, 32)
 WARM = 3  # steps before the clock starts, where a whole decoding is too long to be run twice
 TWICE = 2.5  # seconds up to which the whole decoding is run before, so that graphs are there
 WARMINGS = 3
-MOST = 14.0  # seconds of one measurement; longer ones are cut off, and say so
+MOST, EVEN = 14.0, 5.0  # seconds of one measurement, and of one whose passes cost the same; longer ones are cut off
 EFFICIENCY, PER_STEP = 0.5, 0.012  # of estimates: share of the ceilings, and seconds of a step besides
 
 
@@ -160,7 +160,8 @@ def _item(stage: Stage, item: Item, ceilings: devices.Ceilings, left: float) -> 
     model = stand_in(stage.large.network, stage.large.spec, stage.small.spec)
     model.recording = recording
     steps = stage.estimate(ceilings, recording, item.batch, setting.published)
-    expected, most = sum(steps), min(MOST, left / 3)
+    even = setting.policy == "vanilla" and setting.cache == "none"
+    expected, most = sum(steps), min(EVEN if even else MOST, left / 3)
     held = devices.held(stage.device)
     graphs = networks.graphs(stage.device) if item.how == "graphs" else None
     model.graphs = graphs

@@ -23,6 +23,7 @@ from .engine.scheduler import Engine, Event, Outcome
 from .infill import lay_out
 from .models.denoiser import Denoiser
 from .models.family import Recommended
+from .models.graphs import Graphs
 from .models.kernels import compiled
 from .models.recommended import recommended
 from .models.tensors import DTYPES
@@ -47,6 +48,7 @@ def load(
     *,
     revision: str | None = None,
     adapter: str | Path | None = None,
+    cuda_graphs: str = "auto",
 ) -> Model:
     """Load a masked diffusion language model.
 
@@ -60,6 +62,8 @@ def load(
         revision: branch, tag or commit of a hub id.
         adapter: folder or hub id of a LoRA adapter (peft's format), which is merged into the weights; None: the one in
             the model's folder, if there is one.
+        cuda_graphs: ``"auto"``: on CUDA the layers of short forward passes are recorded and launched at once;
+            ``"off"``: never.
 
     Raises:
         ModelError: no such model, unsupported family or variant, missing, truncated or mismatched weights, unknown
@@ -67,6 +71,8 @@ def load(
     """
     if not isinstance(compile, bool):
         raise ModelError(f"compile must be True or False, got {compile!r}")
+    if cuda_graphs not in ("auto", "off"):
+        raise ModelError(f"cuda_graphs must be 'auto' or 'off', got {cuda_graphs!r}")
     checkpoint = Checkpoint.find(BUNDLED if path_or_id is None else path_or_id, revision=revision, adapter=adapter)
     where = pick_device(device)
     kind = pick_dtype(dtype, checkpoint, where)
@@ -78,6 +84,8 @@ def load(
     kernels = compiled(EAGER, where.type) if compile else EAGER  # refused before weights are read
     denoiser = load_denoiser(checkpoint, spec, where, kind)
     denoiser.network.use(kernels)
+    if cuda_graphs == "auto" and where.type == "cuda":
+        denoiser.graphs = Graphs()
     return Model(denoiser, text, recommended(checkpoint))
 
 

@@ -76,7 +76,7 @@ class Responses:
         return dict(vars(self))
 
 
-@o.takes(without=("compile",))
+@o.takes(without=("compile", "cuda_graphs"))
 def evaluate(
     tasks: _Names,
     *,

@@ -47,6 +47,9 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16, float64 or auto.")]
 Threads = Annotated[int, typer.Option(min=0, max=1024, help="CPU threads; 0: as many as an operation is worth.")]
 Compile = Annotated[bool, typer.Option("--compile", help="Compile parts of the model; the first forwards take long.")]
+CudaGraphs = Annotated[
+    str, typer.Option("--cuda-graphs", help="auto: on CUDA record layers and launch them at once; off: never.")
+]
 GenLength = Annotated[
     int | None,
     typer.Option("--gen-length", "-n", min=1, help="Tokens of the response; none: what the model recommends."),
@@ -78,6 +81,7 @@ class Loading:
     compile: Compile = False
     revision: Revision = None
     adapter: Adapter = None
+    cuda_graphs: CudaGraphs = "auto"
 
     @contextmanager
     def begun(self) -> Iterator[None]:
@@ -94,7 +98,15 @@ class Loading:
         from .. import load
 
         with self.begun():
-            return load(self.model, self.device, self.dtype, self.compile, revision=self.revision, adapter=self.adapter)
+            return load(
+                self.model,
+                self.device,
+                self.dtype,
+                self.compile,
+                revision=self.revision,
+                adapter=self.adapter,
+                cuda_graphs=self.cuda_graphs,
+            )
 
 
 @dataclass(frozen=True)

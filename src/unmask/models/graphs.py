@@ -90,8 +90,8 @@ class Cuda:
         return replay
 
     def place(self) -> Hashable:
-        """The stream."""
-        return torch.cuda.current_stream().cuda_stream
+        """The stream, of the device that is current."""
+        return torch.cuda.current_device(), torch.cuda.current_stream().cuda_stream
 
 
 @contextmanager
@@ -185,7 +185,8 @@ class Graphs:
         if not getattr(cache, "captures", False) or rows.position.numel() > self.positions:
             self.misses += 1
             return run(ids, rows, state)
-        with self._lock:
+        here: Any = torch.cuda.device_of(ids)  # type: ignore[no-untyped-call]  # nothing where they are not on CUDA
+        with self._lock, here:
             inputs = _inputs((ids, rows, state))
             key = (self.backend.place(), cache, variant, _shape(ids, rows, state, inputs))
             graph = self._graphs.get(key)
