@@ -334,7 +334,7 @@ def test_another_tokenizer_or_template_is_another_model(lm, monkeypatch):
 def test_files_that_a_policy_names_are_a_part_of_the_setting(tmp_path):
     """Other weights under the same name are decoded again, and have lines of their own."""
     weights, results = tmp_path / "w.safetensors", tmp_path / "r.jsonl"
-    kept = load_file(nets.SHIPPED / "learn2pd.safetensors")
+    kept = load_file(nets.BUNDLED / "learn2pd.safetensors")
     args = ("bench", "-p", f"prophet(learn2pd(weights='{weights}'))", "--baseline", "-", "-t", "sudoku", "-n", 1,
             "--gen-length", 32, "-o", results, "--json")  # fmt: skip
     found = []

@@ -24,7 +24,7 @@ BOTH = ["learn2pd", "learned"]
 
 
 def shipped(name: str) -> dict[str, torch.Tensor]:
-    return load_file(nets.SHIPPED / f"{name}.safetensors")
+    return load_file(nets.BUNDLED / f"{name}.safetensors")
 
 
 def written(tmp_path: Path, weights: dict[str, torch.Tensor]) -> str:
@@ -50,11 +50,11 @@ def scene() -> tuple[Canvas, torch.Tensor]:
 
 def test_what_ships() -> None:
     assert sum(w.numel() for w in shipped("learn2pd").values()) == 2112
-    assert (nets.SHIPPED / "learn2pd.safetensors").stat().st_size < 16 << 10
-    assert (nets.SHIPPED / "learned.safetensors").stat().st_size < 1 << 20
+    assert (nets.BUNDLED / "learn2pd.safetensors").stat().st_size < 16 << 10
+    assert (nets.BUNDLED / "learned.safetensors").stat().st_size < 1 << 20
     assert shipped("learned")["query.weight"].shape == (128, 128)
     for name in BOTH:
-        assert registry.policy(f'{name}(weights="{nets.SHIPPED / name}.safetensors")').check([1], 4, SPEC) is None
+        assert registry.policy(f'{name}(weights="{nets.BUNDLED / name}.safetensors")').check([1], 4, SPEC) is None
 
 
 @pytest.mark.parametrize("name", BOTH)

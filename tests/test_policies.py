@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from helpers import SPEC, Request, decode, tiny
 from unmask import registry
+from unmask.core import nets
 from unmask.core.canvas import Canvas, Update
 from unmask.core.errors import SpecError
 from unmask.core.policy import Policy, Wrapper
@@ -259,3 +262,25 @@ def test_no_state_holds_the_vocabulary_for_the_prompt(policy: str) -> None:
     together = decode(tiny(), policy, "none", requests, batch_size=2)
     for request in requests:
         assert decode(tiny(), policy, "none", [request])[request.row].commits == together[request.row].commits
+
+
+# --- weights of learned policies
+
+
+@pytest.mark.parametrize("name", ["learn2pd", "learned"])
+def test_weights_that_are_replaced_are_read_anew(name: str, tmp_path: Path) -> None:
+    """By a file written over the old one, or moved into its place; another process' object keeps no weights either."""
+    device, bundled = torch.device("cpu"), nets.load(name, None, torch.device("cpu"))
+    file = tmp_path / "weights.safetensors"
+    policy = registry.policy(f'{name}(weights="{file}")')
+    for scale in (1.0, 0.5, 2.0):
+        fresh = tmp_path / f"fresh{scale}"
+        save_file({key: (weight * scale).float() for key, weight in bundled.items()}, fresh)
+        if scale == 2.0:
+            file.write_bytes(fresh.read_bytes())
+        else:
+            fresh.replace(file)
+        policy.check([1], 4, SPEC)
+        found = nets.load(name, str(file), device)
+        assert found is nets.load(name, str(file), device), "read once"
+        assert all(torch.allclose(found[key], scale * weight) for key, weight in bundled.items())

@@ -11,25 +11,34 @@ from torch import Tensor
 
 from .errors import ModelError
 
-SHIPPED = Path(__file__).parents[1] / "assets" / "policies"
+BUNDLED = Path(__file__).parents[1] / "assets" / "policies"
 Shape = tuple[str | int, ...]
 
 
-@lru_cache(maxsize=16)
 def load(policy: str, path: str | None, device: torch.device) -> dict[str, Tensor]:
-    """A policy's weights in float64, so that a row is decided alike in any batch; None: those that ship. Read once.
+    """A policy's weights in float64, so that a row is decided alike in any batch; None: the bundled ones.
+
+    A file is read once; one that has been replaced since is read anew.
 
     Raises:
         ModelError: no such file, or not one of safetensors.
     """
+    file = BUNDLED / f"{policy}.safetensors" if path is None else Path(path)
+    try:
+        found = file.stat()
+    except OSError:
+        raise ModelError(f"{policy}: no weights at {str(file)!r}; expected a file of safetensors") from None
+    return _read(policy, file.resolve(), (found.st_ino, found.st_mtime_ns, found.st_size), device)
+
+
+@lru_cache(maxsize=16)
+def _read(policy: str, file: Path, stamp: tuple[int, ...], device: torch.device) -> dict[str, Tensor]:
+    """The weights of a file as ``stamp`` says it is."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    file = SHIPPED / f"{policy}.safetensors" if path is None else Path(path)
     try:
         found = load_file(file)
-    except FileNotFoundError:
-        raise ModelError(f"{policy}: no weights at {str(file)!r}; expected a file of safetensors") from None
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{policy}: the weights {str(file)!r} cannot be read: {str(error).splitlines()[0]}") from None
     return {name: weight.to(device, torch.float64) for name, weight in found.items()}
