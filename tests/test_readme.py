@@ -31,7 +31,7 @@ def text(page):
 @pytest.mark.parametrize("page", RUN)
 def test_examples_print_what_the_page_shows(page, tmp_path, monkeypatch, capsys, shell):
     monkeypatch.chdir(tmp_path)
-    found = examples(text(page), "sh", "python")
+    found, names = examples(text(page), "sh", "python"), {"__name__": "example"}
     assert len([one for one in found if one.output]) >= 3
     for one in found:
         if one.kind == "sh":
@@ -39,7 +39,7 @@ def test_examples_print_what_the_page_shows(page, tmp_path, monkeypatch, capsys,
             assert (done.returncode, done.stderr) == (0, ""), one.code
             printed = done.stdout
         else:
-            exec(compile(one.code, page, "exec"), {"__name__": "example"})
+            exec(compile(one.code, page, "exec"), names)
             printed = capsys.readouterr().out
         assert fits(one.output or "", printed), f"{page}:\n{one.code}prints\n{printed}not\n{one.output}"
 
@@ -100,7 +100,7 @@ def test_options_are_documented(command):
 
 def test_python_page_names_every_field():
     page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
-    for cls in (unmask.Result, unmask.Span, unmask.Stats, unmask.Step):
+    for cls in (unmask.Result, unmask.Span, unmask.Stats, unmask.Step, unmask.SamplingParams, unmask.Request, unmask.Outcome):
         for name in cls.__dataclass_fields__:
             assert f"`{name}`" in page, f"{cls.__name__}.{name}"
 
