@@ -14,6 +14,7 @@ import unmask
 from docpages import examples, fits
 from helpers import cli, fine
 from llada_folder import CONFIG, EOS, MASK, weights, write
+from unmask import Outcome, Request, Result, SamplingParams, Span, Stats, Step
 from unmask.core.errors import SpecError
 from unmask.models import weights as checkpoints
 from unmask.models.config import Config
@@ -100,7 +101,7 @@ def test_options_are_documented(command):
 
 def test_python_page_names_every_field():
     page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
-    for cls in (unmask.Result, unmask.Span, unmask.Stats, unmask.Step, unmask.SamplingParams, unmask.Request, unmask.Outcome):
+    for cls in (Result, Span, Stats, Step, SamplingParams, Request, Outcome):
         for name in cls.__dataclass_fields__:
             assert f"`{name}`" in page, f"{cls.__name__}.{name}"
 
