@@ -14,7 +14,7 @@ import unmask
 from docpages import examples, fits
 from helpers import cli, fine
 from llada_folder import CONFIG, EOS, MASK, weights, write
-from refusals import refuses
+from unmask import Outcome, Request, Result, SamplingParams, Span, Stats, Step
 from unmask.core.errors import SpecError
 from unmask.models import weights as checkpoints
 from unmask.models.config import Config
@@ -32,7 +32,7 @@ def text(page):
 @pytest.mark.parametrize("page", RUN)
 def test_examples_print_what_the_page_shows(page, tmp_path, monkeypatch, capsys, shell):
     monkeypatch.chdir(tmp_path)
-    found = examples(text(page), "sh", "python")
+    found, names = examples(text(page), "sh", "python"), {"__name__": "example"}
     assert len([one for one in found if one.output]) >= 3
     for one in found:
         if one.kind == "sh":
@@ -40,7 +40,7 @@ def test_examples_print_what_the_page_shows(page, tmp_path, monkeypatch, capsys,
             assert (done.returncode, done.stderr) == (0, ""), one.code
             printed = done.stdout
         else:
-            exec(compile(one.code, page, "exec"), {"__name__": "example"})
+            exec(compile(one.code, page, "exec"), names)
             printed = capsys.readouterr().out
         assert fits(one.output or "", printed), f"{page}:\n{one.code}prints\n{printed}not\n{one.output}"
 
@@ -101,7 +101,7 @@ def test_options_are_documented(command):
 
 def test_python_page_names_every_field():
     page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
-    for cls in (unmask.Result, unmask.Span, unmask.Stats, unmask.Step):
+    for cls in (Result, Span, Stats, Step, SamplingParams, Request, Outcome):
         for name in cls.__dataclass_fields__:
             assert f"`{name}`" in page, f"{cls.__name__}.{name}"
 

@@ -16,6 +16,7 @@ import pytest
 
 import unmask
 from refusals import refuses
+from unmask.api import BUNDLED_NAME
 from unmask.measure.problems import source
 
 ROOT = Path(__file__).parents[1]
