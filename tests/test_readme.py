@@ -14,6 +14,7 @@ import unmask
 from docpages import examples, fits
 from helpers import cli, fine
 from llada_folder import CONFIG, EOS, MASK, weights, write
+from refusals import refuses
 from unmask import Outcome, Request, Result, SamplingParams, Span, Stats, Step
 from unmask.core.errors import SpecError
 from unmask.models import weights as checkpoints
