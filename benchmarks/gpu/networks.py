@@ -32,7 +32,7 @@ def bundled(device: torch.device, dtype: str) -> unmask.Model:
 
 def graphs(device: torch.device, positions: int = 4096) -> Graphs:
     """Graphs for that device; where it has none the same with functions run again."""
-    return Graphs(None if device.type == "cuda" else Rerun(), positions=positions)
+    return Graphs(None if device.type == "cuda" else Rerun(), most=256, positions=positions)
 
 
 @contextmanager

@@ -53,6 +53,11 @@ class Slab:
         return self._held[: self.rows]
 
     @property
+    def address(self) -> int:
+        """Where its memory begins; 0 before the first use."""
+        return 0 if self._held is None else self._held.data_ptr()
+
+    @property
     def capacity(self) -> int:
         """Rows there is memory for; 0 before the first use."""
         return 0 if self._held is None else len(self._held)

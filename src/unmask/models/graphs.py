@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import lru_cache
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -21,9 +22,9 @@ from torch import Tensor
 from ..core.rows import Rows
 from ..core.state import Slab, slabs
 
-_GRAPHS = 48  # kept at a time
+_GRAPHS = 128  # kept at a time
 _KEYS = 1024  # shapes remembered
-_PASSING = {"scratch", "layers", "flat", "host"}  # of Rows: what lasts for one forward pass
+_PASSING = {"scratch", "layers", "flat", "host", "members"}  # of Rows: not what the launches depend on
 _POSITIONS = 2048  # rows times slots: above, launching is hidden behind the work
 
 Layers = Callable[[Tensor, Rows, Any], Tensor]
@@ -187,8 +188,7 @@ class Graphs:
             return run(ids, rows, state)
         here: Any = torch.cuda.device_of(ids)  # type: ignore[no-untyped-call]  # nothing where they are not on CUDA
         with self._lock, here:
-            inputs = _inputs((ids, rows, state))
-            key = (self.backend.place(), cache, variant, _shape(ids, rows, state, inputs))
+            inputs, key = self._key(cache, variant, ids, rows, state)
             graph = self._graphs.get(key)
             if graph is None and self._seen.get(key, False):
                 graph = self._record(key, run, ids, rows, state, inputs)
@@ -204,6 +204,14 @@ class Graphs:
             # a recording must not allocate what outlives it
             _keep(self._seen, key, not any(slab.capacity for slab in empty), _KEYS)
             return out
+
+    def _key(self, cache: Any, variant: Hashable, ids: Tensor, rows: Rows, state: Any) -> tuple[list[Tensor], Hashable]:
+        """The tensors to copy, and all that the launches depend on."""
+        host = tuple((name, rows.most(name)) for name in rows.host)  # layers know of these numbers what this says
+        inputs, found = dict[int, Tensor](), list[Hashable]([self.backend.place(), cache, variant, host])
+        for tree in (ids, rows, state):
+            _scan(tree, inputs, found)
+        return list(inputs.values()), tuple(found)
 
     def clear(self) -> None:
         """Forget all graphs, and give their memory back."""
@@ -246,22 +254,33 @@ def _emptied(noted: list[Tensor]) -> list[Tensor]:
     return noted
 
 
-def _walk(tree: Any) -> Iterator[Any]:
-    """All leaves of a tree of dataclasses, tuples and lists."""
-    if is_dataclass(tree) and not isinstance(tree, type):
-        for field in fields(tree):
-            if field.name not in _PASSING:
-                yield from _walk(getattr(tree, field.name))
+@lru_cache(maxsize=64)
+def _names(kind: type) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind) if field.init and field.name not in _PASSING)
+
+
+def _scan(tree: Any, inputs: dict[int, Tensor], found: list[Hashable]) -> None:
+    """Note what launches depend on: shapes, which tensors are the same, where slabs are, values on the host; and the
+    tensors, each once.
+    """
+    if isinstance(tree, Tensor):
+        place = list(inputs).index(id(tree)) if id(tree) in inputs else len(inputs)
+        inputs[id(tree)] = tree
+        found.append((place, tree.shape, tree.dtype))
     elif isinstance(tree, (list, tuple)):
-        for leaf in tree:
-            yield from _walk(leaf)
+        if tree and all(type(leaf) is Slab for leaf in tree):
+            found.append(tuple((slab.address, slab.rows, slab.width) for slab in tree))
+        else:
+            found.append(len(tree))
+            for leaf in tree:
+                _scan(leaf, inputs, found)
+    elif isinstance(tree, Slab):
+        found.append((tree.address, tree.rows, tree.width))
+    elif is_dataclass(tree) and not isinstance(tree, type):
+        for name in _names(type(tree)):
+            _scan(getattr(tree, name), inputs, found)
     else:
-        yield tree
-
-
-def _inputs(tree: Any) -> list[Tensor]:
-    """The tensors to copy, each once."""
-    return list({id(leaf): leaf for leaf in _walk(tree) if isinstance(leaf, Tensor)}.values())
+        found.append(tree)
 
 
 def _swapped(tree: Any, swap: dict[int, Tensor]) -> Any:
@@ -269,24 +288,7 @@ def _swapped(tree: Any, swap: dict[int, Tensor]) -> Any:
     if isinstance(tree, Tensor):
         return swap.get(id(tree), tree)
     if is_dataclass(tree) and not isinstance(tree, type):
-        names = [field.name for field in fields(tree) if field.init and field.name not in _PASSING]
-        return replace(tree, **{name: _swapped(getattr(tree, name), swap) for name in names})
+        return replace(tree, **{name: _swapped(getattr(tree, name), swap) for name in _names(type(tree))})
     if isinstance(tree, (list, tuple)):
         return type(tree)(_swapped(leaf, swap) for leaf in tree)
     return tree
-
-
-def _shape(ids: Tensor, rows: Rows, state: Any, inputs: list[Tensor]) -> Hashable:
-    """All that the launches depend on: shapes, which inputs are the same, where slabs are, numbers on the host."""
-    order = {id(tensor): place for place, tensor in enumerate(inputs)}
-    host = tuple((name, rows.most(name)) for name in rows.host)  # layers know of these numbers what this says
-    found: list[Hashable] = [ids.shape, len(rows.members), host]
-    for leaf in (*_walk(replace(rows, members=())), *_walk(state)):
-        if isinstance(leaf, Tensor):
-            found.append((order[id(leaf)], leaf.shape, leaf.dtype))
-        elif isinstance(leaf, Slab):
-            where = leaf.data.data_ptr() if leaf.capacity else None
-            found.append((where, leaf.rows, leaf.width, leaf.tail))
-        else:
-            found.append(leaf)
-    return tuple(found)
