@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import unmask
 from helpers import cli, fine
 from llada_folder import CONTEXT, write
 from unmask import registry
@@ -91,3 +92,17 @@ def test_inspect_tells_of_it(tmp_path: Path) -> None:
     assert inspect(tmp_path)["recommended"] == WHOLE | {"source": str(tmp_path / "generation_config.json")}
     printed = fine(cli("inspect", tmp_path))
     assert "policy threshold(tau=0.8), cache dual, gen_length 40" in printed
+
+
+@pytest.mark.parametrize("wrong", [{"policy": "nonsense"}, {"policy": "threshold(tau=7)"}, {"cache": "nonsense"}])
+def test_a_recommended_setting_that_is_not_known_names_its_file_when_it_is_used(
+    wrong: dict[str, str], tmp_path: Path
+) -> None:
+    told(tmp_path, WHOLE | wrong)
+    lm = unmask.load(tmp_path)
+    with pytest.raises(unmask.SpecError, match=r"generation_config\.json"):
+        lm.generate([1, 2], 4)
+    with pytest.raises(unmask.SpecError) as caught:
+        lm.generate([1, 2], 4, "absent")
+    assert "generation_config" not in str(caught.value)
+    assert len(lm.generate([1, 2], 4, "vanilla", ignore_eos=True)[0].tokens) == 4

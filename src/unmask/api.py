@@ -13,7 +13,7 @@ import torch
 from . import registry
 from .checks import TEXTS, as_batch, check_names, fixed_ids, per_row
 from .core.cache import Cache
-from .core.errors import ModelError, RequestError
+from .core.errors import ModelError, RequestError, SpecError
 from .core.policy import Policy
 from .core.precision import native
 from .core.values import integer
@@ -310,13 +310,14 @@ class Model:
         """
         if cache is None:
             cache = self.recommended.cache if policy is None else "none"
-        if policy is None:
-            policy = self.recommended.policy
-        if isinstance(policy, str):
-            if policy not in self._policies:
-                self._policies[policy] = registry.policy(policy)
-            policy = self._policies[policy]
-        return registry.policy(policy), registry.cache(cache)
+        own = policy is None
+        how: str | Policy = self.recommended.policy if policy is None else policy
+        try:
+            if isinstance(how, str) and how not in self._policies:
+                self._policies[how] = registry.policy(how)
+            return self._policies[how] if isinstance(how, str) else registry.policy(how), registry.cache(cache)
+        except SpecError as error:
+            raise SpecError(f"{self.recommended.source}: {error}" if own else str(error)) from None
 
     def _params(self, params: Params, sampling: Mapping[str, Any], prompts: int, n: int) -> list[SamplingParams]:
         """Those of each response, with seeds that are numbers and suppressed tokens as ids."""
