@@ -56,7 +56,7 @@ def caller(model: str, batch: int) -> Callable[[], None]:
     checkpoint = Checkpoint(Path(model), PUBLISHED["llada-8b"] | sizes | ids)
     denoiser = random_denoiser(checkpoint, torch.device("cpu"), torch.float32)
     ours = [[5 + i] * 32 for i in range(batch)]
-    return lambda: void(Model(denoiser, None).generate(ours, 32, "vanilla(k=4)", "none", ignore_eos=True, seed=0))
+    return lambda: void(Model(denoiser, None).generate(ours, 32, "vanilla(steps=8)", "none", ignore_eos=True, seed=0))
 
 
 def void(_: object) -> None:

@@ -363,6 +363,8 @@ def test_ids_that_the_tokenizer_does_not_know_are_not_generated(tmp_path):
     assert result.tokens == [5] * 4
     (result,) = model.generate([[1, 2]], 40, "vanilla", temperature=30.0)
     assert not set(result.tokens) & set(model.text.unknown)
+    with pytest.raises(RequestError, match="suppress"):
+        model.generate([[1, 2]], 4, "vanilla", suppress=sorted({*range(277)} - {271, *model.text.unknown}))
 
 
 # --- which models are chat models ---------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-WORK = 100e6  # multiplications and additions per layer that one more thread is worth; measured, benchmarks/threads.py
+WORK = 75e6  # multiplications and additions per layer that one more thread is worth; measured, benchmarks/threads.py
 _CHOSEN = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # the user's choice of a number
 _state = threading.local()
 _fixed = False

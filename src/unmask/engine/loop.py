@@ -16,7 +16,6 @@ from ..core.canvas import Canvas, Update
 from ..core.policy import Policy
 from ..core.protocols import Ask, Sampling
 from ..core.state import PER_POSITION
-from ..core.threads import for_work
 from ..models.denoiser import Branches, Denoiser
 
 
@@ -152,7 +151,6 @@ def start(model: Denoiser, cache: Cache, policy: Policy, canvas: Canvas, samplin
 
 
 @torch.no_grad()
-@for_work(0)  # what is large in it says so
 def step(
     model: Denoiser, cache: Cache, policy: Policy, state: State, index: int, rows: Sequence[Any] | None = None
 ) -> tuple[State, Step]:

@@ -117,7 +117,7 @@ class Request:
         outside = [i for i in self.params.suppress if not 0 <= int(i) < spec.vocab]
         if outside:
             raise RequestError(f"suppress has the id {outside[0]}; accepted are 0 to {spec.vocab - 1}", self.id)
-        silent = {spec.mask, *map(int, self.params.suppress), *(spec.eos if self.inside else ())}
+        silent = {spec.mask, *spec.unknown, *map(int, self.params.suppress), *(spec.eos if self.inside else ())}
         if len({i for i in silent if i < limit}) == limit:
             why = ", for an end of text cannot stand in front of given text" if self.inside else ""
             raise RequestError(f"suppress leaves no token to generate{why}", self.id)

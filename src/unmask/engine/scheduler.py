@@ -17,6 +17,7 @@ from ..core.errors import RequestError
 from ..core.policy import Policy
 from ..core.protocols import Sampling
 from ..core.state import append, row_bytes, select, slabs, survivors
+from ..core.threads import for_work
 from ..core.values import integer
 from ..models.denoiser import Denoiser
 from ..stop import Ending, StopStrings
@@ -197,6 +198,7 @@ class Engine:
                 self._leave(group)
 
     @torch.no_grad()
+    @for_work(0)  # what is large in it says so
     def step(self) -> list[Event]:
         """One forward pass of one group, groups taking turns, and the outcomes of the requests that ended."""
         with self.model.lock:

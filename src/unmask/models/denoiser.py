@@ -223,8 +223,8 @@ class Denoiser:
         return self.network.kernels, self.network.embed.weight.data_ptr()
 
     def _head_work(self, count: int) -> int:
-        """Of the head, for so many positions; see :func:`unmask.core.threads.for_work`."""
-        return count * self.width * self.network.arch.vocab
+        """Of the head, for so many positions, as of a layer; see :func:`unmask.core.threads.for_work`."""
+        return 4 * count * self.width * self.network.arch.vocab  # one product, where a layer has four
 
     @torch.no_grad()
     def first_not_finite(self, tokens: Tensor) -> str | None:
