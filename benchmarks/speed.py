@@ -25,7 +25,7 @@ import unmask
 from unmask.api import BUNDLED_NAME, pick_device, pick_dtype
 from unmask.core import heap, threads
 from unmask.core.errors import RequestError
-from unmask.measure.run import device_name
+from unmask.measure.machine import device_name
 from unmask.models.random import random_denoiser, shape
 
 from .forward import PARTS, Forward, Parts, Products, Size, Switched

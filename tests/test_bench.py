@@ -26,7 +26,7 @@ from unmask.api import BUNDLED, BUNDLED_NAME
 from unmask.cli import app
 from unmask.core import nets
 from unmask.core.errors import RequestError
-from unmask.measure import ledger, lines, report, run
+from unmask.measure import ledger, lines, machine, report, run
 from unmask.measure.figures import lengths, sweeps
 from unmask.measure.problems import Item, Source, source
 from unmask.measure.run import Batch, Setting
@@ -383,7 +383,7 @@ def test_a_cpu_is_named_with_its_generation():
     if "cpu family" not in told:
         pytest.skip("no families on this architecture")
     expected = f"{told['model name']} (family {told['cpu family']}, model {told['model']})"
-    assert run.device_name(torch.device("cpu")) == expected
+    assert machine.device_name(torch.device("cpu")) == expected
 
 
 RUN = {"kind": "run", "version": 1, "run": "r", "model": "m", "device": "d", "dtype": "float32", "threads": 1,

@@ -24,7 +24,7 @@ from unmask.engine import loop
 from unmask.engine.loop import Step
 from unmask.evaluation import bound, memory
 from unmask.evaluation.model import UnmaskLM
-from unmask.measure import betting, candidates, run, tune
+from unmask.measure import betting, candidates, machine, run, tune
 from unmask.measure.problems import Item, Source, source
 from unmask.measure.run import Batch, Setting
 from unmask.measure.summary import summarise, tallies
@@ -119,8 +119,9 @@ def test_the_peak_is_of_each_batch_alone(monkeypatch, tmp_path):
     """It is reset before a batch is decoded, and read after."""
     clear, states = tmp_path / "clear_refs", []
     clear.write_text("")
-    monkeypatch.setattr(run, "_CLEAR_REFS", clear)
-    monkeypatch.setattr(run, "_answers", lambda *_: (states.append(clear.read_text()), ([], 0.0))[1])
+    monkeypatch.setattr(machine, "_CLEAR_REFS", clear)
+    monkeypatch.setattr(run, "served", lambda *_: (states.append(clear.read_text()), ([], 0.0, {}))[1])
+    monkeypatch.setattr(run, "_requests", lambda *_: [])
     monkeypatch.setattr(run, "peak", lambda device: 10 * len(states))
     problems = Source("none", [])
     rows = []
@@ -131,23 +132,23 @@ def test_the_peak_is_of_each_batch_alone(monkeypatch, tmp_path):
     assert [row["peak_bytes"] for row in rows] == [10, 20]
 
 
-@pytest.mark.skipif(not run._CLEAR_REFS.exists(), reason="no /proc here")
+@pytest.mark.skipif(not machine._CLEAR_REFS.exists(), reason="no /proc here")
 def test_the_systems_peak_is_reset():
-    if not run.reset_peak(CPU):
+    if not machine.reset_peak(CPU):
         pytest.skip("this system does not let a process reset its peak")
-    before = run.peak(CPU)
+    before = machine.peak(CPU)
     held = torch.ones(50_000_000)  # 200 MB
-    high = run.peak(CPU)
+    high = machine.peak(CPU)
     assert high > before + 150_000_000
     del held
-    assert run.peak(CPU) > before + 150_000_000, "a peak stays"
-    run.reset_peak(CPU)
-    assert run.peak(CPU) < high - 100_000_000
+    assert machine.peak(CPU) > before + 150_000_000, "a peak stays"
+    machine.reset_peak(CPU)
+    assert machine.peak(CPU) < high - 100_000_000
 
 
 def test_where_the_peak_cannot_be_reset_it_is_not_known(monkeypatch, tmp_path):
     """As in hardened containers: the batch counts, the note is on standard error."""
-    monkeypatch.setattr(run, "_CLEAR_REFS", tmp_path / "absent" / "clear_refs")
+    monkeypatch.setattr(machine, "_CLEAR_REFS", tmp_path / "absent" / "clear_refs")
     done = cli("bench", "-p", "threshold", "--baseline", "-", "-t", "sudoku", "-n", 2, "--gen-length", 8, "-o",
                tmp_path / "r.jsonl", "--json")  # fmt: skip
     assert done.exit_code == 0

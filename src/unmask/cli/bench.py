@@ -61,6 +61,10 @@ def bench(
     problems: Problems,
     gen_length: Annotated[list[int] | None, typer.Option(min=1, help="Repeatable; default 256.")] = None,
     batch_size: Annotated[list[int] | None, typer.Option(min=1, help="Repeatable; default 1.")] = None,
+    arrivals: Annotated[
+        str | None,
+        typer.Option(metavar="RATE|max", help="Requests enter as others leave: at so many a second, or at once."),
+    ] = None,
     temperature: o.Temperature = 0.0,
     where: o.Loading,
     output: Annotated[Path, typer.Option("--output", "-o", help="JSON lines; what it holds is not run again.")] = Path(
@@ -73,15 +77,19 @@ def bench(
     Every batch is on the disk before the next begins: after Ctrl-C, a crash or a kill the same command goes on.
     """
     from ..measure import run
-    from ..measure.autoregressive import spec
+    from ..measure.autoregressive import model_of, spec
+    from ..measure.serving import Arrivals
     from ..measure.summary import summarise, tallies
 
+    when = None if arrivals is None else str(Arrivals.parse(arrivals))
     base = o.baseline(baseline)
     causal = [f"{spec(name)}|none" for name in autoregressive or []]
     pairs = _pairs(policy, cache, [*(pair or []), *causal], base)
+    if when and any(model_of(p) for p, _, _ in pairs):
+        raise RequestError("--arrivals is for policies; an autoregressive model decodes whole batches")
     shapes = product(gen_length or [256], batch_size or [1])
     files = {p: run.files(p) for p, _, _ in pairs}
-    settings = [run.Setting(p, c, length, size, stop, temperature, files[p])
+    settings = [run.Setting(p, c, length, size, stop, temperature, files[p], when)
                 for length, size in shapes for p, c, stop in pairs]  # fmt: skip
     settings = list(dict.fromkeys(settings))
     check_writable(str(output), make=True, regular=True)

@@ -43,6 +43,7 @@ class Key(Schema):
     eos_stop: bool
     temperature: Amount
     files: str = Field("", description="digest of the files that the policy names")
+    arrivals: str = Field("", description="when requests arrive; none: those of a batch start together")
     task: str
     split: str | None
     seed: Count
@@ -66,12 +67,18 @@ class Batch(Schema):
     cpu_seconds: _Some
     model_seconds: _Some = Field(description="seconds in the network")
     peak_bytes: Count | None = Field(description="most memory; null: not known")
+    moving_seconds: Amount | None = Field(None, description="seconds in which requests entered and left")
+    engine_seconds: _Some | None = Field(None, description="with arrivals: seconds without waiting for requests")
+    latency: list[Amount] | None = Field(None, description="with arrivals: seconds from arrival to end")
+    entered: Count | None = Field(None, description="with arrivals: steps in which a request entered")
+    entering_peak_bytes: Count | None = Field(None, description="with arrivals: most memory in these steps")
 
     @model_validator(mode="after")
     def _one_each(self) -> Self:
-        for name in ("correct", "digest", "nfe", "tokens", "positions", "first_token"):
-            if len(getattr(self, name)) != self.key.n:
-                raise ValueError(f'"{name}" has {len(getattr(self, name))} values for {self.key.n} problems')
+        for name in ("correct", "digest", "nfe", "tokens", "positions", "first_token", "latency"):
+            values = getattr(self, name)
+            if values is not None and len(values) != self.key.n:
+                raise ValueError(f'"{name}" has {len(values)} values for {self.key.n} problems')
         return self
 
 

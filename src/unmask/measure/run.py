@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 import random
-import shlex
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -21,13 +17,13 @@ from .. import __version__, registry
 from ..api import BUNDLED_NAME, Model
 from ..core.config import Configured
 from ..core.errors import RequestError, SpecError
-from ..engine.loop import Step
 from ..profiles import fingerprint
 from . import autoregressive, ledger, lines
-from .problems import Answer, Source
+from .machine import command, commit, device_name, peak, reset_peak
+from .problems import Source
+from .serving import served
 
 Row = dict[str, Any]
-_CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
@@ -37,10 +33,11 @@ class Setting:
     Attributes:
         policy, cache: specs, as their objects print them; ``autoregressive(MODEL)`` stands for a policy, too.
         gen_length: response length in tokens.
-        batch_size: prompts decoded together; they start together and each leaves when it is done.
+        batch_size: prompts decoded together, at most; each leaves when it is done.
         eos_stop: whether a response ends early at its end of text.
         temperature: of sampling.
         files: digest of the files that the policy names, see :func:`files`.
+        arrivals: when requests arrive, see :class:`.serving.Arrivals`; None: those of a batch start together.
     """
 
     policy: str
@@ -50,6 +47,7 @@ class Setting:
     eos_stop: bool = True
     temperature: float = 0.0
     files: str | None = None
+    arrivals: str | None = None
 
     @property
     def family(self) -> str:
@@ -74,7 +72,12 @@ class Setting:
         """What a label has behind policy and cache."""
         hot = f", temperature {self.temperature:g}" if self.temperature else ""
         own = f", files {self.files}" if self.files else ""
-        return f"{'' if self.eos_stop else ', no early stop'}{hot}{own}"
+        when = f", arrivals {self.arrivals}" if self.arrivals else ""
+        return f"{'' if self.eos_stop else ', no early stop'}{hot}{own}{when}"
+
+    def together(self, source: Source) -> int:
+        """Problems that one line of results is about."""
+        return len(source.items) if self.arrivals else self.batch_size
 
 
 @dataclass(frozen=True)
@@ -88,8 +91,8 @@ class Batch:
 
     @classmethod
     def at(cls, setting: Setting, source: Source, first: int) -> Batch:
-        """The one that begins at problem ``first``: as many as the setting decodes together, or as are left."""
-        return cls(setting, source, first, min(setting.batch_size, len(source.items) - first))
+        """The one that begins at problem ``first``: as many as one line is about, or as are left."""
+        return cls(setting, source, first, min(setting.together(source), len(source.items) - first))
 
     @property
     def key(self) -> dict[str, Any]:
@@ -139,13 +142,13 @@ def order(settings: Sequence[Setting], sources: Sequence[Source], seed: int = 0)
     What slows the machine for a while slows every setting alike.
     """
     rng = random.Random(seed)
-    stride = max(s.batch_size for s in settings)
+    stride = max(s.together(one) for s in settings for one in sources)
     batches = []
     for start in range(0, max(len(s.items) for s in sources), stride):
         for one in sources:
             stop = min(start + stride, len(one.items))
             for setting in rng.sample(settings, len(settings)):
-                size = setting.batch_size
+                size = setting.together(one)
                 begins = range(-(-start // size) * size, stop, size)  # whole batches, wherever the stretch ends
                 batches += [Batch.at(setting, one, at) for at in begins]
     return batches
@@ -249,20 +252,23 @@ def decode(lm: Model, batch: Batch) -> dict[str, Any]:
     Returns:
         Of each problem ``correct``, ``digest`` (of the text), ``nfe``, ``tokens`` (before the first end of text),
         ``positions`` (computed, averaged over the layers) and ``first_token`` (seconds to the commit of the response's
-        first token that held); of the batch ``seconds``, ``cpu_seconds``, ``model_seconds`` and ``peak_bytes``.
+        first token that held); of the batch ``seconds``, ``cpu_seconds``, ``model_seconds``, ``peak_bytes`` and what
+        :func:`.serving.served` adds.
     """
     device = lm.denoiser.network.device
     setting, source, first, n = batch.setting, batch.source, batch.first, batch.n
     baseline = _baseline(lm, setting)
     fresh = reset_peak(device)
     began, cpu = time.perf_counter(), time.process_time()
-    answers, model = (
-        _answers(lm, setting, source, first, n)
-        if baseline is None
-        else baseline.answers(source, setting.gen_length, first, n, setting.eos_stop)
-    )
+    if baseline is not None:
+        answers, model = baseline.answers(source, setting.gen_length, first, n, setting.eos_stop)
+        more: dict[str, Any] = {}
+    else:
+        requests = _requests(lm, setting, source, first, n)
+        answers, model, more = served(lm, setting, requests, f"{source.name} problem", first)
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
-    items = batch.source.items[batch.first : batch.first + batch.n]
+    items = source.items[first : first + n]
+    most = more.pop("peak_bytes", None) if setting.arrivals else peak(device)
     return {
         "correct": [int(item.check(one.text)) for item, one in zip(items, answers, strict=True)],
         "digest": [hashlib.sha256(one.text.encode()).hexdigest()[:16] for one in answers],
@@ -273,7 +279,8 @@ def decode(lm: Model, batch: Batch) -> dict[str, Any]:
         "seconds": round(seconds, 5),
         "cpu_seconds": round(cpu, 5),
         "model_seconds": round(model, 5),
-        "peak_bytes": peak(device) if fresh else None,
+        "peak_bytes": most if fresh else None,
+        **more,
     }
 
 
@@ -281,21 +288,6 @@ def _baseline(lm: Model, setting: Setting) -> autoregressive.Autoregressive | No
     """The autoregressive model that a setting names in place of a policy, if it does."""
     name = autoregressive.model_of(setting.policy)
     return None if name is None else autoregressive.Autoregressive.beside(lm, name)
-
-
-def _answers(lm: Model, setting: Setting, source: Source, first: int, n: int) -> tuple[list[Answer], float]:
-    """Answer problems ``first`` to ``first + n`` with a policy and a cache; and the seconds spent in the network."""
-    inside, found = 0.0, dict[int, Answer]()
-    for event in lm.run(_requests(lm, setting, source, first, n), setting.batch_size):
-        if isinstance(event, Step):
-            inside += event.model_seconds
-            continue
-        one = lm.result(event)
-        if one.error is not None:
-            raise RequestError(f"{source.name} problem {first + event.request.id}: {one.error}")
-        stats, first_token = one.stats, event.first_token_seconds or one.stats.seconds
-        found[event.request.id] = Answer(one.text, stats.nfe, stats.tokens, stats.positions, first_token)
-    return [found[i] for i in range(n)], inside
 
 
 def _requests(lm: Model, setting: Setting, source: Source, first: int, n: int) -> list[Any]:
@@ -327,52 +319,3 @@ def environment(lm: Model, model: str | None) -> dict[str, Any]:
 def identity(environment: dict[str, Any]) -> str:
     """A short name for an environment."""
     return hashlib.sha256(json.dumps(environment, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def device_name(device: torch.device) -> str:
-    """What a person calls it; of a CPU with its generation, which virtual machines leave out of the name."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().partition("\n\n")[0].splitlines() if info.exists() else []
-    told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    name = told.get("model name") or platform.processor() or platform.machine()
-    generation = [f"{key.split()[-1]} {told[key]}" for key in ("cpu family", "model") if key in told]
-    return f"{name} ({', '.join(generation)})" if generation else name
-
-
-def reset_peak(device: torch.device) -> bool:
-    """Forget the most memory in use so far; False where that is not possible, as in some containers."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return True
-    try:
-        _CLEAR_REFS.write_text("5")  # resets VmHWM; see proc(5)
-    except OSError:
-        return False
-    return True
-
-
-def peak(device: torch.device) -> int | None:
-    """Most bytes in use since :func:`reset_peak`, of the GPU or of the whole process; None where nobody counts."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), None)
-
-
-def commit() -> str | None:
-    """The commit of the repository that this code is in; None outside of one."""
-    where = str(Path(__file__).parent)
-    try:
-        out = subprocess.run(["git", "-C", where, "rev-parse", "--short", "HEAD"], capture_output=True, text=True,
-                             check=False)  # fmt: skip
-    except OSError:
-        return None
-    return out.stdout.strip() or None
-
-
-def command() -> str:
-    """The command line of this process, as it would be typed."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])

@@ -37,6 +37,8 @@ class Figures:
         first_token: median seconds to the first token that held.
         outside: share of the time that is not spent in the network.
         peak_bytes: most memory.
+        moving: share of the time in which requests entered and left; None: an older file does not tell.
+        latency: with arrivals, median and 95th percentile of the seconds from a request's arrival to its end.
     """
 
     setting: Setting
@@ -59,6 +61,8 @@ class Figures:
     first_token: float
     outside: float
     peak_bytes: int | None
+    moving: float | None = None
+    latency: tuple[float, float] | None = None
 
     @property
     def accuracy(self) -> float:
@@ -95,7 +99,7 @@ class Tally:
     def peers(self) -> tuple[Any, ...]:
         """What it has in common with those that it is compared with."""
         s = self.setting
-        return self.environment["run"], s.gen_length, s.batch_size, s.temperature
+        return self.environment["run"], s.gen_length, s.batch_size, s.temperature, s.arrivals
 
     def only(self, kind: Kind) -> Tally:
         """The batches of one kind of problems."""
@@ -201,7 +205,22 @@ def figures(one: Tally, base: Tally | None, task: str) -> Figures:
         first_token=median([s for b in one.batches for s in b["first_token"]]),
         outside=1 - one.total("model_seconds") / seconds,
         peak_bytes=max(peaks, default=None),
+        moving=_moving(one.batches), latency=_latency(one.batches),
     )  # fmt: skip
+
+
+def _moving(batches: Sequence[Line]) -> float | None:
+    """Share of the engine's time."""
+    if any(b.get("moving_seconds") is None for b in batches):
+        return None
+    return float(
+        sum(b["moving_seconds"] for b in batches) / sum(b.get("engine_seconds", b["seconds"]) for b in batches)
+    )
+
+
+def _latency(batches: Sequence[Line]) -> tuple[float, float] | None:
+    told = sorted(s for b in batches for s in b.get("latency") or ())
+    return (median(told), told[min(len(told) - 1, int(0.95 * len(told)))]) if told else None
 
 
 def _pairs(one: Tally, base: Tally) -> list[tuple[Line, Line]]:

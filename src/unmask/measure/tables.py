@@ -41,6 +41,8 @@ COLUMNS: list[Column] = [
     ("median", lambda f: _times(f.speedup_median)),
     ("first token, ms", lambda f: f"{1e3 * f.first_token:.0f}"),
     ("outside", lambda f: f"{100 * f.outside:.0f} %"),
+    ("moving", lambda f: "" if f.moving is None else f"{100 * f.moving:.1f} %"),
+    ("latency, s", lambda f: "" if f.latency is None else f"{f.latency[0]:.2f} (95 %: {f.latency[1]:.2f})"),
     ("peak, MB", lambda f: "" if f.peak_bytes is None else f"{f.peak_bytes / 1e6:.0f}"),
 ]
 

@@ -20,8 +20,9 @@ from ..profiles import fingerprint
 from ..tasks import FAMILIES
 from . import betting
 from .candidates import REFERENCE, SPLIT, Goal, sets, settings
+from .machine import command
 from .problems import Source
-from .run import Batch, Decoder, Row, Setting, command, environment
+from .run import Batch, Decoder, Row, Setting, environment
 from .stats import paired_interval
 
 if TYPE_CHECKING:
