@@ -12,12 +12,14 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import unmask
 from unmask import registry
+from unmask.core.cache import Cache
 from unmask.measure.stats import wilson
 from unmask.viz import svg
 
@@ -57,12 +59,12 @@ def methods() -> dict[str, dict[str, Any]]:
     return found
 
 
-def parameters(about: dict[str, Any]) -> str:
-    """The table of a method's parameters."""
-    if not about["parameters"]:
+def parameters(about: dict[str, Any], which: str = "parameters") -> str:
+    """The table of a method's parameters, or of its ``hidden`` ones."""
+    if not about[which]:
         return "None."
     lines = ["| parameter | default | accepted | |", "|---|---|---|---|"]
-    for p in about["parameters"]:
+    for p in about[which]:
         words = "; ".join(f"{_written(value)} ({preset})" for preset, value in p.get("presets", {}).items())
         default = "required" if p["required"] else words or _written(p["default"])
         doc = p["doc"].replace("|", "\\|")
@@ -91,16 +93,17 @@ def _count(forwards: int) -> str:
     return f"{forwards} forward{'s' * (forwards != 1)}"
 
 
-class Watched:
-    """A cache that notes what each forward computes; it has no base class."""
+@dataclass(frozen=True, eq=False)
+class Watched(Cache):
+    """A cache that notes what each forward pass of another one computes."""
 
-    paper = "-"
+    cache: Cache
+    plans: list[tuple[list[bool], list[bool]]] = field(default_factory=list)
+    name = "watched"
 
-    def __init__(self, spec: str) -> None:
-        self.name = spec
-        self.cache = registry.cache(spec)
-        self.init, self.layer, self.note = self.cache.init, self.cache.layer, self.cache.note
-        self.plans: list[tuple[list[bool], list[bool]]] = []
+    def init(self, *args: Any) -> Any:
+        """The cache's."""
+        return self.cache.init(*args)
 
     def plan(self, *args: Any) -> Any:
         """The cache's plan, noted."""
@@ -108,6 +111,14 @@ class Watched:
         fresh = plan.compute if plan.fresh is None else plan.fresh
         self.plans.append((plan.compute[0].tolist(), fresh[0].tolist()))
         return plan, state
+
+    def layer(self, *args: Any) -> Any:
+        """The cache's."""
+        return self.cache.layer(*args)
+
+    def note(self, *args: Any) -> Any:
+        """The cache's."""
+        return self.cache.note(*args)
 
 
 def positions(lm: unmask.Model, name: str, file: Path) -> str:
@@ -117,7 +128,7 @@ def positions(lm: unmask.Model, name: str, file: Path) -> str:
         "|---|---|---|---|---|---|",
     ]
     for policy, spec in RUNS[name]:
-        watched = Watched(spec)
+        watched = Watched(registry.cache(spec))
         (plain,), (result,) = (lm.generate(PROMPT, LENGTH, policy, c) for c in ("none", watched))
         each, base = (r.stats.positions / r.stats.nfe for r in (result, plain))
         answer = "right" if result.text.endswith(ANSWER) else "wrong"
@@ -215,6 +226,8 @@ def main() -> None:
     for name in args.only or about:
         file = folder / f"{name}.md"
         page = between(file.read_text(encoding="utf-8"), "parameters", parameters(about[name]))
+        if about[name]["hidden"]:
+            page = between(page, "hidden", parameters(about[name], "hidden"))
         show, mark = (picture, "picture") if name in registry.POLICIES else (positions, "positions")
         page = between(page, "measured", measured(name, args.docs / "results"))
         file.write_text(between(page, mark, show(lm, name, pictures / f"{name}.svg")), encoding="utf-8")

@@ -46,6 +46,11 @@ def test_every_method_has_a_page_and_every_page_a_method() -> None:
 def test_parameters_are_those_of_the_registry(name: str) -> None:
     about = describe(registry.lookup(METHODS[name], name))
     assert part(page(name), "parameters") == WRITER["parameters"](about), f"run {SCRIPT.name}"
+    assert len(about["parameters"]) <= 8, "more than one meets at a glance: what imitates other programs is hidden"
+    hidden = section(name, "Imitating the authors' code")
+    assert bool(hidden) == bool(about["hidden"])
+    if hidden:
+        assert part(hidden, "hidden") == WRITER["parameters"](about, "hidden"), f"run {SCRIPT.name}"
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -18,7 +18,7 @@ from unmask.core import nets
 from unmask.core.canvas import Canvas, Update
 from unmask.core.errors import SpecError
 from unmask.core.policy import Policy, Wrapper
-from unmask.core.protocols import Prediction, Sampling
+from unmask.core.protocols import Ask, Prediction, Sampling
 from unmask.core.state import row_bytes
 from unmask.policies.credit import Credit
 from unmask.policies.entropy_bound import EntropyBound
@@ -269,7 +269,7 @@ def test_no_state_holds_the_vocabulary_for_the_prompt(policy: str) -> None:
 
 @pytest.mark.parametrize("name", ["learn2pd", "learned"])
 def test_weights_that_are_replaced_are_read_anew(name: str, tmp_path: Path) -> None:
-    """By a file written over the old one, or moved into its place; another process' object keeps no weights either."""
+    """By a file written over the old one, or moved into its place."""
     device, bundled = torch.device("cpu"), nets.load(name, None, torch.device("cpu"))
     file = tmp_path / "weights.safetensors"
     policy = registry.policy(f'{name}(weights="{file}")')
@@ -284,3 +284,32 @@ def test_weights_that_are_replaced_are_read_anew(name: str, tmp_path: Path) -> N
         found = nets.load(name, str(file), device)
         assert found is nets.load(name, str(file), device), "read once"
         assert all(torch.allclose(found[key], scale * weight) for key, weight in bundled.items())
+
+
+# --- probes
+
+
+@dataclass(frozen=True)
+class Seldom(Wrapper):
+    """Probes in every other forward pass."""
+
+    name = "seldom"
+    policy: Policy
+
+    def ask(self, canvas: Canvas, state: object) -> Ask:
+        ask = self.policy.ask(canvas, state)
+        return replace(ask, probe=None) if int(canvas.masked.sum()) % 2 else ask
+
+    def decide(self, canvas: Canvas, prediction: Prediction, state: object) -> tuple[Update, object]:
+        if prediction.probe is None:
+            prediction = replace(prediction, probe=torch.ones_like(prediction.confidence))
+        return self.policy.decide(canvas, prediction, state)
+
+
+@pytest.mark.parametrize("shift", [False, True])
+@pytest.mark.parametrize("cache", ["none", "dual", "dllm(kp=3,kr=2)", "d2(k=4)"])
+def test_forward_passes_without_probes_at_full_context(cache: str, shift: bool) -> None:
+    """Columns for probes lie behind the model's context; where nothing is probed, nothing is computed there."""
+    requests = [Request(0, [1, 2, 3, 4], 60, ignore_eos=True), Request(1, [1, 2], 40, ignore_eos=True)]
+    rows = decode(tiny(shift), Seldom(registry.policy("wino(block_length=128)")), cache, requests)
+    assert all(row.finished for row in rows.values())

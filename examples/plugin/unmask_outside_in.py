@@ -6,7 +6,7 @@ from unmask.core.canvas import Canvas, Update
 from unmask.core.config import param
 from unmask.core.pick import top
 from unmask.core.policy import Policy
-from unmask.core.protocols import Ask, Prediction, Sampling
+from unmask.core.protocols import Ask, Prediction
 
 
 @dataclass(frozen=True)
@@ -16,9 +16,6 @@ class OutsideIn(Policy):
     name = "outside_in"
 
     k: int = param(2, "positions committed by a forward", ge=1)
-
-    def init(self, canvas: Canvas, sampling: Sampling) -> None:
-        """No state."""
 
     def ask(self, canvas: Canvas, state: None) -> Ask:
         """The whole response."""

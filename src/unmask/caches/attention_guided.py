@@ -68,6 +68,7 @@ class D2Cache(Cache):
         "reach",
         "the fewest positions that reach the share p, or the most within it and at least one (the authors' code)",
         choices=("reach", "within"),
+        hidden=True,
     )
     inflate: int = param(0, "positions computed at most this far apart have those between them computed", ge=0)
 

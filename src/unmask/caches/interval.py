@@ -81,6 +81,7 @@ class IntervalCache(Cache):
         "layer 0: always the whole response (the authors' later code for LLaDA), prompt and response (theirs for "
         "Dream), or like the others",
         choices=("full", "all", "adaptive"),
+        hidden=True,
     )
 
     def init(self, canvas: Canvas, geometry: Geometry, like: Tensor) -> IntervalState:

@@ -18,8 +18,8 @@ class Policy(Configured, ABC):
     """Decides which masked positions to commit.
 
     Parameters are frozen dataclass fields; what changes while decoding lives in the state that the policy returns, a
-    dataclass of tensors with dimension 0 = row. Subclasses write :meth:`init`, :meth:`ask` and :meth:`decide`, and
-    override of the rest what differs.
+    dataclass of tensors with dimension 0 = row. Subclasses write :meth:`ask` and :meth:`decide`, and override of the
+    rest what differs.
 
     Attributes:
         threshold: name of the parameter that holds the confidence from which positions are committed; "": none.
@@ -64,9 +64,9 @@ class Policy(Configured, ABC):
             ModelError: what is wrong with a file or model that the policy needs.
         """
 
-    @abstractmethod
     def init(self, canvas: Canvas, sampling: Sampling) -> Any:
-        """The state before the first forward pass: a dataclass of tensors, or None."""
+        """The state before the first forward pass: a dataclass of tensors. None, the default: there is none."""
+        return None
 
     @abstractmethod
     def ask(self, canvas: Canvas, state: Any) -> Ask:

@@ -1,1 +1,1 @@
-"""Policies decide which masks to fill. One file each; siblings never import each other."""
+"""Policies decide which masked positions to commit. One file each; siblings never import each other."""

@@ -1,4 +1,4 @@
-"""A threshold per row that follows what the row shows: adaptive conformal inference (arXiv 2106.00170)."""
+"""A threshold per row that follows the row's own early mistakes: adaptive conformal inference (arXiv 2106.00170)."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from ..core.state import PER_POSITION
 
 @dataclass(frozen=True)
 class AdaptiveState:
-    """The policy's state, ``tau [B]`` float64, and of each mask what was predicted at first sight: ``token [B, T]`` and
-    ``confidence [B, T]`` (0: not seen yet, or committed).
+    """The policy's state, thresholds ``tau [B]`` in float64, and the first prediction of each masked position:
+    ``token [B, T]`` and ``confidence [B, T]`` (0: not predicted yet, or committed).
     """
 
     inner: Any
@@ -32,24 +32,24 @@ class AdaptiveState:
 
 @dataclass(frozen=True)
 class Adaptive(Wrapper):
-    """Decodes by ``policy``, whose threshold moves in each row by the row's own early predictions.
+    """Decodes by ``policy`` with a threshold that moves in each row by the errors of the row's first predictions.
 
-    A position that was at least ``low`` sure at first sight and was held back tells, once it is committed, whether it
-    had been right to wait: it is an error when the token is now another one. Each moves the threshold by ``gain``
-    (error - ``target``), between ``low`` and ``high``. It begins at the policy's own number.
+    A position whose first prediction had a confidence of at least ``low`` but was not committed is watched. When it is
+    committed, it counts as an error if the token is another one. Each such position moves the threshold by ``gain``
+    (error - ``target``), within ``low`` and ``high``. The threshold begins at the policy's own.
 
-    As long as the threshold stays between its bounds, the share of errors among n positions is within
-    (``high`` - ``low``) / (``gain`` n) of ``target``, whatever the text (the paper's proposition 4.1).
+    While the threshold stays within its bounds, the share of errors among n watched positions differs from ``target``
+    by at most (``high`` - ``low``) / (``gain`` n), whatever the text (proposition 4.1).
     """
 
     name = "adaptive"
     paper = "arXiv 2106.00170"
     refuses = "policies that commit by no confidence threshold: there is nothing to adapt"
 
-    policy: Policy = param(Spec("threshold"), "the policy whose threshold moves, as a spec")
-    gain: float = param(0.05, "how far one error moves the threshold; 0: not at all", ge=0, le=1)
-    target: float = param(0.05, "share of errors at which the threshold rests", ge=0, le=1)
-    low: float = param(0.7, "least threshold, and least early confidence of the positions watched", gt=0, le=2)
+    policy: Policy = param(Spec("threshold"), "policy whose threshold moves, as a spec")
+    gain: float = param(0.05, "how far an error moves the threshold; 0: not at all", ge=0, le=1)
+    target: float = param(0.05, "share of errors at which the threshold stays where it is", ge=0, le=1)
+    low: float = param(0.7, "least threshold, and least first confidence of the positions watched", gt=0, le=2)
     high: float = param(0.99, "largest threshold", gt=0, le=2)
 
     def __post_init__(self) -> None:
@@ -60,17 +60,14 @@ class Adaptive(Wrapper):
             raise SpecError(f"adaptive: policy must have a confidence threshold; {self.policy.name} has none")
 
     def init(self, canvas: Canvas, sampling: Sampling) -> AdaptiveState:
-        """The policy's state and its threshold; nothing seen."""
         confidence = torch.zeros(canvas.tokens.shape, dtype=torch.float64, device=canvas.tokens.device)
         tau = torch.full_like(confidence[:, 0], getattr(self.policy, self.policy.threshold))
         return AdaptiveState(self.policy.init(canvas, sampling), tau, torch.zeros_like(canvas.tokens), confidence)
 
     def ask(self, canvas: Canvas, state: AdaptiveState) -> Ask:
-        """The policy's."""
         return self.policy.ask(canvas, state.inner)
 
     def decide(self, canvas: Canvas, prediction: Prediction, state: AdaptiveState) -> tuple[Update, AdaptiveState]:
-        """Commit as the policy does at the row's threshold; then move that."""
         update, inner = with_threshold(self.policy, state.tau).decide(canvas, prediction, state.inner)
         held = update.write & at_least(state.confidence, self.low)
         errors = (held & (update.token != state.token)).sum(1)
@@ -82,5 +79,5 @@ class Adaptive(Wrapper):
         return update, AdaptiveState(inner, tau, token, confidence)
 
     def notes(self, canvas: Canvas, before: AdaptiveState, after: AdaptiveState) -> Mapping[str, Tensor]:
-        """The policy's, and the ``threshold`` of the row."""
+        """Those of the policy, and the ``threshold`` of the row."""
         return {**super().notes(canvas, before.inner, after.inner), "threshold": before.tau}

@@ -23,7 +23,7 @@ _LINES = 1 << 23  # elements of [positions, vocabulary] compared at a time: 64 M
 
 @dataclass(frozen=True)
 class ApdState:
-    """What the verifier has read, the rows' sampling parameters, and ``step [B]``, forwards so far."""
+    """What the verifier has read, the rows' sampling parameters, and ``step [B]``, forward passes so far."""
 
     memory: Memory
     sampling: Sampling
@@ -32,63 +32,53 @@ class ApdState:
 
 @dataclass(frozen=True)
 class Apd(Policy):
-    """Left to right, as many tokens a forward as two models agree on (paper, algorithm 1).
+    """Commits from left to right as many tokens per forward pass as two models agree on (paper, algorithm 1).
 
-    Of the next ``lookahead`` masks a draft x = argmax(log p_D + g) is taken, g the Gumbel noise of the forward, one
-    verifier forward scores it, and y = argmax(r log p_D + (1 - r) log p_AR + g) is the choice of their product with the
-    same noise. The longest prefix with x = y is committed; its first token always. p_AR has the temperature of the row,
-    nucleus and top-k filter p_D alone. Not lossless: the text follows neither model. ``preset=reference`` is the
-    authors' code: the draft's temperature counts twice and y is greedy, without noise. ``trailing(window=16)`` is the
-    cache of the paper. Forwards of the verifier are no NFE, but their time counts.
+    The diffusion model drafts x = argmax(log p_D + g) at the masked positions of the lookahead, g being Gumbel noise.
+    A causal verifier scores the draft in one forward pass, and y = argmax(r log p_D + (1 - r) log p_AR + g) is the
+    choice of the models' product under the same noise. The longest prefix with x = y is committed, its first token in
+    any case. The temperature holds for both models, top-p and top-k for p_D alone. The text follows the distribution
+    of neither model.
+
+    ``preset=reference`` is the authors' code: the draft's temperature counts twice and y is greedy, without noise. The
+    paper's cache is ``trailing(window=16)``. ``nfe`` does not count the verifier's forward passes; times do.
     """
 
     name = "apd"
     paper = "arXiv 2506.00413"
     left_to_right = True
-    refuses = "text behind a gap: it goes from left to right and cannot look at what stands behind a mask"
+    refuses = "text behind a gap: it commits from left to right and cannot use what stands behind a masked position"
 
-    r: float = param(0.7, "weight of the diffusion model in the product; 1: accept every draft", ge=0, le=1)
+    r: float = param(0.7, "weight of the diffusion model in the product; 1: every draft is committed", ge=0, le=1)
     lookahead: int | None = param(
-        100, "positions from the first mask on that stay in the input; none: all", ge=1, optional=True
+        100, "positions from the first masked one on that are in the input; none: all", ge=1, optional=True
     )
-    verifier: str | None = param(
-        None, "folder or hub id of a causal language model; none: the one that ships", file=True
-    )
+    verifier: str | None = param(None, "folder or hub id of a causal language model; none: the bundled one", file=True)
     preset: str = param("paper", "as published, or as the authors' code", choices=("paper", "reference"))
 
     @property
     def needs(self) -> frozenset[str]:
-        """The draft's logits."""
         return frozenset({"logits"})
 
     @cached_property
     def judge(self) -> CausalModel:
-        """The verifier. The policy holds it: its weights go with the last policy that has it."""
+        """The verifier; loaded once, freed with the policy."""
         return load_verifier(self.verifier)
 
     def check(self, prompt: Sequence[int], gen_length: int, spec: ModelSpec) -> None:
-        """The verifier must be able to read what there will be.
-
-        Raises:
-            RequestError: the prompt has an id that the verifier does not know.
-            ModelError: no such verifier, one with another tokenizer, or a text longer than its context.
-        """
         self.judge.fits(spec)
         self.judge.check(prompt, len(prompt) + gen_length)
 
     def init(self, canvas: Canvas, sampling: Sampling) -> ApdState:
-        """Nothing read yet."""
         return ApdState(self.judge.memory(canvas), sampling, torch.zeros_like(canvas.prompt))
 
     def ask(self, canvas: Canvas, state: ApdState) -> Ask:
-        """The masks up to the lookahead; what lies behind leaves the input."""
         if self.lookahead is None:
             return Ask(canvas.masked)
         near = canvas.position < (canvas.frontier + self.lookahead)[:, None]
         return Ask(canvas.masked & near, visible=near)
 
     def decide(self, canvas: Canvas, prediction: Prediction, state: ApdState) -> tuple[Update, ApdState]:
-        """Draft, let the verifier judge the draft, commit the prefix on which both agree."""
         asked = prediction.confidence > -torch.inf
         row, position = prediction.lines
         logits = prediction.logits
@@ -120,7 +110,7 @@ class Apd(Policy):
         return torch.cat([(self._product(s, judged[at] / heat[at]) + noise).argmax(-1) for at, s, noise in parts])
 
     def _product(self, own: Tensor, other: Tensor) -> Tensor:
-        """``[N, V]`` weighted log-odds; a model without weight has no say, not even where it forbids."""
+        """``[N, V]`` weighted log-odds; a model of weight 0 has no influence, not even by its -inf."""
         if self.r in (0, 1):
             return own if self.r else other
         return self.r * own + (1 - self.r) * other
@@ -143,6 +133,6 @@ class Apd(Policy):
 
 
 def _aligned(judged: Tensor, vocab: int, spec: ModelSpec) -> Tensor:
-    """The verifier's logits for the model's ``vocab`` ids; -inf where it does not know one, or it may not be said."""
+    """The verifier's logits for the model's ``vocab`` ids; -inf where it does not know one, or it is suppressed."""
     judged = F.pad(judged, (0, max(0, vocab - judged.shape[1])), value=-torch.inf)
     return forbid(judged[:, :vocab], spec)

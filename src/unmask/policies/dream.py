@@ -40,12 +40,12 @@ class DreamState:
 
 @dataclass(frozen=True)
 class Dream(Policy):
-    """A block (by default the whole response) in its share of ``steps``. Of its m masks, the step from t to s commits
-    m (1 - s/t).
+    """Fills a block (by default the response) in its share of ``steps``: of m masked positions the step from time t to
+    s commits m (1 - s/t).
 
-    ``origin``: each mask with probability 1 - s/t. The others: floor(m (1 - s/t)) masks, all in the last step, ranked
-    by the probability of the proposed token (``maskgit_plus``), its lead over the second (``topk_margin``) or negative
-    entropy (``entropy``). Steps that commit nothing take no forward.
+    ``origin``: each masked position with probability 1 - s/t. The others: floor(m (1 - s/t)) positions, all that are
+    left in the last step, ranked by top-1 probability (``maskgit_plus``), margin (``topk_margin``) or negative entropy
+    (``entropy``). Steps that commit nothing take no forward pass.
     """
 
     name = "dream"
@@ -54,30 +54,28 @@ class Dream(Policy):
     steps: int | None = param(None, "steps of the schedule; none: one per token of the response", ge=1)
     alg: str = param(
         "maskgit_plus",
-        "what ranks the masks: probability | lead over the second | entropy | nothing",
+        "positions are ranked by top-1 probability | margin | entropy | nothing",
         choices=("maskgit_plus", "topk_margin", "entropy", "origin"),
     )
-    alg_temp: float = param(0.0, "above 0: draw positions by softmax(rank / alg_temp) instead of taking the best", ge=0)
+    alg_temp: float = param(0.0, "above 0: draw positions by softmax(rank / alg_temp)", ge=0)
     block_length: int | None = param(None, "positions per block; none: the whole response is one block", ge=1)
     opening: str = param(
         "clock",
         "a block's first step commits by the clock, or its first position (Fast-dLLM's code for caches)",
         choices=("clock", "first"),
+        hidden=True,
     )
     eps: float = param(1e-3, "time of the last step", gt=0, le=0.5)
 
     @property
     def needs(self) -> frozenset[str]:
-        """What the ranking looks at."""
         extra = {"topk_margin": {"margin"}, "entropy": {"entropy"}}
         return frozenset({"tempered"} | extra.get(self.alg, set()))
 
     def check(self, prompt: Sequence[int], gen_length: int, spec: ModelSpec) -> None:
-        """Blocks must share ``steps`` evenly; raises RequestError."""
         block_steps(self, torch.tensor([gen_length]))
 
     def init(self, canvas: Canvas, sampling: Sampling) -> DreamState:
-        """Each row's clock."""
         length = canvas.length - canvas.prompt
         steps = block_steps(self, length)
         zero = torch.zeros_like(length)
@@ -107,7 +105,7 @@ class Dream(Policy):
         return replace(state, step=step, skipped=step - state.step)
 
     def _quota(self, step: Tensor, steps: Tensor, masks: Tensor) -> Tensor:
-        """Positions that a step of a schedule would commit of so many masks; the last all there are."""
+        """Positions that a step of a schedule would commit of so many masked positions; the last all there are."""
         share = 1.0 - self._time(step + 1, steps) / self._time(step, steps)
         return torch.where(step >= steps - 1, masks, (masks.float() * share).floor().long())
 
@@ -118,13 +116,11 @@ class Dream(Policy):
         return torch.where(step < (steps + 1) // 2, 1 + each * step, eps.double() - each * (steps - step)).float()
 
     def ask(self, canvas: Canvas, state: DreamState) -> Ask:
-        """The current block."""
         block = canvas.block(self.block_length)
         ranked = self.alg != "origin" and not self.alg_temp and self.opening == "clock"
         return Ask(block, skipped=state.skipped, optional=block if ranked else None)
 
     def decide(self, canvas: Canvas, prediction: Prediction, state: DreamState) -> tuple[Update, DreamState]:
-        """Commit this step's share."""
         open_ = prediction.confidence > -torch.inf
         if self.alg == "origin":
             write = open_ & (state.due <= state.step[:, None])
@@ -140,7 +136,7 @@ class Dream(Policy):
         return update, self._next(replace(state, step=torch.where(same, state.step + 1, 0)), after)
 
     def _score(self, prediction: Prediction, state: DreamState, open_: Tensor) -> Tensor:
-        """``[B, T]`` what the masks are ranked by."""
+        """``[B, T]`` what the masked positions are ranked by."""
         score = prediction.confidence
         if prediction.margin is not None:
             score = prediction.margin

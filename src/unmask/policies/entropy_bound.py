@@ -1,4 +1,4 @@
-"""EB-Sampler (arXiv 2505.24857): as many tokens as a bound on their joint entropy allows."""
+"""EB-Sampler (arXiv 2505.24857): as many positions as a bound on their joint entropy allows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..core.canvas import Canvas, Update
 from ..core.config import param
 from ..core.pick import top
 from ..core.policy import Policy
-from ..core.protocols import Ask, Prediction, Sampling
+from ..core.protocols import Ask, Prediction
 
 
 @dataclass(frozen=True)
@@ -25,27 +25,26 @@ class EntropyBound(Policy):
     name = "entropy_bound"
     paper = "arXiv 2505.24857"
 
-    gamma: float = param(0.001, "bound on the entropy in nats", ge=0)
+    gamma: float = param(0.001, "bound in nats on sum H - max H", ge=0)
     block_length: int | None = param(
         32, "positions per block; none: the whole response is one block", ge=1, optional=True
     )
-    order: str = param("entropy", "what ranks the positions", choices=("entropy", "confidence", "margin"))
+    order: str = param(
+        "entropy",
+        "positions are ranked by entropy, top-1 probability or margin",
+        choices=("entropy", "confidence", "margin"),
+        hidden=True,
+    )
 
     @property
     def needs(self) -> frozenset[str]:
-        """Entropies for the bound, margins where they rank."""
         return frozenset({"entropy", "margin"} if self.order == "margin" else {"entropy"})
 
-    def init(self, canvas: Canvas, sampling: Sampling) -> None:
-        """No state."""
-
     def ask(self, canvas: Canvas, state: None) -> Ask:
-        """The current block."""
         block = canvas.block(self.block_length)
         return Ask(block, optional=block)
 
     def decide(self, canvas: Canvas, prediction: Prediction, state: None) -> tuple[Update, None]:
-        """Commit."""
         assert prediction.entropy is not None
         entropy, open_ = prediction.entropy, prediction.confidence > -torch.inf
         ranks = {"entropy": -entropy, "confidence": prediction.confidence, "margin": prediction.margin}

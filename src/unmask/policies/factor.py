@@ -1,4 +1,4 @@
-"""Fast-dLLM's factor rule (arXiv 2505.22618, section 3.3): how many of the most confident, by their own confidences."""
+"""Fast-dLLM's factor rule (arXiv 2505.22618, section 3.3): confidences bound how many positions are committed."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from ..core.canvas import Canvas, Update
 from ..core.config import param
 from ..core.pick import top
 from ..core.policy import Policy
-from ..core.protocols import Ask, Prediction, Sampling
+from ..core.protocols import Ask, Prediction
 
 
 @dataclass(frozen=True)
 class Factor(Policy):
     """Commits the n most confident positions of the block, n the largest with (n + 1)(1 - c_n) < ``f``, at least 1.
 
-    The bound on greedy parallel decoding of theorem 1. Two published programs are off by one, each in its way:
-    ``rank=last_too`` also commits the last mask when it is the only one that fails the rule (Fast-dLLM, dInfer);
-    ``rank=last_not`` leaves one mask when none fails it (d2Cache).
+    Under this bound committing n positions at once agrees with committing them one by one (theorem 1). Two published
+    programs are off by one: ``rank=last_too`` also commits the last masked position when it alone fails the rule
+    (Fast-dLLM, dInfer); ``rank=last_not`` leaves one masked when none fails it (d2Cache).
     """
 
     name = "factor"
     paper = "arXiv 2505.22618"
 
-    f: float = param(1.0, "what (n + 1)(1 - c_n) stays below", ge=0, le=1000)
+    f: float = param(1.0, "bound on (n + 1)(1 - c_n); more commits more", ge=0, le=1000)
     block_length: int | None = param(
         32, "positions per block; none: the whole response is one block", ge=1, optional=True
     )
@@ -34,22 +34,18 @@ class Factor(Policy):
         "exact",
         "the count as published in the paper, or as in the code of Fast-dLLM | d2Cache",
         choices=("exact", "last_too", "last_not"),
+        hidden=True,
     )
 
-    def init(self, canvas: Canvas, sampling: Sampling) -> None:
-        """No state."""
-
     def ask(self, canvas: Canvas, state: None) -> Ask:
-        """The current block."""
         block = canvas.block(self.block_length)
         return Ask(block, optional=block)
 
     def decide(self, canvas: Canvas, prediction: Prediction, state: None) -> tuple[Update, None]:
-        """Commit."""
         return Update(top(prediction.confidence, self._count(prediction.confidence)), prediction.token), None
 
     def _count(self, confidence: Tensor) -> Tensor:
-        """``[B]`` positions to commit; the rule grows with n, so that those who keep it come first."""
+        """``[B]`` positions to commit; as (n + 1)(1 - c_n) grows with n, those that pass come first."""
         ordered = confidence.sort(dim=1, descending=True).values
         n = torch.arange(1, confidence.shape[1] + 1, device=confidence.device)
         masks = (confidence > -torch.inf).sum(1)

@@ -1,4 +1,4 @@
-"""dInfer's hierarchical decoding (arXiv 2510.08666): one token out of every run of masks, so that neighbours wait."""
+"""dInfer's hierarchical decoding (arXiv 2510.08666): one position of every run of masked ones a pass."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from ..core.canvas import Canvas, Update
 from ..core.config import param
 from ..core.pick import above, best
 from ..core.policy import Policy
-from ..core.protocols import Ask, Prediction, Sampling
+from ..core.protocols import Ask, Prediction
 
 
 @dataclass(frozen=True)
 class Hierarchical(Policy):
-    """Commits the most confident position of every run of masks in the block if it is above ``low``, all positions
-    above ``tau``, and always the most confident one.
+    """Commits all positions above ``tau``, of every run of masked positions the most confident one if above ``low``,
+    and always the most confident one of the block.
 
-    A token in the middle of a run splits it: n masks take about log2(n) forwards.
+    A token in the middle of a run splits it: n masked positions take about log2(n) forward passes.
     """
 
     name = "hierarchical"
@@ -32,15 +32,10 @@ class Hierarchical(Policy):
         32, "positions per block; none: the whole response is one block", ge=1, optional=True
     )
 
-    def init(self, canvas: Canvas, sampling: Sampling) -> None:
-        """No state."""
-
     def ask(self, canvas: Canvas, state: None) -> Ask:
-        """The current block."""
         return Ask(canvas.block(self.block_length))
 
     def decide(self, canvas: Canvas, prediction: Prediction, state: None) -> tuple[Update, None]:
-        """Commit."""
         confidence = prediction.confidence
         leads = (confidence == _best_of_run(confidence)) & (confidence > self.low)
         write = leads | above(confidence, self.tau) | best(confidence)
@@ -48,9 +43,9 @@ class Hierarchical(Policy):
 
 
 def _best_of_run(confidence: Tensor) -> Tensor:
-    """``[B, T]`` the highest confidence of the run of masks that each position is in; -inf elsewhere."""
+    """``[B, T]`` the highest confidence of the run of masked positions that each one is in; -inf elsewhere."""
     open_ = confidence > -torch.inf
     begins = open_ & ~torch.cat([torch.zeros_like(open_[:, :1]), open_[:, :-1]], 1)
-    run = begins.cumsum(1)  # 0 before the first; behind a run the -inf of no mask change nothing
+    run = begins.cumsum(1)  # 0 before the first; what follows a run is -inf and changes nothing
     highest = torch.full_like(confidence[:, :1], -torch.inf).repeat(1, confidence.shape[1] + 1)
     return highest.scatter_reduce(1, run, confidence, "amax").gather(1, run)

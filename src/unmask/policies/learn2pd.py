@@ -1,4 +1,4 @@
-"""Learn2PD (arXiv 2509.25188): a small filter that has learned which predictions are final."""
+"""Learn2PD (arXiv 2509.25188): a small network, trained to tell which predictions are final."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..core.errors import ModelError
 from ..core.nets import Shape, fit, load, put, take
 from ..core.pick import at_least, best
 from ..core.policy import Policy
-from ..core.protocols import Ask, Prediction, Sampling
+from ..core.protocols import Ask, Prediction
 
 SHAPES: dict[str, Shape] = {
     "hidden.weight": ("H", "N"),
@@ -27,29 +27,22 @@ SHAPES: dict[str, Shape] = {
 
 @dataclass(frozen=True)
 class Learn2pd(Policy):
-    """Commits what the filter takes for final with a probability of at least ``tau``, else the most confident position.
+    """Commits positions whose prediction is final with a probability of at least ``tau``, else the most confident one.
 
-    The filter, two layers over the confidences of all N = 32 positions of the block, was trained to tell whether the
-    prediction at each is the token that decoding one at a time ends with (``recipes/policies/learn2pd.py``). It reads
-    1 at positions already filled and 0 behind the end of the response or of a shorter block. The paper's end-of-text
-    prediction is what ``eos_stop`` does for any policy.
+    A filter, two layers over the confidences of all N = 32 positions of the block, was trained to tell whether the
+    prediction at each is the token that decoding one at a time ends with (``recipes/policies/learn2pd.py``). Its input
+    is 1 at positions already filled and 0 behind the end of the response or of a shorter block. That a response ends
+    with its end of text, a part of the paper's method, holds for any policy here.
     """
 
     name = "learn2pd"
     paper = "arXiv 2509.25188"
 
-    tau: float = param(0.96, "a position is committed from this probability of being final; above 1: never", ge=0, le=2)
+    tau: float = param(0.96, "least probability of being final; above 1: the most confident position alone", ge=0, le=2)
     block_length: int = param(32, "positions per block; at most those that the filter reads", ge=1)
-    weights: str | None = param(
-        None, "file with the filter's weights; none: those made for the shipped model", file=True
-    )
+    weights: str | None = param(None, "file with the filter's weights; none: those trained for unmask-tiny", file=True)
 
     def check(self, prompt: Sequence[int], gen_length: int, spec: ModelSpec) -> None:
-        """The filter must be one.
-
-        Raises:
-            ModelError: no weights, weights that do not fit, or a filter narrower than the block.
-        """
         width = fit(self.name, self.network(torch.device("cpu")), SHAPES)["N"]
         if self.block_length > width:
             raise ModelError(
@@ -57,15 +50,10 @@ class Learn2pd(Policy):
                 f"got {self.block_length}"
             )
 
-    def init(self, canvas: Canvas, sampling: Sampling) -> None:
-        """Nothing to remember."""
-
     def ask(self, canvas: Canvas, state: None) -> Ask:
-        """The current block, all of it: the filter reads every confidence."""
         return Ask(canvas.block(self.block_length))
 
     def decide(self, canvas: Canvas, prediction: Prediction, state: None) -> tuple[Update, None]:
-        """Commit."""
         confidence, place = prediction.confidence, canvas.places(self.block_length)
         score = self.final(self.network(confidence.device), self.inputs(confidence, place)).sigmoid()
         open_ = confidence > -torch.inf

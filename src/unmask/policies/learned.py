@@ -1,4 +1,4 @@
-"""A learned unmasking policy (arXiv 2512.09106): a small transformer that draws what to commit, trained by GRPO."""
+"""A learned unmasking policy (arXiv 2512.09106): a small transformer, trained by GRPO, says what to commit."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SHAPES: dict[str, Shape] = {
 
 @dataclass(frozen=True)
 class LearnedState:
-    """``[B]``: the requests' ``seed``, forwards made so far (``count``)."""
+    """``[B]``: the requests' ``seed``, forward passes so far (``count``)."""
 
     seed: Tensor
     count: Tensor
@@ -50,43 +50,33 @@ class Learned(Policy):
     the largest.
 
     The network is one transformer block (width 128, two heads, in front of everything a LayerNorm) over the positions
-    of the block; of each it reads the confidence (1 where filled), whether it is a mask, and the time: forwards made /
-    response length. ``recipes/policies/learned.py`` trains it by GRPO for right answers in few forwards. Not in the
-    paper: ``sample=false`` commits what is likelier than not.
+    of the block; its input is the confidence (1 where filled), whether the position is masked, and the time: forward
+    passes / response length. ``recipes/policies/learned.py`` trains it by GRPO for right answers in few forward passes.
+    Not in the paper: ``sample=false`` commits positions with a probability above 1/2.
     """
 
     name = "learned"
     paper = "arXiv 2512.09106"
 
     sample: bool = param(True, "draw the positions; false: those with a probability above 1/2")
-    temperature: float = param(1.0, "what the log-odds are divided by before drawing", gt=0, le=100)
+    temperature: float = param(1.0, "divisor of the log-odds before drawing", gt=0, le=100)
     block_length: int | None = param(
         32, "positions per block; none: the whole response is one block", ge=1, optional=True
     )
-    weights: str | None = param(
-        None, "file with the network's weights; none: those made for the shipped model", file=True
-    )
+    weights: str | None = param(None, "file with the network's weights; none: those trained for unmask-tiny", file=True)
 
     def check(self, prompt: Sequence[int], gen_length: int, spec: ModelSpec) -> None:
-        """The network must be one.
-
-        Raises:
-            ModelError: no weights, or weights that do not fit.
-        """
         width = fit(self.name, self.network(torch.device("cpu")), SHAPES)["C"]
         if width % (2 * HEADS):
             raise ModelError(f"{self.name}: the width of the weights must be a multiple of {2 * HEADS}, got {width}")
 
     def init(self, canvas: Canvas, sampling: Sampling) -> LearnedState:
-        """Nothing done."""
         return LearnedState(sampling.seed, torch.zeros_like(canvas.prompt))
 
     def ask(self, canvas: Canvas, state: LearnedState) -> Ask:
-        """The current block, all of it: the network reads every confidence."""
         return Ask(canvas.block(self.block_length))
 
     def decide(self, canvas: Canvas, prediction: Prediction, state: LearnedState) -> tuple[Update, LearnedState]:
-        """Commit."""
         confidence, place, total = prediction.confidence, canvas.places(self.block_length), canvas.tokens.shape[1]
         seen, real = self.inputs(canvas, confidence, place, state)
         odds = put(self.odds(self.network(confidence.device), seen, real), place, total)

@@ -1,4 +1,4 @@
-"""Prophet (arXiv 2508.19982): once the model is sure of the answer, commit everything that is left."""
+"""Prophet (arXiv 2508.19982): once the model is certain of the answer, commit every masked position."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from torch import Tensor
 from ..core.canvas import Canvas, Update
 from ..core.config import Spec, param
 from ..core.policy import Policy, Wrapper
-from ..core.protocols import Ask, Prediction, Sampling
+from ..core.protocols import Ask, Prediction
 
 _EARLY, _LATE = 0.33, 0.67  # progress at which the published thresholds change
 
 
 @dataclass(frozen=True)
 class Prophet(Wrapper):
-    """Decodes by ``policy`` until the logits' gap between best and second token is wide, then commits all masks.
+    """Decodes by ``policy`` until the best logit leads the second by enough, then commits all masked positions.
 
-    The gap is averaged over the masks of the answer region and compared with ``high``, ``mid`` or ``low`` as less than
-    33 %, less than 67 % or more of the response is filled after the forward's own commits; of a schedule with equal
-    shares this is the paper's step / steps. The published region is five positions behind a forced "The answer is";
+    The lead is averaged over the masked positions of the answer region and compared with ``high``, ``mid`` or ``low``
+    as less than 33 %, less than 67 % or more of the response is filled after the forward pass; of a schedule with equal
+    shares this is the paper's step / steps. The published region begins five positions behind a forced "The answer is";
     where the answer stands is not known in general, and the default region is the whole response. The numbers are for
     LLaDA-8B; other models have logits of another scale.
 
-    Every forward asks for all masks. Rows in which the policy leaves some out of the input or allows them to be stale
-    are not looked at, so that what it sees stays the same; but a cache that computes what is asked for (``dual``,
-    ``d2``) computes more than for the policy alone, and its answers may differ.
+    Every forward pass predicts all masked positions. Rows in which the policy leaves some out of the input or need not
+    have them recomputed are not judged, so that its own predictions stay the same; but a cache that computes the
+    positions predicted (``dual``, ``d2``) computes more than for the policy alone, and predictions may differ.
     """
 
     name = "prophet"
     paper = "arXiv 2508.19982"
 
-    policy: Policy = param(Spec("vanilla"), "the policy that decodes until then, as a spec")
-    high: float = param(7.5, "mean gap of the logits that is enough below 33 % of the response", ge=0)
+    policy: Policy = param(Spec("vanilla"), "policy that decodes until then, as a spec")
+    high: float = param(7.5, "mean lead of the best logit that is enough below 33 % of the response", ge=0)
     mid: float = param(5.0, "the same below 67 %", ge=0)
     low: float = param(2.5, "the same from there on", ge=0)
     answer_start: int = param(0, "first position of the answer region, counted from the prompt's end", ge=0)
@@ -43,15 +43,10 @@ class Prophet(Wrapper):
 
     @property
     def needs(self) -> frozenset[str]:
-        """What the policy needs, and the gap."""
         return self.policy.needs | {"gap"}
 
-    def init(self, canvas: Canvas, sampling: Sampling) -> Any:
-        """The policy's state; nothing else is kept."""
-        return self.policy.init(canvas, sampling)
-
     def ask(self, canvas: Canvas, state: Any) -> Ask:
-        """What the policy asks for and, where it keeps all masks in the input and fresh, all masks."""
+        """What the policy asks for and, where it has all masked positions in the input and fresh, all of them."""
         ask = self.policy.ask(canvas, state)
         left_out = torch.zeros_like(canvas.masked)
         if ask.visible is not None:
@@ -63,7 +58,6 @@ class Prophet(Wrapper):
         return replace(ask, window=ask.window | canvas.masked & whole, optional=optional)
 
     def decide(self, canvas: Canvas, prediction: Prediction, state: Any) -> tuple[Update, Any]:
-        """The policy's decision, or everything."""
         own = self.policy.ask(canvas, state).window & canvas.masked
         update, after = self.policy.decide(canvas, prediction.within(own), state)
         masked = canvas.masked
@@ -74,7 +68,7 @@ class Prophet(Wrapper):
         return Update(torch.where(sure, masked, update.write), token, remask), after
 
     def _sure(self, canvas: Canvas, prediction: Prediction, update: Update) -> Tensor:
-        """``[B]`` rows whose answer has a wide enough gap; none where the answer has no mask left."""
+        """``[B]`` rows whose answer has a lead that is enough; none where the answer has no masked position."""
         assert prediction.gap is not None
         start = (canvas.prompt + self.answer_start)[:, None]
         region = canvas.masked & (canvas.position >= start)

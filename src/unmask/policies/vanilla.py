@@ -1,4 +1,4 @@
-"""Plain decoding of masked diffusion models: a fixed number of tokens per forward (LLaDA, arXiv 2502.09992)."""
+"""The baseline: a fixed number of tokens per forward pass (LLaDA, arXiv 2502.09992)."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from ..core.protocols import Ask, Prediction, Sampling
 
 @dataclass(frozen=True)
 class VanillaState:
-    """All ``[B]``: ``steps`` per block, ``start`` of the current block, forwards made in it (``step``), ``masks`` it
-    began with, ``seed`` and forwards made so far (``count``).
+    """All ``[B]``: ``steps`` per block, ``start`` of the current block, forward passes in it (``step``), masked
+    positions it began with (``masks``), ``seed`` and forward passes so far (``count``).
     """
 
     steps: Tensor
@@ -32,54 +32,51 @@ class VanillaState:
 
 @dataclass(frozen=True)
 class Vanilla(Policy):
-    """Semi-autoregressive decoding: blocks left to right, each filled in steps / blocks forwards.
+    """Semi-autoregressive decoding: blocks left to right, each filled in steps / blocks forward passes.
 
-    A forward commits floor(masks / forwards) of the block's most confident positions, the first ``masks mod forwards``
-    forwards one more. ``steps = gen_length`` (the default) is one token per forward.
+    Of a block with m masked positions and n forward passes each commits the floor(m / n) most confident positions, the
+    first m mod n passes one more. The default is one token per forward pass.
     """
 
     name = "vanilla"
     paper = "arXiv 2502.09992"
 
-    steps: int | None = param(None, "forwards for the whole response; none: one per token", ge=1)
+    steps: int | None = param(None, "forward passes for the whole response; none: one per token", ge=1)
     block_length: int | None = param(
         32, "positions per block; none: the whole response is one block", ge=1, optional=True
     )
     remasking: str = param(
         "low_confidence",
-        "which positions stay masked: the least confident ones or random ones",
+        "positions that stay masked: the least confident ones, or random ones",
         choices=("low_confidence", "random"),
     )
-    cfg_scale: float = param(0.0, "classifier-free guidance scale; 0: off (else a forward costs two)", ge=0, le=100)
+    cfg_scale: float = param(
+        0.0, "classifier-free guidance scale; 0: off (else a forward pass costs two)", ge=0, le=100
+    )
 
     @property
     def guidance(self) -> float:
-        """The guidance scale."""
         return self.cfg_scale
 
     def check(self, prompt: Sequence[int], gen_length: int, spec: ModelSpec) -> None:
-        """Blocks must share ``steps`` evenly; raises RequestError."""
         block_steps(self, torch.tensor([gen_length]))
 
     def init(self, canvas: Canvas, sampling: Sampling) -> VanillaState:
-        """Count each row's blocks."""
         length = canvas.length - canvas.prompt
         steps = block_steps(self, length)
         zero = torch.zeros_like(length)
         return VanillaState(steps, zero - 1, zero, zero, sampling.seed, zero)
 
     def ask(self, canvas: Canvas, state: VanillaState) -> Ask:
-        """The current block."""
         block = canvas.block(self.block_length)
         return Ask(block, optional=block if self.remasking == "low_confidence" else None)
 
     def decide(self, canvas: Canvas, prediction: Prediction, state: VanillaState) -> tuple[Update, VanillaState]:
-        """Commit this forward's quota."""
         open_ = prediction.confidence > -torch.inf
         start = canvas.block_start(self.block_length)
         fresh = start != state.start
         step = torch.where(fresh, 0, state.step)
-        left = open_ if self.steps is None else canvas.block(self.block_length) & canvas.masked  # answered or not
+        left = open_ if self.steps is None else canvas.block(self.block_length) & canvas.masked  # predicted or not
         masks = torch.where(fresh, left.sum(1), state.masks)
         quota = masks // state.steps + (step < masks % state.steps)
         score = prediction.confidence

@@ -1,4 +1,4 @@
-"""WINO (arXiv 2507.18578): fill wide, verify every token against its context, take back what does not hold."""
+"""WINO (arXiv 2507.18578): commit many positions, verify each token in its new context, re-mask what fails."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ..core.pick import above, best, top
 from ..core.policy import Policy
 from ..core.protocols import Ask, Prediction, Sampling
 
-_FIRST_ACCEPT = 30  # what the published code takes for the acceptances before a block's first forward
-_SHARE, _LEAST, _MOST = 0.7, 5, 20  # most commits of a forward: this share of the open masks, within these bounds
+_FIRST_ACCEPT = 30  # what the published code takes for the commits before a block's first forward pass
+_SHARE, _LEAST, _MOST = 0.7, 5, 20  # most commits of a forward pass: this share of the masked, within these bounds
 
 
 @dataclass(frozen=True)
 class WinoState:
-    """``[B]``: ``start`` of the current block, positions ``accepted`` by the last forward in it."""
+    """``[B]``: ``start`` of the current block, positions committed by the last forward pass in it (``accepted``)."""
 
     start: Tensor
     accepted: Tensor
@@ -27,12 +27,12 @@ class WinoState:
 
 @dataclass(frozen=True)
 class Wino(Policy):
-    """Each forward drafts and verifies the current block.
+    """Each forward pass drafts and verifies the current block.
 
-    *Draft*: commit what is more confident than ``tau_in``, at least one and at most .7 of the open masks (5 to 20).
-    *Verify*, when more than one was committed: tokens committed before, to which their probes (the same position,
-    masked) give less than ``tau_out``, become masks again; never as many as the forward before has committed, so that
-    decoding advances. Costs ``block_length`` more positions per forward.
+    *Draft*: commit what is more confident than ``tau_in``, at least one and at most .7 of the masked positions (5 to
+    20). *Verify*, when more than one was committed: re-mask the tokens of earlier forward passes to which their probes
+    (the same position, masked) give less than ``tau_out``; always fewer than the forward pass before has committed, so
+    that decoding advances. Costs up to ``block_length`` more positions per forward pass.
     """
 
     name = "wino"
@@ -40,26 +40,22 @@ class Wino(Policy):
     threshold = "tau_in"
     remasks = True
 
-    tau_in: float = param(0.6, "a token above this confidence is drafted", ge=0, le=2)
-    tau_out: float = param(0.9, "a token that its probe gives less than this is taken back", ge=0, le=1)
+    tau_in: float = param(0.6, "confidence above which a token is committed", ge=0, le=2)
+    tau_out: float = param(0.9, "a token is re-masked when its probe gives it less", ge=0, le=1)
     block_length: int = param(128, "positions per block", ge=1)
 
     @property
     def probes(self) -> int:
-        """One for each position of the block."""
         return self.block_length
 
     def init(self, canvas: Canvas, sampling: Sampling) -> WinoState:
-        """Before the first block."""
         return WinoState(torch.full_like(canvas.prompt, -1), torch.zeros_like(canvas.prompt))
 
     def ask(self, canvas: Canvas, state: WinoState) -> Ask:
-        """The current block, and probes for all of it that was not given."""
         block = canvas.block(self.block_length)
         return Ask(block, probe=block & ~canvas.fixed)
 
     def decide(self, canvas: Canvas, prediction: Prediction, state: WinoState) -> tuple[Update, WinoState]:
-        """Draft, and verify the tokens that were there."""
         assert prediction.probe is not None
         confidence, start = prediction.confidence, canvas.block_start(self.block_length)
         before = torch.where(start == state.start, state.accepted, _FIRST_ACCEPT)

@@ -22,12 +22,12 @@ class SlowFastState:
         start: ``[B]`` first position of the cycle, -1 before a block's first cycle.
         end: ``[B]`` one behind the span, meaningful once ``settled``.
         settled: ``[B]`` the stability test has passed in this cycle.
-        slow: ``[B]`` exploratory forwards made in this cycle.
-        fast: ``[B]`` accelerated forwards made in this cycle; -1 in the exploratory phase.
+        slow: ``[B]`` exploratory forward passes of this cycle.
+        fast: ``[B]`` accelerated forward passes of this cycle; -1 in the exploratory phase.
         ends: ``[B, window]`` last candidates for the end of the span, in positions of the response, newest last.
         signal: ``[B, window]`` last values of the convergence signal.
-        confidence: ``[B, T]`` of the forward before (for the signal ``kl``); 0 where unknown.
-        skipped: ``[B]`` forwards left out before the next one.
+        confidence: ``[B, T]`` of the forward pass before (for the signal ``kl``); 0 where unknown.
+        skipped: ``[B]`` forward passes of the schedule left out before the next one.
     """
 
     start: Tensor
@@ -44,7 +44,7 @@ class SlowFastState:
 def explore(
     settings: Settings, canvas: Canvas, prediction: Prediction, state: SlowFastState, start: Tensor, high: Tensor
 ) -> SlowFastState:
-    """The state with this forward's candidate noted, for rows in the slow phase whose span is not settled."""
+    """The state with this forward pass's candidate noted, for rows in the slow phase whose span is not settled."""
     confidence, slow = prediction.confidence, state.fast < 0
     looking = slow & ~state.settled
     step = state.slow + slow

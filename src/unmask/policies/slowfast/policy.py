@@ -17,15 +17,16 @@ from .settings import Settings
 
 @dataclass(frozen=True)
 class SlowFast(Settings):
-    """Cycles of two phases over the current block (paper, algorithm 1).
+    """Cycles of two phases over the current block: explore until a span is stable, then fill it (paper, algorithm 1).
 
-    *Slow*: each forward commits the ``k_slow`` most confident positions of [start, block end) and notes the farthest
-    one above ``tau_min``. Once the last ``window`` of these vary by less than ``sigma2`` (or after ``k_max`` forwards)
-    their mean ends the span (eq. 9). *Fast*: inside the span commit all that reach ``tau_high``, else the ``k_fast``
-    best, until it is full; beyond the span nothing is recomputed. The next cycle starts where the span ended.
+    *Slow*: each forward pass commits the most confident position of [start, block end) and notes how far positions
+    above ``tau_min`` reach. Once the last ``window`` of these candidates vary by less than ``sigma2``, or after
+    ``k_max`` forward passes, their mean ends the span (equation 9). *Fast*: inside the span commit all that reach
+    ``tau_high``, else the most confident one, until it is full; beyond it nothing is recomputed. The next cycle starts
+    where the span ended.
 
-    ``preset`` fills what is not given: ``paper`` as published, ``reference`` and ``reference_dream`` as the authors'
-    code does it for LLaDA and for Dream.
+    ``preset`` gives the parameters that are not given: ``paper`` as published, ``reference`` and ``reference_dream`` as
+    the authors' code does it for LLaDA and for Dream.
     """
 
     name = "slowfast"
@@ -34,18 +35,15 @@ class SlowFast(Settings):
 
     @property
     def needs(self) -> frozenset[str]:
-        """Entropies for the signal of that name."""
         return frozenset({"entropy"} if self.signal == "entropy" else ())
 
     def init(self, canvas: Canvas, sampling: Sampling) -> SlowFastState:
-        """Before the first block."""
         zero = torch.zeros_like(canvas.prompt)
         history = zero.double()[:, None].expand(-1, self.window).contiguous()
         seen = canvas.tokens.new_zeros(canvas.tokens.shape if self.signal == "kl" else (len(zero), 0)).double()
         return SlowFastState(zero - 1, zero, zero > 0, zero, zero - 1, history, history, seen, zero)
 
     def ask(self, canvas: Canvas, state: SlowFastState) -> Ask:
-        """Slow: from the cycle to the end of the block. Fast: the span, cut off from the second forward on."""
         start, high = self._bounds(canvas, state)
         fast, later = state.fast >= 0, state.fast >= 1
         stop = torch.where(fast, state.end, high)[:, None]
@@ -59,7 +57,6 @@ class SlowFast(Settings):
         )
 
     def decide(self, canvas: Canvas, prediction: Prediction, state: SlowFastState) -> tuple[Update, SlowFastState]:
-        """Commit, and move on to the next phase, cycle or block."""
         start, high = self._bounds(canvas, state)
         slow = state.fast < 0
         explored = explore(self, canvas, prediction, state, start, high)
@@ -90,7 +87,7 @@ class SlowFast(Settings):
 
     def notes(self, canvas: Canvas, before: SlowFastState, after: SlowFastState) -> Mapping[str, Tensor]:
         """The phase; the span, which in the slow phase goes to the block's end; and there the ``candidate`` for its end
-        (one behind the farthest position above ``tau_min``; -1 where none was looked for).
+        (one behind the farthest position above ``tau_min``; -1 in forward passes that have none).
         """
         start, high = self._bounds(canvas, before)
         fast = before.fast >= 0

@@ -46,65 +46,67 @@ BOUNDS = {"endpoint": 1.0, "entropy": 1e-3, "kl": 1e-2}
 
 @dataclass(frozen=True)
 class Settings(Policy):
-    """All of them; what is not given is filled in from the preset and the signal."""
+    """What is not given is filled in from the preset and the signal."""
 
-    preset: str = param("paper", "the defaults of the others", choices=tuple(PRESETS))
-    tau_min: float = param(None, "a position this confident may end the span (paper .1, reference .3)", ge=0, le=2)
-    tau_high: float = param(
-        None, "inside the span, commit what is this confident (paper .85, reference .9)", ge=0, le=2
-    )
+    preset: str = param("paper", "where the parameters that are not given come from", choices=tuple(PRESETS))
+    tau_min: float = param(None, "confidence from which a position may end the span", ge=0, le=2)
+    tau_high: float = param(None, "confidence from which positions of the span are committed", ge=0, le=2)
     tau_slow: float = param(
-        None,
-        "the same in the slow phase, where that commits by threshold (reference_dream .8, else tau_high)",
-        ge=0,
-        le=2,
+        None, "the same in the slow phase, with slow_commit=threshold; else tau_high", ge=0, le=2, hidden=True
     )
-    k_max: int = param(None, "most exploratory forwards of a cycle (paper 8, reference 6)", ge=1)
+    k_max: int = param(None, "most exploratory forward passes of a cycle", ge=1)
     window: int = param(
-        2, "candidates that the stability test looks at; 1: one exploratory forward a cycle, untested", ge=1, le=64
+        2, "candidates that must agree; 1: one exploratory forward pass per cycle, without a test", ge=1, le=64
     )
     sigma2: float = param(
         None,
-        "the signal is stable below this; its unit is the signal's "
-        "(endpoint 1.0 positions^2, entropy .001 nats^2, kl .01 nats)",
+        "the span is stable below this variance of the candidates, in positions^2 (of another signal: entropy .001 "
+        "nats^2, kl .01 nats)",
         gt=0,
     )
-    k_slow: int = param(1, "positions committed by an exploratory forward", ge=1)
-    k_fast: int = param(1, "positions committed when none in the span reaches tau_high", ge=1)
+    k_slow: int = param(1, "positions committed by an exploratory forward pass", ge=1, hidden=True)
+    k_fast: int = param(1, "positions committed when none of the span reaches tau_high", ge=1, hidden=True)
     block_length: int | None = param(None, "positions per block; none: the whole response is one block", ge=1)
     suffix: str = param(
         None,
-        "beyond the span: leave the input | keep cached keys and values | recompute (paper cached, reference truncate)",
+        "positions beyond the span leave the input | stay as cached keys and values | are recomputed",
         choices=("truncate", "cached", "full"),
     )
     signal: str = param(
         "endpoint",
-        "what must be stable: variance of the endpoint or of the mean entropy, or KL "
-        "divergence of the confidences from the forward before",
+        "what must be stable: variance of the span's end | of the mean entropy | KL divergence of the confidences from "
+        "those of the forward pass before",
         choices=tuple(BOUNDS),
+        hidden=True,
     )
-    force_after: int | None = param(None, "leave the slow phase after this many forwards, without a test", ge=1)
+    force_after: int | None = param(
+        None, "leave the slow phase after this many forward passes, without a test", ge=1, hidden=True
+    )
     slow_commit: str = param(
         None,
-        "slow phase commits the k_slow best, or like the fast phase (paper top, reference threshold)",
+        "the slow phase commits the k_slow most confident positions | those above tau_slow, as the fast phase does",
         choices=("top", "threshold"),
+        hidden=True,
     )
     leave: str = param(
         None,
-        "slow phase ends when stable, or always takes k_max forwards (paper stable, reference k_max)",
+        "the slow phase ends when stable | after k_max forward passes always",
         choices=("stable", "k_max"),
+        hidden=True,
     )
     endpoint: str = param(
         None,
-        "the span ends at the mean of the candidates, or at the last where stable, else at their mean, rounded down or "
-        "to the nearest (paper mean, reference last, reference_dream last_or_rounded)",
+        "the span ends at the mean of the candidates | at the last if stable, else at their mean, rounded down | the "
+        "same, rounded to the nearest",
         choices=("mean", "last", "last_or_rounded"),
+        hidden=True,
     )
     variance: str = param(
         None,
-        "stable is a variance over the window below sigma2, or a sample variance up to it over a window that begins as "
-        "zeros in each cycle (reference_dream sample)",
+        "stable is a variance below sigma2 | a sample variance up to sigma2, over a window that begins each cycle as "
+        "zeros",
         choices=("population", "sample"),
+        hidden=True,
     )
 
     def __post_init__(self) -> None:
