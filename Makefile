@@ -1,4 +1,4 @@
-# make demo      decode problems with the model that ships with the package, plainly and fast, side by side
+# make demo      decode problems with the bundled model one token at a time and fast, side by side
 # make smoke     run one case of every quick test (2 minutes on two cores)
 # make test      run the tests, every pair of policy, cache, model, sampling and batch among them (8 minutes)
 # make test-all  run the tests, every combination of these (nightly)

@@ -12,14 +12,12 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import unmask
 from unmask import registry
-from unmask.core.cache import Cache
 from unmask.measure.stats import wilson
 from unmask.viz import svg
 
@@ -90,71 +88,61 @@ def picture(lm: unmask.Model, name: str, file: Path) -> str:
 
 
 def _count(forwards: int) -> str:
-    return f"{forwards} forward{'s' * (forwards != 1)}"
+    return f"{forwards} forward pass{'es' * (forwards != 1)}"
 
 
-@dataclass(frozen=True, eq=False)
-class Watched(Cache):
-    """A cache that notes what each forward pass of another one computes."""
+Plans = list[tuple[list[bool], list[bool]]]  # of each forward pass the positions computed, in part and in all layers
 
-    cache: Cache
-    plans: list[tuple[list[bool], list[bool]]] = field(default_factory=list)
-    name = "watched"
 
-    def init(self, *args: Any) -> Any:
-        """The cache's."""
-        return self.cache.init(*args)
+def watched(spec: str) -> tuple[Any, Plans]:
+    """A cache, and what its forward passes of one sequence compute."""
+    cache, plans = registry.cache(spec), Plans()
+    planned = cache.plan
 
-    def plan(self, *args: Any) -> Any:
-        """The cache's plan, noted."""
-        plan, state = self.cache.plan(*args)
-        fresh = plan.compute if plan.fresh is None else plan.fresh
-        self.plans.append((plan.compute[0].tolist(), fresh[0].tolist()))
-        return plan, state
+    def plan(*args: Any) -> Any:
+        made, state = planned(*args)
+        fresh = made.compute if made.fresh is None else made.fresh
+        plans.append((made.compute[0].tolist(), fresh[0].tolist()))
+        return made, state
 
-    def layer(self, *args: Any) -> Any:
-        """The cache's."""
-        return self.cache.layer(*args)
-
-    def note(self, *args: Any) -> Any:
-        """The cache's."""
-        return self.cache.note(*args)
+    object.__setattr__(cache, "plan", plan)
+    return cache, plans
 
 
 def positions(lm: unmask.Model, name: str, file: Path) -> str:
     """Draw what a cache computes; the picture and the table of what that costs, as lines of a page."""
     lines = [
-        "| policy | cache | forwards | positions a forward | of `none` | answer |",
+        "| policy | cache | NFE | positions per pass | of `none` | answer |",
         "|---|---|---|---|---|---|",
     ]
     for policy, spec in RUNS[name]:
-        watched = Watched(registry.cache(spec))
-        (plain,), (result,) = (lm.generate(PROMPT, LENGTH, policy, c) for c in ("none", watched))
+        cache, plans = watched(spec)
+        (plain,), (result,) = (lm.generate(PROMPT, LENGTH, policy, c) for c in ("none", cache))
         each, base = (r.stats.positions / r.stats.nfe for r in (result, plain))
         answer = "right" if result.text.endswith(ANSWER) else "wrong"
         answer += ", the same text" if result.tokens == plain.tokens else ", another text"
         cells = f"`{policy}` | `{spec}` | {result.stats.nfe} | {each:.1f} | {each / base:.0%} | {answer}"
         lines.append(f"| {cells} |")
         if (policy, spec) == RUNS[name][0]:
-            file.write_text(strip(f"{policy} + {spec}", watched, result), encoding="utf-8")
+            file.write_text(strip(f"{policy} + {spec}", plans, result), encoding="utf-8")
     shown = " + ".join(RUNS[name][0])
-    return f"![{shown}: what each forward computes](../img/methods/{file.name})\n\n" + "\n".join(lines)
+    return f"![{shown}: what each forward pass computes](../img/methods/{file.name})\n\n" + "\n".join(lines)
 
 
-def strip(title: str, watched: Watched, result: unmask.Result) -> str:
-    """A line of cells for each forward: what is computed, what is kept, what is committed."""
+def strip(title: str, plans: Plans, result: unmask.Result) -> str:
+    """A line of cells for each forward pass: what is computed, reused, committed."""
     prompt, size, left, top = len(result.prompt_tokens), 9, 24, 58
     total = prompt + len(result.tokens)
     done = {(step, prompt + at) for at, step in enumerate(result.steps) if step >= 0}
     committed, computed, kept, partly = COLOURS
     marks: dict[str, list[str]] = {colour: [] for colour in COLOURS}
-    for n, (compute, fresh) in enumerate(watched.plans):
+    for n, (compute, fresh) in enumerate(plans):
         kinds = [computed if new else partly if part else kept for part, new in zip(compute, fresh, strict=True)]
         kinds = [committed if (n, at) in done else kind for at, kind in enumerate(kinds)]
         for kind, run in groupby(range(total), kinds.__getitem__):
             cells = list(run)
             marks[kind].append(f"M{left + cells[0] * size} {top + n * size}h{len(cells) * size - 1}")
-    width, height = 2 * left + total * size, top + len(watched.plans) * size + 18
+    width, height = 2 * left + total * size, top + len(plans) * size + 18
     legend = "".join(
         f'<path d="M{left + 150 * i} 42h8" stroke="{c}"/><text x="{left + 14 + 150 * i}" y="46">{word}</text>'
         for i, (c, word) in enumerate(COLOURS.items())

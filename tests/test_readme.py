@@ -23,7 +23,8 @@ from unmask.tasks import FAMILIES
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))]
-RUN = ["README.md", "docs/cli.md", "docs/python.md"]  # docs/eval.md and docs/trace.md have tests of their own
+RUN = ["README.md", "docs/chat.md", "docs/cli.md", "docs/python.md"]
+OWN = ["CONTRIBUTING.md", "docs/eval.md", "docs/trace.md"]  # have tests of their own
 
 
 def text(page):
@@ -34,7 +35,6 @@ def text(page):
 def test_examples_print_what_the_page_shows(page, tmp_path, monkeypatch, capsys, shell):
     monkeypatch.chdir(tmp_path)
     found, names = examples(text(page), "sh", "python"), {"__name__": "example"}
-    assert len([one for one in found if one.output]) >= 3
     for one in found:
         if one.kind == "sh":
             done = shell(one.code, tmp_path)
@@ -44,6 +44,14 @@ def test_examples_print_what_the_page_shows(page, tmp_path, monkeypatch, capsys,
             exec(compile(one.code, page, "exec"), names)
             printed = capsys.readouterr().out
         assert fits(one.output or "", printed), f"{page}:\n{one.code}prints\n{printed}not\n{one.output}"
+
+
+def test_every_example_is_run_and_shows_its_output():
+    """Or says why not."""
+    found = {page: examples(text(page), "sh", "python") for page in PAGES}
+    assert sorted(page for page, several in found.items() if several) == sorted(RUN + OWN)
+    assert not [one.code for page in RUN for one in found[page] if not one.output]
+    assert len(text("README.md").splitlines()) <= 150
 
 
 @pytest.mark.parametrize(
