@@ -44,8 +44,8 @@ POLICIES = [
 ]
 
 
-@dataclass(frozen=True)
-class Watched:
+@dataclass(frozen=True, eq=False)
+class Watched(Cache):
     """A cache whose plans are kept in ``plans``, with the canvas and the ask they answer."""
 
     cache: Cache

@@ -17,7 +17,8 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass
-from typing import Any, get_args, get_type_hints
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from .errors import SpecError
 from .values import plain
@@ -155,9 +156,12 @@ def types(cls: type) -> dict[str, type]:
 
 
 def _declared(cls: type) -> dict[str, type]:
-    hints = get_type_hints(cls)
-    names = [f.name for f in dataclasses.fields(cls)]
-    return {n: next((t for t in get_args(hints[n]) if t is not type(None)), hints[n]) for n in names}
+    hints, found = get_type_hints(cls), dict[str, type]()
+    for field in dataclasses.fields(cls):
+        hint = hints[field.name]
+        members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        found[field.name] = next(member for member in members if member is not type(None))
+    return found
 
 
 def accepted(cls: type[Configured], name: str) -> str:
