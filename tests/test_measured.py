@@ -186,8 +186,25 @@ def test_logits_of_likelihoods_are_bounded(monkeypatch):
         assert found[at].value == pytest.approx(one.value, abs=1e-9)
 
 
-def test_the_bound_of_logits_is_512_mib():
+def test_logits_of_decoding_are_bounded(monkeypatch):
+    """Positions per call of the head, whatever the policy needs with them; the tokens stay."""
+    lm, lines = unmask.load(), []
+    vocab = lm.denoiser.network.arch.vocab
+    whole = type(lm.denoiser.network).logits
+    monkeypatch.setattr(
+        type(lm.denoiser.network), "logits", lambda *given: (lines.append(len(given[1])), whole(*given))[1]
+    )
+    before = lm.generate("Hi", 32, "vanilla", "none", seed=0)[0].tokens
+    assert max(lines) == 32
+    monkeypatch.setattr(denoiser, "_LOGITS_AT_ONCE", 8 * vocab)
+    lines.clear()
+    assert lm.generate("Hi", 32, "vanilla", "none", seed=0)[0].tokens == before
+    assert 1 <= max(lines) <= 8
+
+
+def test_the_bounds_of_logits_in_float32():
     assert bound._LOGITS_AT_ONCE * 4 == 512 << 20
+    assert denoiser._LOGITS_AT_ONCE * 4 == 256 << 20
 
 
 # --- the engine's seconds

@@ -18,7 +18,7 @@ n=${N:-60}
 headline() {  # gen_length, problems of each family by vanilla as published, more settings
     local all=(--pair "$tuned|none" --pair "$tuned|dllm(kp=2,kr=1)" --pair "$near|none" --pair "$near|dllm(kp=2,kr=1)"
         --pair "slowfast|none" --pair "slowfast|dllm" --pair "threshold|none" --pair "threshold|dual" "${@:3}"
-        --autoregressive shipped "${common[@]}" --gen-length "$1" --output "$folder/headline-$1.jsonl")
+        --autoregressive unmask-tiny "${common[@]}" --gen-length "$1" --output "$folder/headline-$1.jsonl")
     unmask bench "${all[@]}" --pair "vanilla|none|full" -n "$2"  # all settings take turns on the same problems
     unmask bench "${all[@]}" -n "$n"
 }
