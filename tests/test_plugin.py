@@ -72,7 +72,7 @@ def test_it_is_listed(installed: Path) -> None:
 
 
 def test_it_decodes(installed: Path) -> None:
-    args = ("generate", PROMPT, "--gen-length", "16", "--no-eos-stop", "--json")
+    args = ("generate", PROMPT, "--gen-length", "16", "--ignore-eos", "--json")
     done = run(*args, "--policy", "outside_in(k=2)", "--cache", "dllm(kp=3,kr=2)", extra=installed)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
