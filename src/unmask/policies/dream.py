@@ -111,7 +111,7 @@ class Dream(Policy):
 
     def _time(self, step: Tensor, steps: Tensor) -> Tensor:
         """Float32 time of a step, from 1 to ``eps``, rounded as in the schedule of the published code."""
-        eps = torch.tensor(self.eps, dtype=torch.float32, device=step.device)
+        eps = torch.full((), self.eps, dtype=torch.float32, device=step.device)
         each = ((eps - 1) / steps).double()
         return torch.where(step < (steps + 1) // 2, 1 + each * step, eps.double() - each * (steps - step)).float()
 
