@@ -27,10 +27,12 @@ from unmask.core.predict import uniform
 from unmask.core.protocols import Ask, Plan, Prediction, Sampling
 from unmask.core.rows import Counts, Rows, gather, tiles
 from unmask.core.state import PER_POSITION, Slab
+from unmask.engine.admission import fresh_state
 from unmask.engine.loop import State, Step, step
+from unmask.engine.outcome import Outcome
 from unmask.engine.request import Request as EngineRequest
 from unmask.engine.request import SamplingParams
-from unmask.engine.scheduler import Engine, Outcome, fresh_state
+from unmask.engine.scheduler import Engine
 from unmask.models.denoiser import Denoiser
 from unmask.models.transformer import Architecture, Transformer
 

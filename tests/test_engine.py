@@ -20,8 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from helpers import CACHES, MASK, POLICIES, VERIFIER, Request, admit, tiny
 from unmask import RequestError, registry
 from unmask.core.state import row_bytes, slabs
+from unmask.engine.admission import fresh_state
 from unmask.engine.loop import Step, step
-from unmask.engine.scheduler import Engine, Outcome, drain, fresh_state
+from unmask.engine.outcome import Outcome
+from unmask.engine.scheduler import Engine, drain
 from unmask.models.denoiser import Denoiser
 
 POISON = 63  # an id that prompts may have and that is never generated; its embedding is no number

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from .api import Model, load
     from .core.errors import ModelError, RequestError, SpecError, UnmaskError
     from .engine.loop import Commit, Step
+    from .engine.outcome import Outcome
     from .engine.request import Request, SamplingParams
-    from .engine.scheduler import Engine, Outcome
+    from .engine.scheduler import Engine
     from .profiles import profile
     from .results import Result, Span, Stats
 
@@ -39,7 +40,8 @@ __all__ = [
 _HOME = {
     **dict.fromkeys(("Commit", "Step"), "engine.loop"),
     **dict.fromkeys(("Request", "SamplingParams"), "engine.request"),
-    **dict.fromkeys(("Engine", "Outcome"), "engine.scheduler"),
+    "Engine": "engine.scheduler",
+    "Outcome": "engine.outcome",
     **dict.fromkeys(("Result", "Span", "Stats"), "results"),
     "profile": "profiles",
     **{name: "core.errors" for name in __all__ if name.endswith("Error")},

@@ -18,8 +18,9 @@ from .core.policy import Policy
 from .core.precision import native
 from .core.values import integer
 from .engine.loop import Step
+from .engine.outcome import Event, Outcome
 from .engine.request import SEEDS, Request, SamplingParams
-from .engine.scheduler import Engine, Event, Outcome
+from .engine.scheduler import Engine
 from .infill import lay_out
 from .models.denoiser import Denoiser
 from .models.family import Recommended
@@ -253,8 +254,7 @@ class Model:
     ) -> list[Request]:
         """Encode prompts into requests with the ids 0, 1, ...; see :meth:`generate`. The engine checks them."""
         many = as_batch(prompts)
-        if not any(chat is known for known in (True, False, None)):
-            raise RequestError(f"chat must be True, False or None, got {chat!r}")
+        _check_chat(chat)
         count = integer("n", n)
         if count < 1:
             raise RequestError(f"n must be at least 1, got {n}")
@@ -279,6 +279,7 @@ class Model:
         **options: Any,
     ) -> list[Request]:
         """Encode texts with gaps into requests; see :meth:`infill`."""
+        _check_chat(chat)
         check_names("infill", options, ("params", "n", *(name for name in _SAMPLING if name != "stop")))
         many = as_batch(texts, TEXTS)
         fronts: Sequence[list[int] | None] = [None] * len(many)
@@ -372,6 +373,11 @@ class Model:
             return [integer("an id", i) for i in prompt]
         except RequestError as error:
             raise error.of(index) from None
+
+
+def _check_chat(chat: Any) -> None:
+    if not any(chat is known for known in (True, False, None)):
+        raise RequestError(f"chat must be True, False or None, got {chat!r}")
 
 
 def pick_device(device: str) -> torch.device:

@@ -8,7 +8,7 @@ from itertools import groupby
 from operator import itemgetter
 
 from .core.canvas import ModelSpec
-from .engine.scheduler import FinishReason, Outcome
+from .engine.outcome import FinishReason, Outcome
 from .text import Text
 
 

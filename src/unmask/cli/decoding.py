@@ -22,6 +22,7 @@ from .outputs import Output, Results, Trace, check_distinct, check_writable, fin
 if TYPE_CHECKING:
     from ..api import Model
     from ..engine.request import Request
+    from ..engine.scheduler import Engine
     from ..results import Result
     from .progress import Display
 
@@ -81,6 +82,45 @@ def decode(
         typer.Exit: with code 1 where a request failed, after the others are written.
     """
     options = replace(options, output=None if options.output == "-" else options.output)
+    records, given = _read(value, form, options, common)
+    lm = where.load()
+    if check:
+        check(lm)
+    name = "".join((where.model or _bundled(), *(f"@{x}" for x in (where.revision,) if x),
+                    *(f"+{x}" for x in (where.adapter,) if x)))  # fmt: skip
+    jobs: list[Job] = []
+    for record in records:
+        jobs += _jobs(lm, record, given, make, name, len(jobs))
+    engine = lm.engine(options.batch_size, None if options.memory is None else int(options.memory * 2**20))
+    with ExitStack() as stack:
+        output = stack.enter_context(Output.at(options.output))
+        held = finished_lines(output, [job.key for job in jobs]) if options.resume else {}
+        waiting = [job for job in jobs if job.request.id not in held]
+        for job in waiting:
+            _prefixed(f"{job.record.where}: ", engine.add, job.request)
+        results = Results(output, options.json or options.batch is not None, name, form.spans, held)
+        traces = None if options.trace is None else stack.enter_context(Output.at(options.trace))
+        observer = Trace(traces, lm, [job.request for job in waiting], {"model": name}) if traces else None
+        scrolls = options.output is None and sys.stdout.isatty()  # the results themselves show how far it is
+        bar = options.batch is not None and not scrolls
+        display = stack.enter_context(_display(lm, [job.request for job in waiting], options.watch, bar))
+        finished = _listen(lm, engine, waiting, results, observer, display)
+        results.close()
+        display.close([result for _, result in finished])
+    if options.picture is not None and finished:
+        from ..viz import svg
+
+        Path(options.picture).write_text(svg(lm, finished, animate=options.animate), encoding="utf-8")
+    if results.failed:
+        what = f"{results.count} of {len(jobs)} responses were written" if len(jobs) > 1 else "no response was written"
+        print(f"error: {results.failed[0]}; {what}", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+def _read(
+    value: str | None, form: Form, options: Decoding, common: Mapping[str, Any]
+) -> tuple[list[Record], dict[str, Any]]:
+    """The records, and how they are decoded where they do not say; refused before a model is loaded."""
     check_files(options)
     if (value is None) == (options.batch is None):
         raise RequestError(
@@ -91,46 +131,11 @@ def decode(
     SamplingParams(**{f.name: given[f.name] for f in fields(SamplingParams) if given.get(f.name) is not None})
     from .. import registry
 
-    for name, known in (("policy", registry.policy), ("cache", registry.cache)):  # refused before anything is loaded
+    for name, known in (("policy", registry.policy), ("cache", registry.cache)):
         for spec, line in {given[name]: "", **{r.own.get(name): f"{r.where}: " for r in records}}.items():
             if spec is not None:
                 _prefixed(line, known, spec)
-    lm = where.load()
-    if check:
-        check(lm)
-    name = "".join((where.model or _bundled(), *(f"@{x}" for x in (where.revision,) if x),
-                    *(f"+{x}" for x in (where.adapter,) if x)))  # fmt: skip
-    jobs = [job for record in records for job in _jobs(lm, record, given, make, name)]
-    jobs = [replace(job, request=replace(job.request, id=i)) for i, job in enumerate(jobs)]
-    engine = lm.engine(options.batch_size, None if options.memory is None else int(options.memory * 2**20))
-    for job in jobs:
-        _prefixed(f"{job.record.where}: ", engine.check, job.request)
-    with ExitStack() as stack:
-        output = stack.enter_context(Output.at(options.output))
-        held = finished_lines(output, [job.key for job in jobs]) if options.resume else {}
-        results = Results(output, options.json or options.batch is not None, name, form.spans, held)
-        waiting = [job for job in jobs if job.request.id not in held]
-        traces = None if options.trace is None else stack.enter_context(Output.at(options.trace))
-        observer = Trace(traces, lm, [job.request for job in waiting], {"model": name}) if traces else None
-        scrolls = options.output is None and sys.stdout.isatty()  # the results themselves show how far it is
-        bar = options.batch is not None and not scrolls
-        display = stack.enter_context(_display(lm, [job.request for job in waiting], options.watch, bar))
-        for job in waiting:
-            engine.add(job.request)
-        finished = _listen(lm, engine, waiting, results, observer, display)
-        results.close()
-        display.close(finished)
-    if options.picture is not None and finished:
-        from ..viz import svg
-
-        drawn = svg(
-            lm, [(_title(job.request), r) for job, r in zip(waiting, finished, strict=False)], animate=options.animate
-        )
-        Path(options.picture).write_text(drawn, encoding="utf-8")
-    if results.failed:
-        what = f"{results.count} of {len(jobs)} responses were written" if len(jobs) > 1 else "no response was written"
-        print(f"error: {results.failed[0]}; {what}", file=sys.stderr)
-        raise typer.Exit(1)
+    return records, given
 
 
 def _title(request: Request) -> str:
@@ -144,13 +149,15 @@ def _bundled() -> str:
     return BUNDLED_NAME
 
 
-def _jobs(lm: Model, record: Record, given: Mapping[str, Any], make: Make, model: str) -> Iterator[Job]:
-    """The requests of a record, one for each sample.
+def _jobs(lm: Model, record: Record, given: Mapping[str, Any], make: Make, model: str, first: int) -> Iterator[Job]:
+    """The requests of a record, one for each sample, with ids from ``first`` on; ``--seed`` counts with these.
 
     Raises:
         RequestError: names the record's line.
     """
     own = {**given, **record.own}
+    if given.get("seed") is not None and "seed" not in record.own:
+        own["seed"] = given["seed"] + first
     made = _prefixed(f"{record.where}: ", make, lm, record.value, own)
     for sample, request in enumerate(made):
         params = asdict(request.params)
@@ -158,7 +165,8 @@ def _jobs(lm: Model, record: Record, given: Mapping[str, Any], make: Make, model
             params.pop("seed")
         key = [model, list(request.prompt), request.gen_length, str(request.policy), str(request.cache), params,
                sorted(request.fixed.items()), sample]  # fmt: skip
-        yield Job(record, request, hashlib.sha256(json.dumps(key, default=str).encode()).hexdigest()[:16])
+        digest = hashlib.sha256(json.dumps(key, default=str).encode()).hexdigest()[:16]
+        yield Job(record, replace(request, id=first + sample), digest)
 
 
 def _prefixed(where: str, make: Callable[..., Any], *args: Any) -> Any:
@@ -190,10 +198,10 @@ def _interruptible(results: Results, total: int, display: Display) -> Iterator[N
 
 
 def _listen(
-    lm: Model, engine: Any, jobs: Sequence[Job], results: Results, trace: Trace | None, display: Display
-) -> list[Result]:
-    """Decode; every observer hears of every event. Results in the order of the jobs, failed ones left out."""
-    from ..engine.scheduler import Outcome
+    lm: Model, engine: Engine, jobs: Sequence[Job], results: Results, trace: Trace | None, display: Display
+) -> list[tuple[str, Result]]:
+    """Decode; every observer hears of every event. Titles and results in the order of the jobs, failed ones left out."""
+    from ..engine.outcome import Outcome
 
     by_id = {job.request.id: job for job in jobs}
     finished: dict[int, Result] = {}
@@ -210,4 +218,4 @@ def _listen(
                 results.add(by_id[at], result)
                 if result.error is None:
                     finished[at] = result
-    return [finished[at] for at in sorted(finished)]
+    return [(_title(by_id[at].request), finished[at]) for at in sorted(finished)]

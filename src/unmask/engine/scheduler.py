@@ -5,64 +5,29 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from ..core.cache import Cache
-from ..core.canvas import Canvas, ModelSpec
+from ..core.canvas import ModelSpec
 from ..core.errors import RequestError
 from ..core.policy import Policy
-from ..core.protocols import Sampling
 from ..core.state import append, row_bytes, select, slabs, survivors
 from ..core.threads import for_work
 from ..core.values import integer
 from ..models.denoiser import Denoiser
 from ..stop import Ending, StopStrings
 from ..text import Text
-from .loop import State, Status, Step, start, step
+from .admission import fresh_state
+from .loop import State, Status, step
+from .outcome import Event, FinishReason, Outcome
 from .request import Request
 
-FinishReason = Literal["eos", "stop", "length", "abort", "error"]
 _LOG = logging.getLogger(__name__)
 _ROUND = 64  # widths of slabs grow in steps of so many positions, so that slightly longer rows fit as well
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What has become of a request.
-
-    Attributes:
-        request: the request.
-        finish_reason: ``eos``, ``stop`` (a stop string), ``length`` (all of gen_length is filled), ``abort`` or
-            ``error``.
-        tokens: the response's ids; the mask id where nothing was generated.
-        steps: of each token the row's forward pass (from 0) that committed it; -1 where none did.
-        confidence: of each token, its probability when it was committed; 0 where none was.
-        nfe: forward passes.
-        positions: positions computed, averaged over the layers and summed over the forward passes.
-        seconds: time in the engine from admission to the end; the other rows of the batch share it.
-        first_token_seconds: the same to the commit of the response's first token that stayed; None: there is none.
-        ending: where a stop string cuts the response; None: nowhere.
-        error: what went wrong, for ``error``.
-    """
-
-    request: Request
-    finish_reason: FinishReason
-    tokens: list[int]
-    steps: list[int]
-    confidence: list[float]
-    nfe: int
-    positions: float
-    seconds: float
-    first_token_seconds: float | None
-    ending: Ending | None = None
-    error: str | None = None
-
-
-Event = Step | Outcome
 
 
 @dataclass
@@ -398,50 +363,8 @@ class Engine:
         return row_bytes(fresh_state(self.model, [longer]))
 
 
-def fresh_state(model: Denoiser, requests: Sequence[Request]) -> State:
-    """The state of requests with one policy and cache before their first forward pass."""
-    device, spec = model.network.device, model.spec
-    canvas = Canvas.blank(
-        [r.prompt for r in requests],
-        [r.gen_length for r in requests],
-        spec,
-        eos_stop=[not r.params.ignore_eos for r in requests],
-        fixed=[r.fixed for r in requests],
-        device=device,
-    ).widened(_spare(requests[0].policy, requests))
-    return start(model, requests[0].cache, requests[0].policy, canvas, _sampling(requests, spec, device))
-
-
-def _spare(policy: Policy, requests: Sequence[Request]) -> int:
-    """Columns behind the longest row that probes may take: a forward pass probes positions of the response alone."""
-    return min(policy.probes, max(r.gen_length for r in requests))
-
-
 def _total(row: _Row) -> int:
     return len(row.request.prompt) + row.request.gen_length
-
-
-def _sampling(requests: Sequence[Request], spec: ModelSpec, device: torch.device) -> Sampling:
-    params = [r.params for r in requests]
-    late = [p.late_eos for p in params]
-    return Sampling(
-        torch.tensor([p.temperature for p in params], device=device, dtype=torch.float64),
-        torch.tensor([p.top_p for p in params], device=device, dtype=torch.float64),
-        torch.tensor([min(p.top_k, spec.vocab) for p in params], device=device),
-        torch.tensor([p.seed or 0 for p in params], device=device),
-        _ids([list(map(int, p.suppress)) for p in params], device),
-        _ids([spec.eos if r.inside else () for r in requests], device),
-        torch.tensor(late, device=device),
-        samples=any(p.temperature > 0 for p in params),
-        filters=any(p.top_k > 0 or p.top_p < 1 for p in params),
-        delays=any(late),
-    )
-
-
-def _ids(values: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
-    """``[B, K]`` ids plus 1, K the most of a row; 0 behind a row's own."""
-    most = max(map(len, values))
-    return torch.tensor([[i + 1 for i in own] + [0] * (most - len(own)) for own in values], device=device).long()
 
 
 def drain(engine: Engine, each: Callable[[Event], None] = lambda event: None) -> Iterator[Outcome]:

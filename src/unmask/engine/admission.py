@@ -1,0 +1,55 @@
+"""The state of rows that enter a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ..core.canvas import Canvas, ModelSpec
+from ..core.protocols import Sampling
+from ..models.denoiser import Denoiser
+from .loop import State, start
+from .request import Request
+
+
+def fresh_state(model: Denoiser, requests: Sequence[Request]) -> State:
+    """The state of requests with one policy and cache before their first forward pass."""
+    device, spec = model.network.device, model.spec
+    canvas = Canvas.blank(
+        [r.prompt for r in requests],
+        [r.gen_length for r in requests],
+        spec,
+        eos_stop=[not r.params.ignore_eos for r in requests],
+        fixed=[r.fixed for r in requests],
+        device=device,
+    ).widened(_spare(requests[0].policy, requests))
+    return start(model, requests[0].cache, requests[0].policy, canvas, _sampling(requests, spec, device))
+
+
+def _spare(policy: Policy, requests: Sequence[Request]) -> int:
+    """Columns behind the longest row that probes may take: a forward pass probes positions of the response alone."""
+    return min(policy.probes, max(r.gen_length for r in requests))
+
+
+def _sampling(requests: Sequence[Request], spec: ModelSpec, device: torch.device) -> Sampling:
+    params = [r.params for r in requests]
+    late = [p.late_eos for p in params]
+    return Sampling(
+        torch.tensor([p.temperature for p in params], device=device, dtype=torch.float64),
+        torch.tensor([p.top_p for p in params], device=device, dtype=torch.float64),
+        torch.tensor([min(p.top_k, spec.vocab) for p in params], device=device),
+        torch.tensor([p.seed or 0 for p in params], device=device),
+        _ids([list(map(int, p.suppress)) for p in params], device),
+        _ids([spec.eos if r.inside else () for r in requests], device),
+        torch.tensor(late, device=device),
+        samples=any(p.temperature > 0 for p in params),
+        filters=any(p.top_k > 0 or p.top_p < 1 for p in params),
+        delays=any(late),
+    )
+
+
+def _ids(values: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
+    """``[B, K]`` ids plus 1, K the most of a row; 0 behind a row's own."""
+    most = max(map(len, values))
+    return torch.tensor([[i + 1 for i in own] + [0] * (most - len(own)) for own in values], device=device).long()
