@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from . import registry
-from .checks import TEXTS, as_batch, check_names, fixed_ids, per_row
+from .checks import TEXTS, as_batch, check_chat, check_names, fixed_ids, per_row
 from .core.cache import Cache
 from .core.errors import ModelError, RequestError, SpecError
 from .core.policy import Policy
@@ -254,7 +254,7 @@ class Model:
     ) -> list[Request]:
         """Encode prompts into requests with the ids 0, 1, ...; see :meth:`generate`. The engine checks them."""
         many = as_batch(prompts)
-        _check_chat(chat)
+        check_chat(chat)
         count = integer("n", n)
         if count < 1:
             raise RequestError(f"n must be at least 1, got {n}")
@@ -279,7 +279,7 @@ class Model:
         **options: Any,
     ) -> list[Request]:
         """Encode texts with gaps into requests; see :meth:`infill`."""
-        _check_chat(chat)
+        check_chat(chat)
         check_names("infill", options, ("params", "n", *(name for name in _SAMPLING if name != "stop")))
         many = as_batch(texts, TEXTS)
         fronts: Sequence[list[int] | None] = [None] * len(many)
@@ -373,11 +373,6 @@ class Model:
             return [integer("an id", i) for i in prompt]
         except RequestError as error:
             raise error.of(index) from None
-
-
-def _check_chat(chat: Any) -> None:
-    if not any(chat is known for known in (True, False, None)):
-        raise RequestError(f"chat must be True, False or None, got {chat!r}")
 
 
 def pick_device(device: str) -> torch.device:

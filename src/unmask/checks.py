@@ -38,6 +38,12 @@ def as_batch(prompts: Any, kinds: str = PROMPTS) -> list[Any]:
     return many
 
 
+def check_chat(chat: Any) -> None:
+    """Refuse what does not say whether there is a chat template."""
+    if not any(chat is known for known in (True, False, None)):
+        raise RequestError(f"chat must be True, False or None, got {chat!r}")
+
+
 def per_row(name: str, value: Any, rows: int) -> list[int]:
     """An integer for each prompt, from one or from a list."""
     value = value.tolist() if hasattr(value, "tolist") else value

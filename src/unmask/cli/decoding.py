@@ -200,7 +200,7 @@ def _interruptible(results: Results, total: int, display: Display) -> Iterator[N
 def _listen(
     lm: Model, engine: Engine, jobs: Sequence[Job], results: Results, trace: Trace | None, display: Display
 ) -> list[tuple[str, Result]]:
-    """Decode; every observer hears of every event. Titles and results in the order of the jobs, failed ones left out."""
+    """Decode; observers hear of every event. Titles and results in the order of the jobs, without failed ones."""
     from ..engine.outcome import Outcome
 
     by_id = {job.request.id: job for job in jobs}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from ..core.canvas import Canvas, ModelSpec
+from ..core.policy import Policy
 from ..core.protocols import Sampling
 from ..models.denoiser import Denoiser
 from .loop import State, start
@@ -23,11 +24,11 @@ def fresh_state(model: Denoiser, requests: Sequence[Request]) -> State:
         eos_stop=[not r.params.ignore_eos for r in requests],
         fixed=[r.fixed for r in requests],
         device=device,
-    ).widened(_spare(requests[0].policy, requests))
+    ).widened(spare_columns(requests[0].policy, requests))
     return start(model, requests[0].cache, requests[0].policy, canvas, _sampling(requests, spec, device))
 
 
-def _spare(policy: Policy, requests: Sequence[Request]) -> int:
+def spare_columns(policy: Policy, requests: Sequence[Request]) -> int:
     """Columns behind the longest row that probes may take: a forward pass probes positions of the response alone."""
     return min(policy.probes, max(r.gen_length for r in requests))
 

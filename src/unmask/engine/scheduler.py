@@ -21,7 +21,7 @@ from ..core.values import integer
 from ..models.denoiser import Denoiser
 from ..stop import Ending, StopStrings
 from ..text import Text
-from .admission import fresh_state
+from .admission import fresh_state, spare_columns
 from .loop import State, Status, step
 from .outcome import Event, FinishReason, Outcome
 from .request import Request
@@ -253,7 +253,7 @@ class Engine:
         stay = survivors(leaving)
         if stay and group.state is not None:
             group.rows = [group.rows[i] for i in stay]
-            width = max(map(_total, group.rows)) + _spare(group.policy, [row.request for row in group.rows])
+            width = max(map(_total, group.rows)) + spare_columns(group.policy, [row.request for row in group.rows])
             group.state = select(group.state, stay, width)
         else:
             at = next(i for i, one in enumerate(self._groups) if one is group)
@@ -343,7 +343,7 @@ class Engine:
         places = self.batch_size - self.running
         room = len(group.rows) + min(len(more), places)
         coming = [row.request for row in group.rows] + more[:places]
-        width = max(len(r.prompt) + r.gen_length for r in coming) + _spare(group.policy, coming)
+        width = max(len(r.prompt) + r.gen_length for r in coming) + spare_columns(group.policy, coming)
         wide = -(-(width + 1) // _ROUND) * _ROUND
         if self.memory is not None:
             room = max(len(group.rows), min(room, self.memory // max(1, group.row_bytes)))
