@@ -35,7 +35,7 @@ class NoCache(Cache):
 
     def init(self, canvas: Canvas, geometry: Geometry, like: Tensor) -> NoneState:
         """A store not in use."""
-        return NoneState(Store.empty(canvas, geometry, like), stored=False)
+        return NoneState(Store.empty(canvas, geometry, like, optional=True), stored=False)
 
     def plan(self, canvas: Canvas, ask: Ask, need: Tensor, state: NoneState) -> tuple[Plan, NoneState]:
         """Everything visible, less what may be stale."""

@@ -56,6 +56,11 @@ class Policy(Configured, ABC):
         """Whether it may re-mask tokens that it has committed."""
         return False
 
+    @property
+    def reuses(self) -> bool:
+        """Whether it may call positions stale, so that every cache, ``none`` included, stores keys and values."""
+        return False
+
     def check(self, prompt: Sequence[int], gen_length: int, spec: ModelSpec) -> None:
         """Refuse a request that the policy cannot decode; called for each before its first forward pass.
 
@@ -113,6 +118,10 @@ class Wrapper(Policy):
     @property
     def remasks(self) -> bool:
         return self.policy.remasks
+
+    @property
+    def reuses(self) -> bool:
+        return self.policy.reuses
 
     def check(self, prompt: Sequence[int], gen_length: int, spec: ModelSpec) -> None:
         self.policy.check(prompt, gen_length, spec)

@@ -37,10 +37,21 @@ class Slab:
         tail: the other dimensions of a row.
         like: gives dtype and device.
         follows_canvas: whether W is a position of the canvas, so that wider rows make it wider.
+        optional: whether it is used only with policies that reuse keys and values, see ``Policy.reuses``.
     """
 
-    def __init__(self, rows: int, width: int, tail: Sequence[int], like: Tensor, follows_canvas: bool = False) -> None:
-        self.rows, self.width, self.tail, self.follows_canvas = rows, width, tuple(tail), follows_canvas
+    def __init__(
+        self,
+        rows: int,
+        width: int,
+        tail: Sequence[int],
+        like: Tensor,
+        *,
+        follows_canvas: bool = False,
+        optional: bool = False,
+    ) -> None:
+        self.rows, self.width, self.tail = rows, width, tuple(tail)
+        self.follows_canvas, self.optional = follows_canvas, optional
         self._spare = 0
         self._like = like.new_empty(0)
         self._held: Tensor | None = None
@@ -172,16 +183,18 @@ def slabs(state: Any) -> Iterator[Slab]:
             yield from slabs(leaf)
 
 
-def row_bytes(state: Any) -> int:
-    """Bytes that one row of a state takes at most, slabs counted whether they are in use yet or not."""
+def row_bytes(state: Any, optional: bool = True) -> int:
+    """Bytes that one row of a state takes at most. Slabs count whether they are in use yet or not, optional ones if
+    ``optional``.
+    """
     if isinstance(state, Slab):
-        return state.row_bytes
+        return state.row_bytes if optional or not state.optional else 0
     if isinstance(state, Tensor):
         return state.nbytes // max(1, len(state)) if state.dim() else 0
     if dataclasses.is_dataclass(state) and not isinstance(state, type):
-        return sum(row_bytes(getattr(state, f.name)) for f in dataclasses.fields(state))
+        return sum(row_bytes(getattr(state, f.name), optional) for f in dataclasses.fields(state))
     if isinstance(state, (list, tuple)):
-        return sum(map(row_bytes, state))
+        return sum(row_bytes(leaf, optional) for leaf in state)
     return 0
 
 

@@ -27,12 +27,10 @@ class Store:
     known: Tensor = field(metadata=PER_POSITION)
 
     @staticmethod
-    def empty(canvas: Canvas, geometry: Geometry, like: Tensor) -> Store:
-        """Room for the canvas in the dtype and on the device of ``like``."""
-        key, value = (
-            [slab(canvas, (geometry.kv_heads, geometry.head_dim), like) for _ in range(geometry.layers)]
-            for _ in range(2)
-        )
+    def empty(canvas: Canvas, geometry: Geometry, like: Tensor, optional: bool = False) -> Store:
+        """Room for the canvas in the dtype and on the device of ``like``; ``optional``: see :class:`Slab`."""
+        tail = geometry.kv_heads, geometry.head_dim
+        key, value = ([slab(canvas, tail, like, optional) for _ in range(geometry.layers)] for _ in range(2))
         return Store(key, value, torch.zeros_like(canvas.valid))
 
     @property
@@ -50,9 +48,9 @@ class Store:
         return rows.of(key[:, : rows.extent]), rows.of(value[:, : rows.extent])
 
 
-def slab(canvas: Canvas, tail: tuple[int, ...], like: Tensor) -> Slab:
+def slab(canvas: Canvas, tail: tuple[int, ...], like: Tensor, optional: bool = False) -> Slab:
     """A slab with a place for every position of the canvas, and one behind."""
-    return Slab(len(canvas.tokens), canvas.tokens.shape[1] + 1, tail, like, follows_canvas=True)
+    return Slab(len(canvas.tokens), canvas.tokens.shape[1] + 1, tail, like, follows_canvas=True, optional=optional)
 
 
 def put(store: Slab, rows: Rows, fresh: Tensor, position: Tensor | None = None) -> None:

@@ -360,7 +360,7 @@ class Engine:
         """Bytes of the state of a row, on a canvas of so many positions at least."""
         own = len(request.prompt) + request.gen_length
         longer = replace(request, prompt=[*request.prompt, *[self.spec.pad] * (width - own)])
-        return row_bytes(fresh_state(self.model, [longer]))
+        return row_bytes(fresh_state(self.model, [longer]), request.policy.reuses)
 
 
 def _total(row: _Row) -> int:

@@ -34,6 +34,10 @@ class SlowFast(Settings):
     threshold = "tau_high"
 
     @property
+    def reuses(self) -> bool:
+        return self.suffix == "cached"
+
+    @property
     def needs(self) -> frozenset[str]:
         return frozenset({"entropy"} if self.signal == "entropy" else ())
 
