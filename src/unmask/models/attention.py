@@ -10,7 +10,9 @@ from torch import Tensor
 
 _WEIGHTS_AT_ONCE = 1 << 21  # attention probabilities at any time: more fall out of a core's cache
 _QUERIES_AT_ONCE = 512  # but no fewer (of one head), or the products cost more than the cache saves
-_PARTS_FROM = 1 << 15  # probabilities, of all rows and heads, from which torch's own kernel takes longer in 16 bits
+# Probabilities of a row, all heads, from which torch's own kernel takes longer in 16 bits. Of a row and not of the batch,
+# so that the same row is calculated by the same kernel alone and in a batch.
+_PARTS_FROM = 1 << 14
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, keys: Tensor | None) -> Tensor:
@@ -25,8 +27,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, keys: Tensor | None) ->
         ``[B, Q, H * D]``.
     """
     if query.device.type == "cpu" and query.element_size() == 2:
-        batch, slots, heads, _ = query.shape
-        if batch * slots * heads * key.shape[1] >= _PARTS_FROM:
+        if query.shape[1] * query.shape[2] * key.shape[1] >= _PARTS_FROM:
             return _by_parts(query, key, value, keys)
     if keys is not None and query.is_cuda and query.shape[2] != key.shape[2]:
         return _grouped(query, key, value, keys)
