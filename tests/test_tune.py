@@ -296,7 +296,7 @@ def test_command(tuned):
     made = json.loads((folder / "profile.json").read_text())
     listed = {f"{c['policy']}|{c['cache']}": c for c in printed["candidates"]}
     assert {**made, "candidates": printed["candidates"]} == {"profile": 1, **printed}
-    assert made["certified"] and made["policy"].startswith("threshold") and made["policy"] != "threshold(tau=0)"
+    assert made["certified"] and made["policy"].startswith("threshold") and made["policy"] != "threshold(tau=0.0)"
     assert (made["model"], made["task"], made["split"], made["gen_length"]) == (
         BUNDLED_NAME,
         "waiting_line",
@@ -310,7 +310,7 @@ def test_command(tuned):
     assert 6 <= calibration["n"] <= 8
     assert calibration["e_value"] >= 1 / 0.3 and calibration["passed"]
     assert 0 < made["vanilla_right"] <= 4
-    greedy = listed["threshold(tau=0)|none"]
+    greedy = listed["threshold(tau=0.0)|none"]
     assert greedy["search"]["differ"] > 0
     passed = [c for c in listed.values() if c["calibration"] and c["calibration"]["passed"]]
     assert chosen["speed"] == max(c["speed"] for c in passed)

@@ -124,6 +124,8 @@ def evaluate(
             batch_size=batch_size,
             device=where.device,
             dtype=where.dtype,
+            revision=where.revision,
+            adapter=where.adapter,
             ledger=ledger,
             **responses.arguments,
             **likelihoods.arguments,
