@@ -13,6 +13,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
+
+import unmask
 
 KIT = Path(__file__).parents[1] / "benchmarks" / "gpu"
 PARTS = ["machine", "passes", "pieces", "replay", "tests", "host", "answers", "dream"]
@@ -126,7 +129,7 @@ def test_the_page_says_what_is_missing(tmp_path: Path, module: Any) -> None:
         torch="y",
     )
     cut = {"seconds": 2.0, "steps": 10, "steps_in_all": 100, "whole": False, "tokens": None, "tokens_in_all": 40}
-    cut |= {"nfe": [100], "prompt": [7]}
+    cut |= {"nfe": [100], "prompt": [7], "network": 1.5}
     for setting, cache in (("vanilla, as published", "none"), ("slowfast + dllm", "dllm"), ("vanilla + dllm", "dllm")):
         key = {"setting": setting, "gen_length": 256, "batch": 1, "how": "graphs"}
         write(book, tmp_path, "replay", key, cache=cache, **cut)
@@ -138,7 +141,7 @@ def test_the_page_says_what_is_missing(tmp_path: Path, module: Any) -> None:
         failed="out of memory",
     )
     text = page.page(page.Records([tmp_path]))
-    assert "| vanilla, as published | 100.0 | 0.40 | 2.0 (10 of 100 passes) | 1.0 x |" in text
+    assert "| vanilla, as published | 100.0 | 0.40 | 200.0 | 25 % | 2.0 (10 of 100 passes) | 1.0 x |" in text
     assert text.count("cut off (10 of 100 passes)") == 2
     assert "klass" in text and "out of memory" in text
     assert "Forward passes" not in text
@@ -224,7 +227,20 @@ def test_counts_of_a_trace(module: Any) -> None:
 
 def test_a_part_past_its_deadline_is_ended(tmp_path: Path) -> None:
     began = time.monotonic()
-    done = run(tmp_path, "--parts", "answers", "--budget", "1")
+    done = run(
+        tmp_path, "--parts", "answers", "--budget", "-9"
+    )  # which leaves it a second: less than it takes to begin
     assert done.returncode == 1
     assert time.monotonic() - began < 100
     assert "stopped at its deadline" in (tmp_path / "run.log").read_text()
+
+
+def test_the_verifier_of_random_weights_can_be_used(
+    tmp_path: Path, module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    autoregressive = module("autoregressive")
+    sizes = {"num_hidden_layers": 2, "vocab_size": 900, "hidden_size": 64, "intermediate_size": 96, "eos_token_id": 7}
+    monkeypatch.setattr(autoregressive, "VERIFIER", autoregressive.VERIFIER | sizes | {"num_attention_heads": 4})
+    spec = f'apd(verifier="{autoregressive.verifier(str(tmp_path), torch.device("cpu"))}")'
+    (result,) = unmask.load(device="cpu").generate("The age of", 16, spec, "trailing(window=16)")
+    assert len(result.tokens) == 16

@@ -6,17 +6,21 @@ one graph a token, with static keys and values. What it says is worth nothing, h
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
 
 import device as devices
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from unmask.models.denoiser import Denoiser
 
-VERIFIER = {  # the sizes of Qwen2.5-0.5B's published config.json
+VERIFIER: dict[str, Any] = {  # what Qwen2.5-0.5B's published config.json says of sizes
+    "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
     "hidden_size": 896,
     "intermediate_size": 4864,
     "num_hidden_layers": 24,
@@ -25,7 +29,10 @@ VERIFIER = {  # the sizes of Qwen2.5-0.5B's published config.json
     "vocab_size": 151936,
     "max_position_embeddings": 32768,
     "rope_theta": 1000000.0,
+    "rms_norm_eps": 1e-6,
     "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "eos_token_id": 151643,
 }
 
 
@@ -108,17 +115,33 @@ def _graphed(loop: Loop, device: torch.device) -> Any:
 
 def verifier(folder: str, device: torch.device) -> str:
     """A folder with a causal model of random weights at the shape of Qwen2.5-0.5B; made once."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
     path = Path(folder) / "verifier"
     if not (path / "config.json").is_file():
-        config = Qwen2Config(**VERIFIER, dtype="bfloat16")
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(torch.bfloat16)
-        try:
-            with device:
-                network = Qwen2ForCausalLM(config)
-        finally:
-            torch.set_default_dtype(before)
-        network.save_pretrained(path)
+        path.mkdir()
+        weights = {
+            name: torch.ones(shape) if "norm" in name else torch.randn(shape, device=device) * 0.02
+            for name, shape in _shapes(VERIFIER).items()
+        }
+        save_file({name: w.to(torch.bfloat16).cpu() for name, w in weights.items()}, path / "model.safetensors")
+        (path / "config.json").write_text(json.dumps(VERIFIER), encoding="utf-8")
     return str(path)
+
+
+def _shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The tensors of a checkpoint of that family."""
+    width, ffn = config["hidden_size"], config["intermediate_size"]
+    kv = width // config["num_attention_heads"] * config["num_key_value_heads"]
+    layer: dict[str, tuple[int, ...]] = {
+        "input_layernorm.weight": (width,),
+        "post_attention_layernorm.weight": (width,),
+        "mlp.gate_proj.weight": (ffn, width),
+        "mlp.up_proj.weight": (ffn, width),
+        "mlp.down_proj.weight": (width, ffn),
+        "self_attn.o_proj.weight": (width, width),
+    }
+    for part, size in (("q", width), ("k", kv), ("v", kv)):
+        layer |= {f"self_attn.{part}_proj.weight": (size, width), f"self_attn.{part}_proj.bias": (size,)}
+    found = {"model.embed_tokens.weight": (config["vocab_size"], width), "model.norm.weight": (width,)}
+    for index in range(config["num_hidden_layers"]):
+        found |= {f"model.layers.{index}.{name}": shape for name, shape in layer.items()}
+    return found

@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from statistics import median
 from typing import Any
 
@@ -111,21 +112,17 @@ def measure(book: Book, device: torch.device, dry: bool) -> None:
 
 def versions(device: torch.device) -> dict[str, Any]:
     """Of what the figures depend on."""
-    import transformers
-
     found: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d"),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        "transformers": version("transformers"),
     }
     if device.type == "cuda":
-        import triton
-
         what = torch.cuda.get_device_properties(device)
         found |= {
             "cuda": torch.version.cuda,
-            "triton": triton.__version__,
+            "triton": version("triton"),
             "memory": what.total_memory,
             "multiprocessors": what.multi_processor_count,
         }

@@ -155,16 +155,18 @@ def _replays(records: Records, length: int) -> str:
         for how in _values([r for r in mine if r["key"]["setting"] == label], "how"):
             some = {r["key"]["batch"]: r for r in mine if (r["key"]["setting"], r["key"]["how"]) == (label, how)}
             first = next(iter(some.values()))
-            tokens = first["tokens_in_all"]
             name = f"{label}, eager" if how == "eager" else label
-            rows.append([
-                name, f"{sum(first['nfe']) / len(first['nfe']):.1f}", f"{tokens / sum(first['nfe']):.2f}",
-                *(_speed(some.get(batch)) for batch in batches), *(_times(mine, some.get(batch)) for batch in batches),
-            ])  # fmt: skip
+            many = len(first["nfe"])
+            front = [f"{sum(first['nfe']) / many:.1f}", f"{first['tokens_in_all'] / sum(first['nfe']):.2f}"]
+            front += [f"{1e3 * first['seconds'] / first['steps']:.1f}", _outside(first)]
+            speeds = [_speed(some.get(batch)) for batch in batches]
+            rows.append([name, *front, *speeds, *(_times(mine, some.get(batch)) for batch in batches)])
     heads = [
         "decoder",
         "NFE",
         "TPF",
+        "ms a pass",
+        "outside the network",
         *(f"tokens/s, batch {b}" for b in batches),
         *(f"against published, {b}" for b in batches),
     ]
@@ -175,10 +177,14 @@ def _replays(records: Records, length: int) -> str:
     return (
         f"## End to end, gen_length {length}\n\nDecodings of the bundled model replayed at the shape of LLaDA-8B: "
         "each forward pass commits what was recorded, all else is the real engine, policy, cache, network and head. "
-        f"Tokens are those before the first end of text{about}. NFE and TPF are of the smallest batch. Rows with *n of "
-        "N passes* were cut off: where every pass costs the same (vanilla without a cache) the rate follows from the "
-        "passes measured, elsewhere none is given. `autoregressive`: a causal model of the same shape, one graph a "
-        "token, static keys and values." + warn + "\n\n" + table(heads, rows)
+        f"Tokens are those before the first end of text{about}. What stands before the rates is of the smallest batch; "
+        "*outside the network* is time before the layers and behind the head. Rows with *n of N passes* were cut off: "
+        "where every pass costs the same (vanilla without a cache) the rate follows from the passes measured, else "
+        "none is given. Graphs were recorded while the same prompts were decoded before, but for rows cut off; `eager` "
+        "has none. `autoregressive`: a causal model of the same shape, one graph a token, static keys and values."
+        + warn
+        + "\n\n"
+        + table(heads, rows)
     )
 
 
@@ -200,6 +206,11 @@ def _speed(record: Record | None) -> str:
         return ""
     rate = _rate(record)
     return f"{rate:.1f}{_cut(record)}" if rate is not None else f"cut off{_cut(record)}"
+
+
+def _outside(record: Record) -> str:
+    inside = record.get("network")
+    return "" if inside is None else f"{100 * max(0.0, 1 - inside / record['seconds']):.0f} %"
 
 
 def _times(mine: Iterable[Record], record: Record | None) -> str:

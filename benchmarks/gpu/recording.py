@@ -186,11 +186,14 @@ def requests(
 
 @dataclass
 class Finished:
-    """A decoding as it goes: the responses of the rows that are done, their forward passes, and steps so far."""
+    """A decoding as it goes: the responses of the rows that are done, their forward passes, steps so far, and seconds
+    between the beginning and the end of the network in all of them.
+    """
 
     final: dict[int, list[int]] = field(default_factory=dict)
     nfe: dict[int, int] = field(default_factory=dict)
     steps: int = 0
+    network: float = 0.0
 
 
 def drive(model: Denoiser, wanted: Sequence[Request], batch: int) -> Iterator[Finished]:
@@ -206,6 +209,7 @@ def drive(model: Denoiser, wanted: Sequence[Request], batch: int) -> Iterator[Fi
         for event in engine.step():
             if isinstance(event, Step):
                 found.steps += 1
+                found.network += event.model_seconds
             elif event.error is not None:
                 raise RuntimeError(event.error)
             else:

@@ -179,6 +179,7 @@ def _item(stage: Stage, item: Item, ceilings: devices.Ceilings, left: float) -> 
         "policy": setting.policy,
         "cache": setting.cache,
         "seconds": seconds,
+        "network": done.network,
         "steps": done.steps,
         "steps_in_all": total,
         "whole": whole,
