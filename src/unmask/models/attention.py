@@ -10,8 +10,8 @@ from torch import Tensor
 
 _WEIGHTS_AT_ONCE = 1 << 21  # attention probabilities at any time: more fall out of a core's cache
 _QUERIES_AT_ONCE = 512  # but no fewer (of one head), or the products cost more than the cache saves
-# Probabilities of a row, all heads, from which torch's own kernel takes longer in 16 bits. Of a row and not of the batch,
-# so that the same row is calculated by the same kernel alone and in a batch.
+# Probabilities of a row, all heads, from which torch's own kernel takes longer in 16 bits. Of a row, not of the batch: so
+# a row is calculated by the same kernel alone and in a batch.
 _PARTS_FROM = 1 << 14
 
 
@@ -26,9 +26,9 @@ def attention(query: Tensor, key: Tensor, value: Tensor, keys: Tensor | None) ->
     Returns:
         ``[B, Q, H * D]``.
     """
-    if query.device.type == "cpu" and query.element_size() == 2:
-        if query.shape[1] * query.shape[2] * key.shape[1] >= _PARTS_FROM:
-            return _by_parts(query, key, value, keys)
+    _, slots, heads, _ = query.shape
+    if query.device.type == "cpu" and query.element_size() == 2 and slots * heads * key.shape[1] >= _PARTS_FROM:
+        return _by_parts(query, key, value, keys)
     if keys is not None and query.is_cuda and query.shape[2] != key.shape[2]:
         return _grouped(query, key, value, keys)
     q, k, v = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
