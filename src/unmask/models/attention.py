@@ -10,8 +10,8 @@ from torch import Tensor
 
 _WEIGHTS_AT_ONCE = 1 << 21  # attention probabilities at any time: more fall out of a core's cache
 _QUERIES_AT_ONCE = 512  # but no fewer (of one head), or the products cost more than the cache saves
-# Probabilities of a row, all heads, from which torch's own kernel takes longer in 16 bits. Of a row, not of the batch: so
-# a row is calculated by the same kernel alone and in a batch.
+# Probabilities of a row, all heads, from which torch's own kernel takes longer in 16 bits. Of a row, not of the batch:
+# so a row is calculated by the same kernel alone and in a batch.
 _PARTS_FROM = 1 << 14
 
 
