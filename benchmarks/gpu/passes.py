@@ -136,7 +136,7 @@ class Forward:
         self.asked = point.asked
         rows = gather(compute, self.canvas.valid)
         self.rows = replace(rows, rotary=model.network.rotate_rows(rows))
-        self.ids = tokens[:, -point.computed :].contiguous()
+        self.ids = tokens.gather(1, self.rows.position.clamp(max=point.length - 1))  # slots may be more than positions
 
     def __call__(self) -> Any:
         """All of it, as the engine runs it."""

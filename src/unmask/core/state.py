@@ -106,10 +106,12 @@ class Slab:
     def keep(self, rows: Sequence[int]) -> None:
         """Hold only some rows, in this order. Rows whose place stays the same are not touched."""
         if self._held is not None:
-            moved = [(at, row) for at, row in enumerate(rows) if at != row]
-            if moved:
-                to, source = (torch.tensor(part, device=self._held.device) for part in zip(*moved, strict=True))
-                self._held[to] = self._held[source]
+            moved = {at: row for at, row in enumerate(rows) if at != row}
+            if moved.keys() & set(moved.values()):  # not by survivors()
+                self._held[: len(rows)] = self._held[list(rows)]
+            else:  # no index has to be sent to the device
+                for at, row in moved.items():
+                    self._held[at] = self._held[row]
         self.rows = len(rows)
 
 
