@@ -75,7 +75,8 @@ def latest(folders: Iterable[Path], part: str) -> list[Record]:
     for folder in folders:
         for record in read(folder / f"{part}.jsonl"):
             name = (_name(record["key"]), str(record.get("device")))
-            if name not in found or not {"skipped", "failed"} & record.keys():
+            without = {"skipped", "failed"}  # what has no figure gives way to what has, and to what is newer
+            if name not in found or without & found[name].keys() or not without & record.keys():
                 found[name] = record
     return list(found.values())
 
