@@ -16,10 +16,10 @@ from .core.cache import Cache
 from .core.errors import ModelError, RequestError, SpecError
 from .core.policy import Policy
 from .core.precision import native
-from .core.values import integer
+from .core.values import integer, is_list
 from .engine.loop import Step
 from .engine.outcome import Event, Outcome
-from .engine.request import SEEDS, Request, SamplingParams
+from .engine.request import Request, SamplingParams, wrapped
 from .engine.scheduler import Engine
 from .infill import lay_out
 from .models.denoiser import Denoiser
@@ -329,7 +329,8 @@ class Model:
         if params is None:
             own = dict(sampling)
             seed = own.pop("seed", None)
-            if hasattr(seed, "__len__") or hasattr(seed, "tolist"):
+            seed = seed.tolist() if hasattr(seed, "tolist") else seed
+            if is_list(seed):
                 seeds, seed = per_row("seed", seed, prompts), None
             given = [SamplingParams(**own, seed=seed)] * prompts
         elif isinstance(params, SamplingParams):
@@ -349,8 +350,7 @@ class Model:
                 seed = fresh + i
             else:
                 seed = one.seed + (sample if each else i)
-            seed = (seed + SEEDS) % (2 * SEEDS) - SEEDS  # wraps at 64 bits
-            made.append(replace(one, seed=seed, suppress=tuple(map(self._token, one.suppress))))
+            made.append(replace(one, seed=wrapped(seed), suppress=tuple(map(self._token, one.suppress))))
         return made
 
     def _token(self, token: str | int) -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ..core.errors import RequestError, SpecError
-from ..engine.request import SamplingParams
+from ..engine.request import SamplingParams, wrapped
 from .inputs import Form, Record, from_argument, from_file
 from .options import Decoding, Loading
 from .outputs import Output, Results, Trace, check_distinct, check_writable, finished_lines
@@ -54,6 +56,8 @@ def check_files(options: Decoding) -> None:
         raise RequestError("--animate needs --picture FILE.svg")
     if options.resume and (options.output is None or options.batch is None):
         raise RequestError("--resume needs --batch and --output: it goes on with the results of a batch in a file")
+    if options.resume and options.output is not None:
+        check_writable(options.output, regular=True)
     if options.resume and options.trace is not None:
         raise RequestError("--resume and --trace do not go together: a trace has every step")
 
@@ -91,7 +95,8 @@ def decode(
     jobs: list[Job] = []
     for record in records:
         jobs += _jobs(lm, record, given, make, name, len(jobs))
-    engine = lm.engine(options.batch_size, None if options.memory is None else int(options.memory * 2**20))
+    jobs = _numbered(jobs)
+    engine = lm.engine(options.batch_size, None if options.memory is None else max(1, int(options.memory * 2**20)))
     with ExitStack() as stack:
         output = stack.enter_context(Output.at(options.output))
         held = finished_lines(output, [job.key for job in jobs]) if options.resume else {}
@@ -122,6 +127,8 @@ def _read(
 ) -> tuple[list[Record], dict[str, Any]]:
     """The records, and how they are decoded where they do not say; refused before a model is loaded."""
     check_files(options)
+    if options.memory is not None and not 0 < options.memory < math.inf:
+        raise RequestError(f"--memory must be a number of MiB above 0, got {options.memory:g}")
     if (value is None) == (options.batch is None):
         raise RequestError(
             f"give either one {form.main.upper()} (- reads it from standard input) or --batch FILE.jsonl"
@@ -157,16 +164,26 @@ def _jobs(lm: Model, record: Record, given: Mapping[str, Any], make: Make, model
     """
     own = {**given, **record.own}
     if given.get("seed") is not None and "seed" not in record.own:
-        own["seed"] = given["seed"] + first
+        own["seed"] = wrapped(given["seed"] + first)
     made = _prefixed(f"{record.where}: ", make, lm, record.value, own)
     for sample, request in enumerate(made):
         params = asdict(request.params)
         if own.get("seed") is None:  # a fresh one: any will do
             params.pop("seed")
         key = [model, list(request.prompt), request.gen_length, str(request.policy), str(request.cache), params,
-               sorted(request.fixed.items()), sample]  # fmt: skip
+               sorted(request.fixed.items()), sample, record.carried]  # fmt: skip
         digest = hashlib.sha256(json.dumps(key, default=str).encode()).hexdigest()[:16]
         yield Job(record, replace(request, id=first + sample), digest)
+
+
+def _numbered(jobs: Sequence[Job]) -> list[Job]:
+    """The same with keys that differ: of jobs with one key, the second's ends in -1, the third's in -2."""
+    seen = Counter[str]()
+    made = []
+    for job in jobs:
+        made.append(replace(job, key=f"{job.key}-{seen[job.key]}") if seen[job.key] else job)
+        seen[job.key] += 1
+    return made
 
 
 def _prefixed(where: str, make: Callable[..., Any], *args: Any) -> Any:

@@ -51,6 +51,7 @@ class Form:
 _MAIN = {"prompt": 'text | [ids] | [{"role": ..., "content": ...}]', "text": "text with gaps | [ids]"}
 PROMPT = Form("prompt", ("gen_length", "policy", "cache", "n", "chat"))
 TEXT = Form("text", ("prompt", "policy", "cache", "n", "chat"), without=("stop",), whole=True, spans=True)
+_KEYS = frozenset((*PROMPT.keys, *TEXT.keys)) - {"prompt", "text"}
 _ALIASES = {"messages": "prompt", "max_tokens": "gen_length"}  # OpenAI's names
 
 
@@ -118,10 +119,14 @@ def _records(text: str, name: str, form: Form) -> Iterator[Record]:
         if line.strip():
             where = f"{name} line {number}"
             try:
-                value = json.loads(line)
+                value = json.loads(line, parse_constant=_not_json)
             except (ValueError, RecursionError) as error:
                 raise RequestError(f"{where}: not JSON ({error}); expected {form.expected}") from None
             yield _record(value, where, form)
+
+
+def _not_json(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def _record(value: Any, where: str, form: Form) -> Record:
@@ -146,6 +151,9 @@ def _record(value: Any, where: str, form: Form) -> Record:
     if reserved:
         raise RequestError(f"{where}: {reserved[0]!r} is a key of results; a key of your own needs another name")
     carried.pop("model", None)
+    for key in value:
+        if (name := _ALIASES.get(key, key)) in _KEYS and name not in known:
+            raise RequestError(f"{where}: {key} is not for {form.main}s; accepted are {', '.join(form.keys)}")
     for key in carried:
         if near := get_close_matches(key, known, 1, 0.8):
             raise RequestError(f"{where}: unknown key {key!r}; did you mean {near[0]!r}?")

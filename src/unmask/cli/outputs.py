@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from ..results import Result
     from .decoding import Job
 
+_ODD = "backslashreplace"  # half a surrogate, in a key of the user's own, is written as JSON has it
+
 
 def check_writable(path: str, make: bool = False, regular: bool = False) -> None:
     """Tell early what :func:`opened` would stumble over, without touching anything.
@@ -127,15 +129,16 @@ class Output:
         if path is None:
             yield cls(sys.stdout, fresh=False)
             return
+        existed = Path(path).exists()
+        fresh = Path(path).is_file() or not existed  # a device or a pipe cannot be emptied
         try:
-            existed = Path(path).exists()
-            file = Path(path).open("a+", encoding="utf-8", newline="\n")  # noqa: SIM115
+            file = Path(path).open("a+" if fresh else "w", encoding="utf-8", errors=_ODD, newline="\n")  # noqa: SIM115
         except OSError as error:
             raise RequestError(f"cannot write {path}: {error.strerror}") from None
         with file:
             _lock(file, path)
             try:
-                yield cls(file, fresh=True)
+                yield cls(file, fresh)
             finally:
                 if not existed and file.tell() == 0 and Path(path).is_file():
                     Path(path).unlink()  # nothing came of it
@@ -146,6 +149,12 @@ class Output:
         self.file.truncate()
         self.file.writelines(lines)
         self.file.flush()
+        self.fresh = False
+
+    def shortened(self, size: int) -> None:
+        """Leave only so many bytes in the file."""
+        self.file.seek(0)
+        self.file.truncate(size)
         self.fresh = False
 
     def put(self, text: str) -> None:
@@ -172,28 +181,35 @@ def _lock(file: TextIO, path: str) -> None:
 
 
 def finished_lines(output: Output, keys: Sequence[str]) -> dict[int, str]:
-    """The lines that a file holds of requests with these keys, by their place among them; the rest leaves the file.
+    """The lines that a file holds of requests with these keys, by their place among them; the rest leaves the file,
+    which is written anew only where that stands between them.
 
     Raises:
         RequestError: the file holds something else than results.
     """
     output.file.seek(0)
-    lines = output.file.read().split("\n")
+    text = output.file.read()
+    lines = text.split("\n")
     place = {key: i for i, key in enumerate(keys)}
     held: dict[int, str] = {}
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line) if line.strip() else {}
-        except ValueError:
+        except (ValueError, RecursionError):
             if number == len(lines):  # cut off by a kill
                 continue
             raise RequestError(
                 f"{output.file.name} line {number}: not a line of results; --resume needs those"
             ) from None
-        if isinstance(row, dict) and row.get("request") in place and row.get("error") is None:
-            held[place[row["request"]]] = line
-    if held:
-        output.emptied([line + "\n" for _, line in sorted(held.items())])
+        key = row.get("request") if isinstance(row, dict) and row.get("error") is None else None
+        if isinstance(key, str) and key in place:
+            held[place[key]] = line
+    kept = [line + "\n" for line in held.values()]
+    if kept and text.startswith(whole := "".join(kept)):
+        output.shortened(len(whole.encode()))
+    elif kept:
+        with _whole():
+            output.emptied(kept)
     return held
 
 

@@ -19,6 +19,11 @@ if TYPE_CHECKING:  # the command line declares its options by what stands here, 
 SEEDS = 1 << 63
 
 
+def wrapped(seed: int) -> int:
+    """A seed that was counted on, in 64 bits."""
+    return (seed + SEEDS) % (2 * SEEDS) - SEEDS
+
+
 def _texts(name: str, value: Any) -> tuple[str, ...]:
     given = [] if value is None else [value] if isinstance(value, str) else value
     if not is_list(given) or not all(isinstance(one, str) and one for one in given):

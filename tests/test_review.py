@@ -1,0 +1,130 @@
+"""Odd input, files and numbers, and engines that are short of memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import unmask
+from helpers import cli, fine, lines
+from refusals import refused
+
+FAST = ("generate", "--dtype", "float32", "-n", "8", "-p", "threshold")
+
+
+@pytest.fixture(scope="module")
+def lm() -> unmask.Model:
+    return unmask.load(dtype="float32")
+
+
+def batch(path: Path, *rows: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+# --- the command line -----------------------------------------------------------------------------------------
+
+
+def test_resume_tells_lines_with_the_same_prompt_apart(tmp_path: Path) -> None:
+    """Each has its own id in the results, whichever of them was finished; what is finished stays."""
+    given = batch(tmp_path / "in", {"prompt": "ab", "id": "a"}, {"prompt": "ab", "id": "b"}, {"prompt": "ab"},
+                  {"prompt": "ab"})  # fmt: skip
+    out = tmp_path / "out"
+    fine(cli(*FAST, "--batch", given, "-o", out))
+    whole = out.read_text().splitlines()
+    for kept in whole:
+        out.write_text(kept + "\n")
+        fine(cli(*FAST, "--batch", given, "-o", out, "--resume"))
+        assert sorted(str(line.get("id")) for line in lines(out.read_text())) == ["None", "None", "a", "b"]
+        assert sorted(line["index"] for line in lines(out.read_text())) == [0, 1, 2, 3]
+        assert out.read_text().startswith(kept + "\n")
+    before = out.read_text()
+    fine(cli(*FAST, "--batch", given, "-o", out, "--resume"))
+    assert out.read_text() == before
+
+
+def test_resume_behind_a_kill_in_the_middle_of_a_character(tmp_path: Path) -> None:
+    given, out = batch(tmp_path / "in", {"prompt": "ab", "id": "ä"}, {"prompt": "cd", "id": "ö"}), tmp_path / "out"
+    fine(cli(*FAST, "--batch", given, "-o", out))
+    raw = out.read_bytes()
+    out.write_bytes(raw[: raw.rindex("ö".encode()) + 1])
+    fine(cli(*FAST, "--batch", given, "-o", out, "--resume"))
+    assert [line["id"] for line in lines(out.read_text())] == ["ä", "ö"]
+
+
+@pytest.mark.parametrize("held", [b"\xff\xfe\n", b"[" * 100_000 + b"\n"])
+def test_resume_refuses_what_holds_no_results(tmp_path: Path, held: bytes) -> None:
+    given, out = batch(tmp_path / "in", {"prompt": "ab"}), tmp_path / "out"
+    out.write_bytes(held)
+    refused(cli(*FAST, "--batch", given, "-o", out, "--resume"), out, "line 1", "--resume")
+    assert out.read_bytes() == held
+
+
+def test_resume_with_lines_of_others(tmp_path: Path) -> None:
+    given, out = batch(tmp_path / "in", {"prompt": "ab"}), tmp_path / "out"
+    out.write_text('{"request": {"url": "/v1"}}\n[1]\n')
+    fine(cli(*FAST, "--batch", given, "-o", out, "--resume"))
+    assert len(lines(out.read_text())) == 1
+
+
+@pytest.mark.skipif(not Path("/dev/null").is_char_device(), reason="no such devices")
+def test_output_to_devices_and_pipes(tmp_path: Path) -> None:
+    fine(cli(*FAST, "ab", "-o", "/dev/null"))
+    full = cli(*FAST, "ab", "-o", "/dev/full")
+    assert full.exit_code == 1 and full.stderr.count("\n") == 1
+    given = batch(tmp_path / "in", {"prompt": "ab"})
+    refused(cli(*FAST, "--batch", given, "-o", "/dev/null", "--resume"), "/dev/null")
+    pipe, got = tmp_path / "pipe", list[str]()
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: got.append(pipe.read_text()))
+    reader.start()
+    fine(cli(*FAST, "ab", "--json", "-o", pipe))
+    reader.join()
+    assert len(lines(got[0])[0]["tokens"]) == 8
+
+
+def test_half_a_surrogate_in_a_key_of_the_users_own(tmp_path: Path) -> None:
+    given, out = tmp_path / "in", tmp_path / "out"
+    given.write_text('{"prompt": "ab", "id": "\\ud800"}\n')
+    fine(cli(*FAST, "--batch", given, "-o", out))
+    assert lines(out.read_text())[0]["id"] == "\ud800"
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-1", "0"])
+def test_memory_is_a_number_above_0(value: str) -> None:
+    refused(cli(*FAST, "ab", "--memory", value), "--memory", value)
+
+
+def test_lines_that_no_reader_of_json_takes_are_refused(tmp_path: Path) -> None:
+    given = tmp_path / "in"
+    given.write_text('{"prompt": "ab", "id": NaN}\n')
+    refused(cli(*FAST, "--batch", given), given, "line 1", "NaN")
+
+
+@pytest.mark.parametrize("key", ["stop", "gen_length", "max_tokens"])
+def test_what_infill_does_not_take_is_no_key_of_the_users_own(tmp_path: Path, key: str) -> None:
+    given = batch(tmp_path / "in", {"text": "ab [MASK*3]", key: 4})
+    refused(cli("infill", "--batch", given), given, "line 1", key)
+
+
+def test_seeds_wrap_on_the_command_line_too(tmp_path: Path, lm: unmask.Model) -> None:
+    given, most = batch(tmp_path / "in", {"prompt": "ab"}, {"prompt": "cd"}), (1 << 63) - 1
+    found = lines(fine(cli(*FAST, "--batch", given, "--seed", most)))
+    assert [line["seed"] for line in found] == [most, -most - 1]
+    assert [r.seed for r in lm.generate(["ab", "cd"], 2, "threshold", seed=most)] == [most, -most - 1]
+
+
+# --- numbers --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [np.int64(5), torch.tensor(5)])
+def test_a_seed_of_any_integer_type_counts_over_the_prompts(lm: unmask.Model, seed: Any) -> None:
+    assert [r.seed for r in lm.generate(["ab", "cd"], 2, "threshold", seed=seed)] == [5, 6]
+    assert [r.seed for r in lm.generate(["ab", "cd"], 2, "threshold", seed=np.array([5, 5]))] == [5, 5]
