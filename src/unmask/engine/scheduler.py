@@ -190,7 +190,7 @@ class Engine:
         except Exception as error:  # whatever a policy or a cache does: the other groups go on
             _LOG.debug("%s + %s failed", group.policy, group.cache, exc_info=True)
             for row in rows:
-                row.reason, row.error = "error", f"{type(error).__name__}: {error}"
+                row.reason, row.error = "error", _explained(error)
             self.clock = before + time.perf_counter() - began
             self._leave(group)
             return []
@@ -326,7 +326,7 @@ class Engine:
         except Exception as error:  # a policy that cannot begin
             _LOG.debug("%s cannot begin", group.policy, exc_info=True)
             for row in fresh:
-                row.reason, row.error = "error", f"{type(error).__name__}: {error}"
+                row.reason, row.error = "error", _explained(error)
                 self._end(row, None, 0)
             return
         if group.state is None:
@@ -361,6 +361,13 @@ class Engine:
         own = len(request.prompt) + request.gen_length
         longer = replace(request, prompt=[*request.prompt, *[self.spec.pad] * (width - own)])
         return row_bytes(fresh_state(self.model, [longer]), request.policy.reuses)
+
+
+def _explained(error: Exception) -> str:
+    """What an exception means for a request."""
+    if type(error).__name__ == "OutOfMemoryError" or "Cannot allocate memory" in str(error):  # on CUDA, on a CPU
+        return "the device is out of memory; try a smaller batch_size or gen_length, or set a memory budget"
+    return f"{type(error).__name__}: {error}"
 
 
 def _total(row: _Row) -> int:
