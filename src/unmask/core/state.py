@@ -29,7 +29,8 @@ PER_POSITION = {"per_position": True}
 class Slab:
     """A large tensor per row, ``[B, W, ...]``, allocated once for several rows: slot i belongs to row i of the batch.
 
-    Nothing is allocated until :attr:`data` is read for the first time. Slots are zero when their row enters.
+    Nothing is allocated until :attr:`data` is read for the first time. As wide as a row is, its slot is zero when it
+    enters; behind that an earlier row may have left finite numbers.
 
     Args:
         rows: rows held.
@@ -97,11 +98,14 @@ class Slab:
             self._held = self.data
         self.reserve(max(self.rows + count, self._spare), other.width)
         if self._held is not None:
-            slots = self._held[self.rows : self.rows + count]
-            slots.zero_()
-            if moved is not None:
-                slots[:, : other.width] = moved[:count]
+            slots = self._held[self.rows : self.rows + count, : other.width]
+            slots.zero_() if moved is None else slots.copy_(moved[:count])
         self.rows += count
+
+    def clear(self, row: int) -> None:
+        """Forget what a row holds: numbers that are not finite must not stay where other rows come."""
+        if self._held is not None:
+            self._held[row].zero_()
 
     def keep(self, rows: Sequence[int]) -> None:
         """Hold only some rows, in this order. Rows whose place stays the same are not touched."""

@@ -250,6 +250,9 @@ class Engine:
         for slot, row in enumerate(group.rows):
             if row.reason is not None:
                 self._end(row, group.state, slot)
+            if row.reason == "error":
+                for slab in slabs(group.state):
+                    slab.clear(slot)
         stay = survivors(leaving)
         if stay and group.state is not None:
             group.rows = [group.rows[i] for i in stay]
@@ -329,13 +332,14 @@ class Engine:
                 row.reason, row.error = "error", _explained(error)
                 self._end(row, None, 0)
             return
+        group.rows += fresh
         if group.state is None:
             group.state = made
             self._groups.append(group)
+            self._reserve(group)
         else:
+            self._reserve(group)  # before they enter: what is held moves once at the most
             group.state = append(group.state, made)
-        group.rows += fresh
-        self._reserve(group)
 
     def _reserve(self, group: _Group) -> None:
         """Make room for the rows that are going to enter, so that entering copies nothing but themselves."""
@@ -345,6 +349,9 @@ class Engine:
         coming = [row.request for row in group.rows] + more[:places]
         width = max(len(r.prompt) + r.gen_length for r in coming) + spare_columns(group.policy, coming)
         wide = -(-(width + 1) // _ROUND) * _ROUND
+        held = max((slab.capacity for slab in slabs(group.state)), default=0)
+        if 0 < held < room:  # where requests come one by one, not every one of them moves the others
+            room = min(max(room, 2 * held), self.batch_size)
         if self.memory is not None:
             room = max(len(group.rows), min(room, self.memory // max(1, group.row_bytes)))
             wide = 0
