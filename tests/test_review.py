@@ -15,6 +15,14 @@ import torch
 import unmask
 from helpers import cli, fine, lines
 from refusals import refused
+from unmask.core.canvas import Canvas, Update
+from unmask.core.protocols import Prediction, Sampling
+from unmask.core.state import slabs
+from unmask.engine.admission import state_bytes
+from unmask.engine.outcome import Outcome
+from unmask.engine.request import Request, SamplingParams
+from unmask.engine.scheduler import Engine
+from unmask.policies.threshold import Threshold
 
 FAST = ("generate", "--dtype", "float32", "-n", "8", "-p", "threshold")
 
@@ -128,3 +136,94 @@ def test_seeds_wrap_on_the_command_line_too(tmp_path: Path, lm: unmask.Model) ->
 def test_a_seed_of_any_integer_type_counts_over_the_prompts(lm: unmask.Model, seed: Any) -> None:
     assert [r.seed for r in lm.generate(["ab", "cd"], 2, "threshold", seed=seed)] == [5, 6]
     assert [r.seed for r in lm.generate(["ab", "cd"], 2, "threshold", seed=np.array([5, 5]))] == [5, 5]
+
+
+# --- engines --------------------------------------------------------------------------------------------------
+
+
+def held(engine: Engine) -> int:
+    """Bytes of the slabs that are allocated."""
+    every = (slab for group in engine._groups for slab in slabs(group.state))
+    return sum(slab.capacity * slab.row_bytes for slab in every)
+
+
+def ask(lm: unmask.Model, name: object, policy: str, prompt: int, length: int) -> Request:
+    how, kept = lm.setting(policy, "dual")
+    return Request(name, [5] * prompt, length, how, kept, SamplingParams(seed=0, ignore_eos=True))
+
+
+def decoded(engine: Engine) -> tuple[dict[object, Outcome], int]:
+    """Outcomes by id, and the most bytes held on the way."""
+    found, most = {}, 0
+    while engine.busy:
+        found |= {event.request.id: event for event in engine.step() if isinstance(event, Outcome)}
+        most = max(most, held(engine))
+    return found, most
+
+
+def test_memory_of_rows_that_left_counts(lm: unmask.Model) -> None:
+    """What was made for eight rows is not kept beside seven others, nor widened for a long one."""
+    one = state_bytes(lm.denoiser, ask(lm, 0, "vanilla", 20, 20))
+    for policy, length in (("threshold", 20), ("vanilla", 120)):
+        rows = [ask(lm, i, "vanilla", 20, 8) for i in range(7)] + [ask(lm, 7, "vanilla", 20, 20)]
+        rows += [ask(lm, i, policy, 20, length) for i in range(8, 14)]
+        engine = lm.engine(memory=8 * one)
+        for row in rows:
+            engine.add(row)
+        found, most = decoded(engine)
+        assert 0 < most <= 8 * one
+        alone = lm.engine(1)
+        for row in rows:
+            alone.add(row)
+        others, _ = decoded(alone)
+        assert {i: o.tokens for i, o in found.items()} == {i: o.tokens for i, o in others.items()}
+
+
+class Begins(Threshold):
+    """Cannot begin with prompts of three tokens."""
+
+    def init(self, canvas: Canvas, sampling: Sampling) -> Any:
+        if 3 in canvas.prompt.tolist():
+            raise RuntimeError("cannot begin")
+        return super().init(canvas, sampling)
+
+
+class Grows(Threshold):
+    """Has another kind of state once it has begun, so that no row can enter later."""
+
+    def decide(self, canvas: Canvas, prediction: Prediction, state: Any) -> tuple[Update, Any]:
+        update, after = super().decide(canvas, prediction, state[0] if isinstance(state, list) else state)
+        return update, [after]
+
+
+@pytest.mark.parametrize("memory", [None, 1 << 30])
+def test_a_policy_that_cannot_begin_ends_its_request_alone(lm: unmask.Model, memory: int | None) -> None:
+    results = lm.generate([[5, 6], [5, 6, 7]], 4, Begins(), memory=memory)
+    assert results[0].finish_reason in ("eos", "length") and results[1].finish_reason == "error"
+    assert "cannot begin" in str(results[1].error)
+
+
+def test_a_row_that_cannot_enter_takes_no_other_with_it(lm: unmask.Model) -> None:
+    engine, (_, kept) = lm.engine(2), lm.setting("threshold", "dual")
+    for i, length in enumerate((4, 20, 8, 8)):
+        engine.add(Request(i, [5, 6], length, Grows(), kept, SamplingParams(seed=0, ignore_eos=True)))
+    found, _ = decoded(engine)
+    assert {i: o.finish_reason for i, o in found.items()} == {0: "length", 1: "length", 2: "error", 3: "length"}
+    assert (engine.running, engine.waiting, engine.busy) == (0, 0, False)
+
+
+@pytest.mark.parametrize("policy", ["vanilla", "entropy_bound", "klass", "wino"])
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+def test_one_logit_that_is_not_finite(lm: unmask.Model, monkeypatch: pytest.MonkeyPatch, policy: str,
+                                      value: float) -> None:  # fmt: skip
+    def logits(hidden: torch.Tensor) -> torch.Tensor:
+        found = own(hidden)
+        found[:, 37] = value
+        return found
+
+    own = lm.denoiser.network.logits
+    monkeypatch.setattr(lm.denoiser.network, "logits", logits)
+    (result,) = lm.generate("ab", 8, policy)
+    assert (result.finish_reason, result.stats.nfe) == ("error", 1)
+    monkeypatch.setattr(lm.denoiser, "first_not_finite", lambda tokens: torch.zeros(1 << 60))  # no memory for it
+    assert "float32" in str(lm.generate("ab", 8, policy)[0].error)

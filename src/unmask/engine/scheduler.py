@@ -15,13 +15,13 @@ from ..core.cache import Cache
 from ..core.canvas import ModelSpec
 from ..core.errors import RequestError
 from ..core.policy import Policy
-from ..core.state import append, row_bytes, select, slabs, survivors
+from ..core.state import append, places, select, slabs, survivors
 from ..core.threads import for_work
 from ..core.values import integer
 from ..models.denoiser import Denoiser
 from ..stop import Ending, StopStrings
 from ..text import Text
-from .admission import fresh_state, spare_columns
+from .admission import fresh_state, spare_columns, state_bytes
 from .loop import State, Status, step
 from .outcome import Event, FinishReason, Outcome
 from .request import Request
@@ -127,7 +127,7 @@ class Engine:
         if request.params.stop and self.text is None:
             raise RequestError("stop: the model has no tokenizer.json, so that its responses have no text", request.id)
         if self.memory is not None:
-            need = self._bytes(request)
+            need = state_bytes(self.model, request)
             if need > self.memory:
                 raise RequestError(
                     f"it needs {need / 2**20:.0f} MiB for {len(request.prompt)} + {request.gen_length} tokens with "
@@ -236,7 +236,10 @@ class Engine:
         """Where the numbers end, found by one more forward pass of the row alone."""
         assert group.state is not None
         canvas = group.state.canvas
-        where = self.model.first_not_finite(canvas.tokens[slot][canvas.valid[slot]])
+        try:
+            where = self.model.first_not_finite(canvas.tokens[slot][canvas.valid[slot]])
+        except RuntimeError:  # no memory for it
+            where = None
         dtype = str(self.model.network.dtype).removeprefix("torch.")
         way_out = {"float16": "; load it with dtype bfloat16 or float32", "bfloat16": "; load it with dtype float32"}
         found = f", the first in {where}" if where else ""
@@ -283,6 +286,12 @@ class Engine:
             Outcome(request, row.reason, tokens, steps, sure, row.nfe, work, spent, row.first, row.ending, row.error)
         )
 
+    def _fail(self, rows: list[_Row], error: Exception, state: State | None) -> None:
+        """Note the outcomes of rows that could not enter."""
+        for slot, row in enumerate(rows):
+            row.reason, row.error = "error", f"{type(error).__name__}: {error}"
+            self._end(row, state, slot)
+
     # --- rows that enter
 
     def _admit(self) -> None:
@@ -294,7 +303,7 @@ class Engine:
             group, fresh = self._place(entering, request)
             width = max(map(_total, [*group.rows, *fresh, _Row(request, 0.0, None)]))
             if self.memory is not None:
-                need = self._bytes(request, width)
+                need = state_bytes(self.model, request, width)
                 count = len(group.rows) + len(fresh)
                 grown = used - group.row_bytes * count + max(need, group.row_bytes) * (count + 1)
                 if running and grown > self.memory:
@@ -305,7 +314,8 @@ class Engine:
             fresh.append(_Row(request, self.clock, stops, looked=len(request.prompt)))
             running += 1
         for group, fresh in entering:
-            self._enter(group, fresh)
+            if fresh:
+                self._enter(group, fresh)
 
     def _place(self, entering: list[tuple[_Group, list[_Row]]], request: Request) -> tuple[_Group, list[_Row]]:
         """The group of a request, and those that enter it now."""
@@ -325,42 +335,53 @@ class Engine:
             made = fresh_state(self.model, [row.request for row in fresh])
         except Exception as error:  # a policy that cannot begin
             _LOG.debug("%s cannot begin", group.policy, exc_info=True)
-            for row in fresh:
-                row.reason, row.error = "error", f"{type(error).__name__}: {error}"
-                self._end(row, None, 0)
+            if len(fresh) == 1:
+                return self._fail(fresh, error, None)
+            for row in fresh:  # perhaps with one of them only
+                self._enter(group, [row])
             return
         if group.state is None:
+            self._reserve(group, made, fresh)
             group.state = made
             self._groups.append(group)
         else:
-            group.state = append(group.state, made)
+            before = len(group.rows)
+            try:
+                self._reserve(group, group.state, fresh)
+                group.state = append(group.state, made)
+            except Exception as error:  # no memory, or states that differ
+                _LOG.debug("%s cannot enter", group.policy, exc_info=True)
+                for slab in slabs(group.state):
+                    slab.keep(range(before))
+                return self._fail(fresh, error, made)
         group.rows += fresh
-        self._reserve(group)
 
-    def _reserve(self, group: _Group) -> None:
-        """Make room for the rows that are going to enter, so that entering copies nothing but themselves."""
-        more = [r for r in self._waiting if r.policy == group.policy and r.cache == group.cache]
-        places = self.batch_size - self.running
-        room = len(group.rows) + min(len(more), places)
-        coming = [row.request for row in group.rows] + more[:places]
-        width = max(len(r.prompt) + r.gen_length for r in coming) + spare_columns(group.policy, coming)
-        wide = -(-(width + 1) // _ROUND) * _ROUND
-        if self.memory is not None:
-            room = max(len(group.rows), min(room, self.memory // max(1, group.row_bytes)))
-            wide = 0
-        for slab in slabs(group.state):
+    def _reserve(self, group: _Group, state: State, fresh: list[_Row]) -> None:
+        """Make room for rows that enter a group, and for those that are going to, so that entering copies nothing but
+        the row itself.
+        """
+        rows = [row.request for row in (*group.rows, *fresh)]
+        free, room, wide = self.batch_size - self.running - len(fresh), len(rows), 0
+        if free:
+            rows += [r for r in self._waiting if r.policy == group.policy and r.cache == group.cache][:free]
+        if self.memory is None:
+            room = len(rows)
+            width = max(len(r.prompt) + r.gen_length for r in rows) + spare_columns(group.policy, rows)
+            wide = -(-(width + 1) // _ROUND) * _ROUND
+        else:
+            left = self.memory - sum(one.row_bytes * places(one.state) for one in self._groups if one is not group)
+            if left < room * group.row_bytes:
+                for slab in (slab for one in self._groups for slab in slabs(one.state)):
+                    slab.trim()
+            else:
+                room = max(room, min(len(rows), left // max(1, group.row_bytes)))
+        for slab in slabs(state):
             slab.reserve(room, wide if slab.follows_canvas else 0)
 
     # --- memory
 
     def _used(self) -> int:
         return sum(group.row_bytes * len(group.rows) for group in self._groups)
-
-    def _bytes(self, request: Request, width: int = 0) -> int:
-        """Bytes of the state of a row, on a canvas of so many positions at least."""
-        own = len(request.prompt) + request.gen_length
-        longer = replace(request, prompt=[*request.prompt, *[self.spec.pad] * (width - own)])
-        return row_bytes(fresh_state(self.model, [longer]), request.policy.reuses)
 
 
 def _total(row: _Row) -> int:
