@@ -15,6 +15,7 @@ import torch
 import unmask
 from helpers import cli, fine, lines
 from refusals import refused
+from unmask.core import threads
 from unmask.core.canvas import Canvas, Update
 from unmask.core.protocols import Prediction, Sampling
 from unmask.core.state import slabs
@@ -227,3 +228,39 @@ def test_one_logit_that_is_not_finite(lm: unmask.Model, monkeypatch: pytest.Monk
     assert (result.finish_reason, result.stats.nfe) == ("error", 1)
     monkeypatch.setattr(lm.denoiser, "first_not_finite", lambda tokens: torch.zeros(1 << 60))  # no memory for it
     assert "float32" in str(lm.generate("ab", 8, policy)[0].error)
+
+
+# --- threads --------------------------------------------------------------------------------------------------
+
+
+def test_a_thread_that_begins_while_another_decodes_gets_its_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch gives a new thread the number that was set last, which is that of the other's small operations."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(threads, "_fixed", False)
+    monkeypatch.setattr(threads, "_defaults", lambda: frozenset({4}))
+    before, inside, leave, found = torch.get_num_threads(), threading.Event(), threading.Event(), list[int]()
+
+    def first() -> None:
+        with threads.for_work(0):
+            inside.set()
+            leave.wait()
+
+    def second() -> None:
+        with threads.for_work(1e15):
+            found.append(torch.get_num_threads())
+        found.append(torch.get_num_threads())
+
+    torch.set_num_threads(4)
+    try:
+        one = threading.Thread(target=first)
+        one.start()
+        inside.wait()
+        two = threading.Thread(target=second)
+        two.start()
+        two.join()
+        leave.set()
+        one.join()
+    finally:
+        torch.set_num_threads(before)
+    assert found == [4, 4]
