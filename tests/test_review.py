@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import torch
 
 import unmask
 from helpers import cli, fine, lines
-from refusals import refused
+from refusals import refused, refuses
 from unmask.core import threads
 from unmask.core.canvas import Canvas, Update
 from unmask.core.protocols import Prediction, Sampling
@@ -130,7 +132,30 @@ def test_seeds_wrap_on_the_command_line_too(tmp_path: Path, lm: unmask.Model) ->
     assert [r.seed for r in lm.generate(["ab", "cd"], 2, "threshold", seed=most)] == [most, -most - 1]
 
 
+@pytest.mark.skipif(not Path("/dev/stdin").exists(), reason="no such device")
+def test_standard_input_is_not_the_output(tmp_path: Path) -> None:
+    given = batch(tmp_path / "in", {"prompt": "ab"})
+    before = given.read_text()
+    code = "from unmask.cli import main; main()"
+    with given.open() as file:
+        run = subprocess.run(
+            [sys.executable, "-c", code, *FAST, "--batch", "-", "-o", given],
+            stdin=file,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert (run.returncode, given.read_text()) == (2, before)
+    assert "--batch" in run.stderr and "--output" in run.stderr
+
+
 # --- numbers --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [0, 10**12])
+def test_samples_are_bounded(lm: unmask.Model, n: int) -> None:
+    with refuses(unmask.RequestError, "n", n):
+        lm.requests("ab", n=n)
 
 
 @pytest.mark.parametrize("seed", [np.int64(5), torch.tensor(5)])

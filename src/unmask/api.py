@@ -38,6 +38,7 @@ BUNDLED_NAME = "unmask-tiny"  # in results, traces and profiles
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 Fixed = Mapping[int, int] | Sequence[Mapping[int, int] | None] | None
 Params = SamplingParams | Sequence[SamplingParams] | None
+_SAMPLES = 1 << 16  # of a prompt in one call: each is a request
 _SAMPLING = tuple(f.name for f in fields(SamplingParams))
 
 
@@ -256,8 +257,8 @@ class Model:
         many = as_batch(prompts)
         check_chat(chat)
         count = integer("n", n)
-        if count < 1:
-            raise RequestError(f"n must be at least 1, got {n}")
+        if not 1 <= count <= _SAMPLES:
+            raise RequestError(f"n must be from 1 to {_SAMPLES}, got {n}")
         lengths = per_row("gen_length", self.recommended.gen_length if gen_length is None else gen_length, len(many))
         how, kept = self.setting(policy, cache)
         ids = [self._ids(i, p, chat) for i, p in enumerate(many)]
