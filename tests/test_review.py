@@ -61,6 +61,14 @@ def test_resume_tells_lines_with_the_same_prompt_apart(tmp_path: Path) -> None:
     assert out.read_text() == before
 
 
+def test_resume_of_a_batch_in_another_order(tmp_path: Path) -> None:
+    """The index of a result is its place in the batch as it is now."""
+    rows, out = [{"prompt": f"Question {i}", "id": i} for i in range(3)], tmp_path / "out"
+    fine(cli(*FAST, "--batch", batch(tmp_path / "in", *rows[:2]), "-o", out))
+    fine(cli(*FAST, "--batch", batch(tmp_path / "in", *rows[::-1]), "-o", out, "--resume"))
+    assert sorted((line["index"], line["id"]) for line in lines(out.read_text())) == [(0, 2), (1, 1), (2, 0)]
+
+
 def test_resume_behind_a_kill_in_the_middle_of_a_character(tmp_path: Path) -> None:
     given, out = batch(tmp_path / "in", {"prompt": "ab", "id": "ä"}, {"prompt": "cd", "id": "ö"}), tmp_path / "out"
     fine(cli(*FAST, "--batch", given, "-o", out))

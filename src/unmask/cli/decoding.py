@@ -47,8 +47,8 @@ def check_files(options: Decoding) -> None:
             other = f" or - (standard {standard})" if standard else ""
             raise RequestError(f"--{name} is empty; expected the name of a file{other}")
     made = {f"--{name}": getattr(options, name) for name in ("output", "trace", "picture")}
-    standard = "/dev/stdin" if Path("/dev/stdin").is_file() else None  # what the shell has put there
-    check_distinct({"--batch": standard if options.batch == "-" else options.batch, **made})
+    given = "/dev/stdin" if Path("/dev/stdin").is_file() else None  # what the shell has put there
+    check_distinct({"--batch": given if options.batch == "-" else options.batch, **made})
     for path in filter(None, made.values()):
         check_writable(path)
     if options.picture is not None and Path(options.picture).suffix.lower() != ".svg":

@@ -203,7 +203,9 @@ def finished_lines(output: Output, keys: Sequence[str]) -> dict[int, str]:
             ) from None
         key = row.get("request") if isinstance(row, dict) and row.get("error") is None else None
         if isinstance(key, str) and key in place:
-            held[place[key]] = line
+            index = place[key]
+            same = row.get("index") == index  # the batch may have been put in another order
+            held[index] = line if same else json.dumps(row | {"index": index}, ensure_ascii=False)
     kept = [line + "\n" for line in held.values()]
     if kept and text.startswith(whole := "".join(kept)):
         output.shortened(len(whole.encode()))

@@ -120,8 +120,8 @@ class Engine:
         """Refuse what cannot be decoded, without adding it.
 
         Raises:
-            RequestError, ModelError: see :meth:`Request.check`; stop strings without a tokenizer, an id that is in use,
-                a row that alone does not fit the memory.
+            RequestError, ModelError: see :meth:`Request.check`; stop strings without a tokenizer, a row that alone does
+                not fit the memory.
         """
         request.check(self.spec)
         if request.params.stop and self.text is None:
@@ -140,7 +140,7 @@ class Engine:
         """Queue a request. It is decoded from the next :meth:`step` on that has a place for it.
 
         Raises:
-            RequestError, ModelError: see :meth:`check`; nothing is queued then.
+            RequestError, ModelError: see :meth:`check`; an id that is in use. Nothing is queued then.
         """
         self.check(request)
         with self.model.lock:
