@@ -16,7 +16,7 @@ import torch
 
 import unmask
 from helpers import cli, fine, lines
-from refusals import refused, refuses
+from refusals import names, refused, refuses
 from unmask.core import threads
 from unmask.core.canvas import Canvas, Update
 from unmask.core.protocols import Prediction, Sampling
@@ -98,6 +98,7 @@ def test_output_to_devices_and_pipes(tmp_path: Path) -> None:
     fine(cli(*FAST, "ab", "-o", "/dev/null"))
     full = cli(*FAST, "ab", "-o", "/dev/full")
     assert full.exit_code == 1 and full.stderr.count("\n") == 1
+    names(full.stderr, "/dev/full", "0 of 1")
     given = batch(tmp_path / "in", {"prompt": "ab"})
     refused(cli(*FAST, "--batch", given, "-o", "/dev/null", "--resume"), "/dev/null")
     pipe, got = tmp_path / "pipe", list[str]()
