@@ -263,6 +263,12 @@ def run(
                 assert event.error is None, event.error
 
 
+def drain(engine: Engine) -> Iterator[Outcome]:
+    """Step until nothing is left; yields outcomes as they come."""
+    while engine.busy:
+        yield from (event for event in engine.step() if isinstance(event, Outcome))
+
+
 def singly(model: Denoiser, policy: str, cache: str, requests: Sequence[Request]) -> dict[int, Row]:
     """Each request in a batch of its own."""
     found: dict[int, Row] = {}

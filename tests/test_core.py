@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from helpers import CACHES, EOS, MASK, PAD, POLICIES, SPEC, Chaos, Request, admit, decode, laid_out, tiny
+from helpers import CACHES, EOS, MASK, PAD, POLICIES, SPEC, Chaos, Request, admit, decode, drain, laid_out, tiny
 from refusals import refuses
 from unmask import RequestError, SpecError, UnmaskError, registry
 from unmask.caches.none import NoCache
@@ -26,7 +26,7 @@ from unmask.core.rows import Rows, bucket, gather, partition
 from unmask.core.state import Slab, append, select
 from unmask.core.store import Store, put
 from unmask.engine.loop import step
-from unmask.engine.scheduler import Engine, drain
+from unmask.engine.scheduler import Engine
 
 CPU = torch.device("cpu")
 
@@ -602,7 +602,7 @@ def test_the_record_tells_each_tokens_forward(kept: str) -> None:
     engine = Engine(model, batch_size=2)
     for request in requests:
         engine.add(request.to(policy, kept))
-    for outcome in drain(engine, lambda event: None):
+    for outcome in drain(engine):
         start = len(outcome.request.prompt)
         for forward, commit in enumerate(rows[outcome.request.id].commits):
             assert all(outcome.steps[position - start] == forward for position, _ in commit)

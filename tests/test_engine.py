@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from helpers import CACHES, MASK, POLICIES, VERIFIER, Request, admit, tiny
+from helpers import CACHES, MASK, POLICIES, VERIFIER, Request, admit, drain, tiny
 from unmask import RequestError, registry
 from unmask.core.state import row_bytes, slabs
 from unmask.engine.admission import fresh_state
 from unmask.engine.loop import Step, step
 from unmask.engine.outcome import Outcome
-from unmask.engine.scheduler import Engine, drain
+from unmask.engine.scheduler import Engine
 from unmask.models.denoiser import Denoiser
 
 POISON = 63  # an id that prompts may have and that is never generated; its embedding is no number

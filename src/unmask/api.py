@@ -8,14 +8,11 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from . import registry
 from .checks import TEXTS, as_batch, check_chat, check_names, fixed_ids, per_row
 from .core.cache import Cache
 from .core.errors import ModelError, RequestError, SpecError
 from .core.policy import Policy
-from .core.precision import native
 from .core.values import integer, is_list
 from .engine.loop import Step
 from .engine.outcome import Event, Outcome
@@ -26,8 +23,8 @@ from .models.denoiser import Denoiser
 from .models.family import Recommended
 from .models.graphs import Graphs
 from .models.kernels import compiled
+from .models.placement import pick_device, pick_dtype
 from .models.recommended import recommended
-from .models.tensors import DTYPES
 from .models.transformer import EAGER
 from .models.weights import Checkpoint, load_denoiser
 from .results import Result, result_of
@@ -38,6 +35,7 @@ BUNDLED_NAME = "unmask-tiny"  # in results, traces and profiles
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 Fixed = Mapping[int, int] | Sequence[Mapping[int, int] | None] | None
 Params = SamplingParams | Sequence[SamplingParams] | None
+_SAMPLES = 1 << 16  # of a prompt in one call: each is a request
 _SAMPLING = tuple(f.name for f in fields(SamplingParams))
 
 
@@ -256,8 +254,8 @@ class Model:
         many = as_batch(prompts)
         check_chat(chat)
         count = integer("n", n)
-        if count < 1:
-            raise RequestError(f"n must be at least 1, got {n}")
+        if not 1 <= count <= _SAMPLES:
+            raise RequestError(f"n must be from 1 to {_SAMPLES}, got {n}")
         lengths = per_row("gen_length", self.recommended.gen_length if gen_length is None else gen_length, len(many))
         how, kept = self.setting(policy, cache)
         ids = [self._ids(i, p, chat) for i, p in enumerate(many)]
@@ -373,27 +371,3 @@ class Model:
             return [integer("an id", i) for i in prompt]
         except RequestError as error:
             raise error.of(index) from None
-
-
-def pick_device(device: str) -> torch.device:
-    """A usable device for ``"auto"`` or a device string, or a ModelError."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.zeros(1, device=chosen, dtype=torch.float64).item()  # confidences are float64
-    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(
-            f"device {device!r} cannot be used here; accepted: auto, cpu, cuda, cuda:N ({reason})"
-        ) from None
-    return chosen
-
-
-def pick_dtype(dtype: str, checkpoint: Checkpoint, device: torch.device) -> torch.dtype:
-    """The dtype for ``"auto"`` or a name, or a ModelError."""
-    if dtype != "auto":
-        if not isinstance(dtype, str) or dtype not in DTYPES:
-            raise ModelError(f"unknown dtype {dtype!r}; accepted: auto, {', '.join(DTYPES)}")
-        return DTYPES[dtype]
-    return native(checkpoint.dtype, device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -47,7 +48,8 @@ def check_files(options: Decoding) -> None:
             other = f" or - (standard {standard})" if standard else ""
             raise RequestError(f"--{name} is empty; expected the name of a file{other}")
     made = {f"--{name}": getattr(options, name) for name in ("output", "trace", "picture")}
-    check_distinct({"--batch": None if options.batch == "-" else options.batch, **made})
+    given = "/dev/stdin" if Path("/dev/stdin").is_file() else None  # what the shell has put there
+    check_distinct({"--batch": given if options.batch == "-" else options.batch, **made})
     for path in filter(None, made.values()):
         check_writable(path)
     if options.picture is not None and Path(options.picture).suffix.lower() != ".svg":
@@ -205,13 +207,22 @@ def _display(lm: Model, requests: Sequence[Request], watch: bool, bar: bool) -> 
 
 
 @contextmanager
-def _interruptible(results: Results, total: int, display: Display) -> Iterator[None]:
+def _counted(results: Results, total: int, display: Display) -> Iterator[None]:
+    """A run that breaks off tells how far it got."""
     try:
         yield
     except KeyboardInterrupt:
         display.close([])
         print(f"interrupted: {results.count} of {total} responses were written", file=sys.stderr)
         raise typer.Exit(130) from None
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # whoever read the results has left
+            raise
+        display.close([])
+        name = f"{error.filename}: " if error.filename else ""
+        what = f"{results.count} of {total} responses were written"
+        print(f"error: {name}{error.strerror or error}; {what}", file=sys.stderr)
+        raise typer.Exit(1) from None
 
 
 def _listen(
@@ -222,7 +233,7 @@ def _listen(
 
     by_id = {job.request.id: job for job in jobs}
     finished: dict[int, Result] = {}
-    with _interruptible(results, len(jobs) + len(results.held), display):
+    with _counted(results, len(jobs) + len(results.held), display):
         while engine.busy:
             events = engine.step()
             done = {e.request.id: lm.result(e) for e in events if isinstance(e, Outcome)}

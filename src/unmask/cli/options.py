@@ -30,8 +30,6 @@ Policy = Annotated[
 Cache = Annotated[
     str | None, typer.Option("--cache", "-c", help="See `unmask caches`; none: the model's, or none with --policy.")
 ]
-PolicySpec = Annotated[str, typer.Option("--policy", "-p", help="See `unmask policies`.")]
-CacheSpec = Annotated[str, typer.Option("--cache", "-c", help="See `unmask caches`.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Most responses decoded at a time.")]
 Memory = Annotated[float | None, typer.Option(help="Most MiB for the responses being decoded; none: no limit.")]
 Samples = Annotated[int, typer.Option("--n", min=1, help="Samples of each prompt.")]
@@ -65,9 +63,6 @@ def _doc(name: str) -> str:
 
 Seed = Annotated[int, typer.Option(min=0, max=SEEDS - 1, help="Sampling seed.")]
 Temperature = Annotated[float, typer.Option(help=_doc("temperature"))]
-TopP = Annotated[float, typer.Option(help=_doc("top_p"))]
-NoEosStop = Annotated[bool, typer.Option("--no-eos-stop", help="Fill everything.")]
-NoChat = Annotated[bool, typer.Option("--no-chat", help="No chat template.")]
 
 
 @dataclass(frozen=True)

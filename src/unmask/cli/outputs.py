@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -140,7 +140,7 @@ class Output:
             try:
                 yield cls(file, fresh)
             finally:
-                if not existed and file.tell() == 0 and Path(path).is_file():
+                if not existed and not file.closed and file.tell() == 0 and Path(path).is_file():
                     Path(path).unlink()  # nothing came of it
 
     def emptied(self, lines: Sequence[str] = ()) -> None:
@@ -159,10 +159,17 @@ class Output:
 
     def put(self, text: str) -> None:
         """Write a line, on its way at once."""
-        if self.fresh:
-            self.emptied()
-        self.file.write(text + "\n")
-        self.file.flush()
+        try:
+            if self.fresh:
+                self.emptied()
+            self.file.write(text + "\n")
+            self.file.flush()
+        except OSError as error:
+            error.filename = self.file.name
+            if self.file is not sys.stdout:
+                with suppress(OSError):
+                    self.file.close()  # or its end would try again
+            raise
 
 
 def _lock(file: TextIO, path: str) -> None:
@@ -203,7 +210,9 @@ def finished_lines(output: Output, keys: Sequence[str]) -> dict[int, str]:
             ) from None
         key = row.get("request") if isinstance(row, dict) and row.get("error") is None else None
         if isinstance(key, str) and key in place:
-            held[place[key]] = line
+            index = place[key]
+            same = row.get("index") == index  # the batch may have been put in another order
+            held[index] = line if same else json.dumps(row | {"index": index}, ensure_ascii=False)
     kept = [line + "\n" for line in held.values()]
     if kept and text.startswith(whole := "".join(kept)):
         output.shortened(len(whole.encode()))

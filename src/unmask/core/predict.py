@@ -94,11 +94,13 @@ def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
     The probability is 1 / (1 + rest), where rest sums the other tokens' odds against the best. Unlike a softmax in
     float32 it does not saturate at 1 where a model is sure, so confident positions keep their order.
 
+    The probability is NaN where the largest logit is not finite.
+
     Args:
         logits: ``[N, V]`` floating point.
     """
     top, token = logits.max(-1, keepdim=True)
-    odds = (logits - top).exp_().scatter_(-1, token, 0.0)
+    odds = (logits - top).exp_().scatter_(-1, token, top * 0.0)  # the best itself: 0, or NaN where it is infinite
     return token[:, 0], 1.0 / (1.0 + odds.sum(-1).double())
 
 

@@ -62,6 +62,7 @@ class Slab:
         """``[B, W, ...]``, a view that is written in place. Valid until rows enter or leave."""
         if self._held is None:
             self._held = self._like.new_zeros(max(self.rows, self._spare), self.width, *self.tail)
+            self._spare = 0
         return self._held[: self.rows]
 
     @property
@@ -75,21 +76,32 @@ class Slab:
         return 0 if self._held is None else len(self._held)
 
     @property
+    def places(self) -> int:
+        """Rows there is memory for, or will be with the first use."""
+        return max(self.rows, self._spare) if self._held is None else len(self._held)
+
+    @property
     def row_bytes(self) -> int:
         """Bytes of a row."""
         return self._like.element_size() * self.width * torch.Size(self.tail).numel()
 
     def reserve(self, rows: int, width: int = 0) -> None:
-        """Make room for so many rows, so wide, in one step; what is held stays."""
+        """Make room for so many rows, so wide, in one step; what is held stays. Wider, it has room for no more rows."""
         wide = max(width, self.width)
         if self._held is None:
             self.width, self._spare = wide, rows
             return
         if rows > self.capacity or wide > self.width:
             old = self._held
-            self._held = self._like.new_zeros(max(rows, self.capacity), wide, *self.tail)
+            self._held = self._like.new_zeros(max(rows, self.rows), wide, *self.tail)
             self._held[: self.rows, : self.width] = old[: self.rows]
             self.width = wide
+
+    def trim(self) -> None:
+        """Give back the memory of places that no row takes."""
+        self._spare = 0
+        if self.capacity > self.rows:
+            self._held = self.data.clone()
 
     def join(self, other: Slab) -> None:
         """Take the rows of another slab behind the own ones."""
@@ -187,6 +199,11 @@ def slabs(state: Any) -> Iterator[Slab]:
     elif isinstance(state, (list, tuple)):
         for leaf in state:
             yield from slabs(leaf)
+
+
+def places(state: Any) -> int:
+    """Rows that the slabs of a state have memory for, or will have with their first use."""
+    return max((slab.places for slab in slabs(state)), default=0)
 
 
 def row_bytes(state: Any, optional: bool = True) -> int:

@@ -20,6 +20,8 @@ import torch
 WORK = 75e6  # multiplications and additions per layer that one more thread is worth; measured, benchmarks/threads.py
 _CHOSEN = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # the user's choice of a number
 _state = threading.local()
+_lock = threading.Lock()
+_inside, _own = 0, 0  # threads of Python that are in for_work(), and the number torch had before the first of them
 _fixed = False
 
 
@@ -49,19 +51,45 @@ def for_work(work: float) -> Iterator[None]:
     Args:
         work: multiplications (each with its addition) of one layer: positions x weights of a layer.
     """
-    before = torch.get_num_threads()
-    outer: int | None = getattr(_state, "most", None)
-    most = before if outer is None else outer
-    if _fixed or any(os.environ.get(name) for name in _CHOSEN) or most not in _defaults():
+    if _fixed or any(os.environ.get(name) for name in _CHOSEN):
         yield
         return
-    _state.most = most
-    torch.set_num_threads(count(work, most))
+    outer: int | None = getattr(_state, "most", None)
+    before = _entered() if outer is None else torch.get_num_threads()
+    most = before if outer is None else outer
     try:
-        yield
+        if most not in _defaults():
+            yield
+            return
+        _state.most = most
+        torch.set_num_threads(count(work, most))
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+            _state.most = outer
     finally:
-        torch.set_num_threads(before)
-        _state.most = outer
+        if outer is None:
+            _left()
+
+
+def _entered() -> int:
+    """The number of a thread of Python that has none in use yet. A new one begins with what another has set last."""
+    global _inside, _own  # noqa: PLW0603
+    with _lock:
+        mine = torch.get_num_threads()
+        if not _inside:
+            _own = mine
+        _inside += 1
+        known = getattr(_state, "known", False)
+        _state.known = True
+        return mine if known else max(mine, _own)
+
+
+def _left() -> None:
+    global _inside  # noqa: PLW0603
+    with _lock:
+        _inside -= 1
 
 
 @lru_cache(maxsize=1)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from ..core.canvas import Canvas, ModelSpec
 from ..core.policy import Policy
 from ..core.protocols import Sampling
+from ..core.state import row_bytes
 from ..models.denoiser import Denoiser
 from .loop import State, start
 from .request import Request
+
+_LOG = logging.getLogger(__name__)
 
 
 def fresh_state(model: Denoiser, requests: Sequence[Request]) -> State:
@@ -26,6 +31,19 @@ def fresh_state(model: Denoiser, requests: Sequence[Request]) -> State:
         device=device,
     ).widened(spare_columns(requests[0].policy, requests))
     return start(model, requests[0].cache, requests[0].policy, canvas, _sampling(requests, spec, device))
+
+
+def state_bytes(model: Denoiser, request: Request, width: int = 0) -> int:
+    """Bytes of the state of a row, on a canvas of so many positions at least; 0 of a policy that cannot begin, which
+    ends with what is wrong when it enters.
+    """
+    own = len(request.prompt) + request.gen_length
+    longer = replace(request, prompt=[*request.prompt, *[model.spec.pad] * (width - own)])
+    try:
+        return row_bytes(fresh_state(model, [longer]), request.policy.reuses)
+    except Exception:  # whatever a policy does
+        _LOG.debug("%s cannot begin", request.policy, exc_info=True)
+        return 0
 
 
 def spare_columns(policy: Policy, requests: Sequence[Request]) -> int:

@@ -45,3 +45,10 @@ class Outcome:
 
 
 Event = Step | Outcome
+
+
+def explained(error: Exception) -> str:
+    """What an exception means for a request."""
+    if type(error).__name__ == "OutOfMemoryError" or "Cannot allocate memory" in str(error):  # on CUDA, on a CPU
+        return "the device is out of memory; try a smaller batch_size or gen_length, or set a memory budget"
+    return f"{type(error).__name__}: {error}"

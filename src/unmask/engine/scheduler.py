@@ -5,55 +5,27 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from ..core.cache import Cache
 from ..core.canvas import ModelSpec
 from ..core.errors import RequestError
-from ..core.policy import Policy
-from ..core.state import append, row_bytes, select, slabs, survivors
+from ..core.state import append, places, select, slabs, survivors
 from ..core.threads import for_work
 from ..core.values import integer
 from ..models.denoiser import Denoiser
-from ..stop import Ending, StopStrings
+from ..stop import StopStrings
 from ..text import Text
-from .admission import fresh_state, spare_columns
+from .admission import fresh_state, spare_columns, state_bytes
+from .group import Group, Row
 from .loop import State, Status, step
-from .outcome import Event, FinishReason, Outcome
+from .outcome import Event, Outcome, explained
 from .request import Request
 
 _LOG = logging.getLogger(__name__)
 _ROUND = 64  # widths of slabs grow in steps of so many positions, so that slightly longer rows fit as well
-
-
-@dataclass
-class _Row:
-    """A request that is being decoded, as the host knows it. Slot i of its group's state is row i of its list."""
-
-    request: Request
-    born: float
-    stops: StopStrings | None
-    nfe: int = 0
-    looked: int = 0  # where the text has been searched for stop strings up to
-    first: float | None = None
-    reason: FinishReason | None = None
-    ending: Ending | None = None
-    error: str | None = None
-
-
-@dataclass
-class _Group:
-    """The rows that share forward passes: those with equal policy and cache."""
-
-    policy: Policy
-    cache: Cache
-    rows: list[_Row]
-    state: State | None = None
-    row_bytes: int = 0
 
 
 class Engine:
@@ -91,7 +63,7 @@ class Engine:
         self.clock = 0.0  # seconds spent in step(), which is what times are counted in
         self.moving = 0.0  # of these, spent on rows that enter and leave
         self._waiting: deque[Request] = deque()
-        self._groups: list[_Group] = []
+        self._groups: list[Group] = []
         self._ids: set[Any] = set()
         self._ended: list[Outcome] = []
         self._index, self._turn = 0, 0
@@ -120,14 +92,14 @@ class Engine:
         """Refuse what cannot be decoded, without adding it.
 
         Raises:
-            RequestError, ModelError: see :meth:`Request.check`; stop strings without a tokenizer, an id that is in use,
-                a row that alone does not fit the memory.
+            RequestError, ModelError: see :meth:`Request.check`; stop strings without a tokenizer, a row that alone does
+                not fit the memory.
         """
         request.check(self.spec)
         if request.params.stop and self.text is None:
             raise RequestError("stop: the model has no tokenizer.json, so that its responses have no text", request.id)
         if self.memory is not None:
-            need = self._bytes(request)
+            need = state_bytes(self.model, request)
             if need > self.memory:
                 raise RequestError(
                     f"it needs {need / 2**20:.0f} MiB for {len(request.prompt)} + {request.gen_length} tokens with "
@@ -140,7 +112,7 @@ class Engine:
         """Queue a request. It is decoded from the next :meth:`step` on that has a place for it.
 
         Raises:
-            RequestError, ModelError: see :meth:`check`; nothing is queued then.
+            RequestError, ModelError: see :meth:`check`; an id that is in use. Nothing is queued then.
         """
         self.check(request)
         with self.model.lock:
@@ -155,7 +127,7 @@ class Engine:
         with self.model.lock:
             for request in [r for r in self._waiting if r.id == id]:
                 self._waiting.remove(request)
-                self._end(_Row(request, self.clock, None, reason="abort"), None, 0)
+                self._end(Row(request, self.clock, None, reason="abort"), None, 0)
             for group in self._groups:
                 for row in group.rows:
                     if row.request.id == id:
@@ -180,7 +152,7 @@ class Engine:
             self._ended = []
             return events
 
-    def _forward(self, group: _Group, began: float) -> list[Event]:
+    def _forward(self, group: Group, began: float) -> list[Event]:
         """One forward pass of a group; rows that end leave it."""
         rows, before = group.rows, self.clock
         assert group.state is not None
@@ -190,7 +162,7 @@ class Engine:
         except Exception as error:  # whatever a policy or a cache does: the other groups go on
             _LOG.debug("%s + %s failed", group.policy, group.cache, exc_info=True)
             for row in rows:
-                row.reason, row.error = "error", _explained(error)
+                row.reason, row.error = "error", explained(error)
             self.clock = before + time.perf_counter() - began
             self._leave(group)
             return []
@@ -211,7 +183,7 @@ class Engine:
         self.clock += spent
         return [event]
 
-    def _judge(self, group: _Group, row: _Row, slot: int, status: Status) -> None:
+    def _judge(self, group: Group, row: Row, slot: int, status: Status) -> None:
         """Whether a row ends with this forward pass, and why."""
         request = row.request
         if not status.finite:
@@ -232,17 +204,20 @@ class Engine:
             row.reason = "error"
             row.error = f"{group.policy} does not finish: {row.nfe} forward passes for {request.gen_length} tokens"
 
-    def _diagnosis(self, group: _Group, slot: int) -> str:
+    def _diagnosis(self, group: Group, slot: int) -> str:
         """Where the numbers end, found by one more forward pass of the row alone."""
         assert group.state is not None
         canvas = group.state.canvas
-        where = self.model.first_not_finite(canvas.tokens[slot][canvas.valid[slot]])
+        try:
+            where = self.model.first_not_finite(canvas.tokens[slot][canvas.valid[slot]])
+        except RuntimeError:  # no memory for it
+            where = None
         dtype = str(self.model.network.dtype).removeprefix("torch.")
         way_out = {"float16": "; load it with dtype bfloat16 or float32", "bfloat16": "; load it with dtype float32"}
         found = f", the first in {where}" if where else ""
         return f"the model's logits are not finite numbers in {dtype}{found}{way_out.get(dtype, '')}"
 
-    def _leave(self, group: _Group) -> None:
+    def _leave(self, group: Group) -> None:
         """Take the rows that have a reason out of a group."""
         leaving = [row.reason is not None for row in group.rows]
         if not any(leaving):
@@ -256,14 +231,16 @@ class Engine:
         stay = survivors(leaving)
         if stay and group.state is not None:
             group.rows = [group.rows[i] for i in stay]
-            width = max(map(_total, group.rows)) + spare_columns(group.policy, [row.request for row in group.rows])
+            width = max(row.total for row in group.rows) + spare_columns(
+                group.policy, [row.request for row in group.rows]
+            )
             group.state = select(group.state, stay, width)
         else:
             at = next(i for i, one in enumerate(self._groups) if one is group)
             del self._groups[at]
             self._turn -= at <= self._turn
 
-    def _end(self, row: _Row, state: State | None, slot: int) -> None:
+    def _end(self, row: Row, state: State | None, slot: int) -> None:
         """Note the outcome of a row."""
         request, spec, length = row.request, self.spec, row.request.gen_length
         fixed = [request.fixed.get(at, spec.mask) for at in range(length)]
@@ -286,18 +263,24 @@ class Engine:
             Outcome(request, row.reason, tokens, steps, sure, row.nfe, work, spent, row.first, row.ending, row.error)
         )
 
+    def _fail(self, rows: list[Row], error: Exception, state: State | None) -> None:
+        """Note the outcomes of rows that could not enter."""
+        for slot, row in enumerate(rows):
+            row.reason, row.error = "error", explained(error)
+            self._end(row, state, slot)
+
     # --- rows that enter
 
     def _admit(self) -> None:
         """Let waiting requests in, in their order, as long as they fit."""
-        entering: list[tuple[_Group, list[_Row]]] = []
+        entering: list[tuple[Group, list[Row]]] = []
         running, used = self.running, self._used()
         while self._waiting and running < self.batch_size:
             request = self._waiting[0]
             group, fresh = self._place(entering, request)
-            width = max(map(_total, [*group.rows, *fresh, _Row(request, 0.0, None)]))
+            width = max(row.total for row in [*group.rows, *fresh, Row(request, 0.0, None)])
             if self.memory is not None:
-                need = self._bytes(request, width)
+                need = state_bytes(self.model, request, width)
                 count = len(group.rows) + len(fresh)
                 grown = used - group.row_bytes * count + max(need, group.row_bytes) * (count + 1)
                 if running and grown > self.memory:
@@ -305,12 +288,13 @@ class Engine:
                 used, group.row_bytes = grown, max(need, group.row_bytes)
             self._waiting.popleft()
             stops = StopStrings(self.text, request.params.stop) if request.params.stop and self.text else None
-            fresh.append(_Row(request, self.clock, stops, looked=len(request.prompt)))
+            fresh.append(Row(request, self.clock, stops, looked=len(request.prompt)))
             running += 1
         for group, fresh in entering:
-            self._enter(group, fresh)
+            if fresh:
+                self._enter(group, fresh)
 
-    def _place(self, entering: list[tuple[_Group, list[_Row]]], request: Request) -> tuple[_Group, list[_Row]]:
+    def _place(self, entering: list[tuple[Group, list[Row]]], request: Request) -> tuple[Group, list[Row]]:
         """The group of a request, and those that enter it now."""
         for group, fresh in entering:
             if group.policy == request.policy and group.cache == request.cache:
@@ -319,72 +303,61 @@ class Engine:
             if group.policy == request.policy and group.cache == request.cache:
                 entering.append((group, []))
                 return entering[-1]
-        entering.append((_Group(request.policy, request.cache, []), []))
+        entering.append((Group(request.policy, request.cache, []), []))
         return entering[-1]
 
-    def _enter(self, group: _Group, fresh: list[_Row]) -> None:
+    def _enter(self, group: Group, fresh: list[Row]) -> None:
         """Put rows behind those of a group."""
         try:
             made = fresh_state(self.model, [row.request for row in fresh])
         except Exception as error:  # a policy that cannot begin
             _LOG.debug("%s cannot begin", group.policy, exc_info=True)
-            for row in fresh:
-                row.reason, row.error = "error", _explained(error)
-                self._end(row, None, 0)
+            if len(fresh) == 1:
+                return self._fail(fresh, error, None)
+            for row in fresh:  # perhaps with one of them only
+                self._enter(group, [row])
             return
-        group.rows += fresh
         if group.state is None:
+            self._reserve(group, made, fresh)
             group.state = made
             self._groups.append(group)
-            self._reserve(group)
         else:
-            self._reserve(group)  # before they enter: what is held moves once at the most
-            group.state = append(group.state, made)
+            before = len(group.rows)
+            try:
+                self._reserve(group, group.state, fresh)
+                group.state = append(group.state, made)
+            except Exception as error:  # no memory, or states that differ
+                _LOG.debug("%s cannot enter", group.policy, exc_info=True)
+                for slab in slabs(group.state):
+                    slab.keep(range(before))
+                return self._fail(fresh, error, made)
+        group.rows += fresh
 
-    def _reserve(self, group: _Group) -> None:
-        """Make room for the rows that are going to enter, so that entering copies nothing but themselves."""
-        more = [r for r in self._waiting if r.policy == group.policy and r.cache == group.cache]
-        places = self.batch_size - self.running
-        room = len(group.rows) + min(len(more), places)
-        coming = [row.request for row in group.rows] + more[:places]
-        width = max(len(r.prompt) + r.gen_length for r in coming) + spare_columns(group.policy, coming)
-        wide = -(-(width + 1) // _ROUND) * _ROUND
-        held = max((slab.capacity for slab in slabs(group.state)), default=0)
-        if 0 < held < room:  # where requests come one by one, not every one of them moves the others
-            room = min(max(room, 2 * held), self.batch_size)
-        if self.memory is not None:
-            room = max(len(group.rows), min(room, self.memory // max(1, group.row_bytes)))
-            wide = 0
-        for slab in slabs(group.state):
+    def _reserve(self, group: Group, state: State, fresh: list[Row]) -> None:
+        """Make room for rows that enter a group, and for those that are going to, so that entering copies nothing but
+        the row itself.
+        """
+        rows = [row.request for row in (*group.rows, *fresh)]
+        free, room, wide = self.batch_size - self.running - len(fresh), len(rows), 0
+        if free:
+            rows += [r for r in self._waiting if r.policy == group.policy and r.cache == group.cache][:free]
+        if self.memory is None:
+            room, held = len(rows), max((slab.capacity for slab in slabs(state)), default=0)
+            if 0 < held < room:  # where requests come one by one, not every one of them moves the others
+                room = min(max(room, 2 * held), self.batch_size)
+            width = max(len(r.prompt) + r.gen_length for r in rows) + spare_columns(group.policy, rows)
+            wide = -(-(width + 1) // _ROUND) * _ROUND
+        else:
+            left = self.memory - sum(one.row_bytes * places(one.state) for one in self._groups if one is not group)
+            if left < room * group.row_bytes:
+                for slab in (slab for one in self._groups for slab in slabs(one.state)):
+                    slab.trim()
+            else:
+                room = max(room, min(len(rows), left // max(1, group.row_bytes)))
+        for slab in slabs(state):
             slab.reserve(room, wide if slab.follows_canvas else 0)
 
     # --- memory
 
     def _used(self) -> int:
         return sum(group.row_bytes * len(group.rows) for group in self._groups)
-
-    def _bytes(self, request: Request, width: int = 0) -> int:
-        """Bytes of the state of a row, on a canvas of so many positions at least."""
-        own = len(request.prompt) + request.gen_length
-        longer = replace(request, prompt=[*request.prompt, *[self.spec.pad] * (width - own)])
-        return row_bytes(fresh_state(self.model, [longer]), request.policy.reuses)
-
-
-def _explained(error: Exception) -> str:
-    """What an exception means for a request."""
-    if type(error).__name__ == "OutOfMemoryError" or "Cannot allocate memory" in str(error):  # on CUDA, on a CPU
-        return "the device is out of memory; try a smaller batch_size or gen_length, or set a memory budget"
-    return f"{type(error).__name__}: {error}"
-
-
-def _total(row: _Row) -> int:
-    return len(row.request.prompt) + row.request.gen_length
-
-
-def drain(engine: Engine, each: Callable[[Event], None] = lambda event: None) -> Iterator[Outcome]:
-    """Step until nothing is left; yields outcomes as they come, and hands every event to ``each`` first."""
-    while engine.busy:
-        for event in engine.step():
-            each(event)
-            if isinstance(event, Outcome):
-                yield event
