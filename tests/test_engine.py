@@ -150,7 +150,8 @@ class Fuzz(RuleBasedStateMachine):
         if hasattr(self, "engine"):
             assert self.engine.running <= self.engine.batch_size
             if self.engine.memory is not None and self.engine.running > 1:
-                assert self.engine._used() <= self.engine.memory
+                held = (slab for group in self.engine._groups for slab in slabs(group.state))
+                assert sum(slab.capacity * slab.row_bytes for slab in held) <= self.engine.memory
 
     def teardown(self) -> None:
         if not hasattr(self, "engine"):
