@@ -5,11 +5,10 @@
 #   suffix  what lies behind the span at gen_length 1024: truncated, cached, recomputed: twelve minutes
 #   256     the headline at gen_length 256, beside threshold + dual and an autoregressive model: half an hour
 #   1024    the same at gen_length 1024: two hours
-#   table   the table of the README: ten minutes
 # N: problems of each family (60; blocks, which has one, 300). FULL: of those, decoded by vanilla as published too, which fills
 # all of gen_length and takes a minute for a problem at 1024 (60 at 256, 10 at 1024).
 set -euo pipefail
-folder=${1:?"usage: long.sh FOLDER [blocks|suffix|256|1024|table ...]"}
+folder=${1:?"usage: long.sh FOLDER [blocks|suffix|256|1024 ...]"}
 shift
 tuned="slowfast(tau_high=0.998,window=1,suffix=cached,block_length=32)"
 near="lookahead($tuned,64)"  # the block and as much again
@@ -42,23 +41,13 @@ suffix() {
         --gen-length 1024 -n "$n" "${common[@]}" --output "$folder/suffix.jsonl"
 }
 
-# The threshold .99 was chosen on 100 problems of the valid split: the lowest of .95, .98, .99, .995 and .998 that loses at most
-# one of them against vanilla (unmask bench --split valid -n 20 --batch-size 20 --gen-length 256).
-table() {
-    local fast="threshold(tau=0.99,block_length=32)"
-    unmask bench --pair "$tuned|none" --pair "$tuned|dllm(kp=2,kr=1)" --pair "$near|dllm(kp=2,kr=1)" --pair "$fast|none" \
-        --pair "lookahead($fast,64)|none" --pair "$fast|dual" --pair "threshold|dual" --pair "apd|trailing(window=16)" --autoregressive unmask-tiny \
-        "${common[@]}" --gen-length 256 -n "$n" --output "$folder/table.jsonl"
-}
-
-(($#)) || set -- blocks suffix 256 1024 table
+(($#)) || set -- blocks suffix 256 1024
 for part in "$@"; do
     case $part in
     blocks) blocks ;;
     suffix) suffix ;;
-    table) table ;;
     256) headline 256 "${FULL:-$n}" ;;
     1024) headline 1024 "${FULL:-$((n < 10 ? n : 10))}" --pair "lookahead(vanilla,64)|none" ;;
-    *) echo "unknown part $part; accepted: blocks, suffix, 256, 1024, table" >&2; exit 2 ;;
+    *) echo "unknown part $part; accepted: blocks, suffix, 256, 1024" >&2; exit 2 ;;
     esac
 done
