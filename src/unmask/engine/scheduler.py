@@ -128,7 +128,7 @@ class Engine:
             for request in [r for r in self._waiting if r.id == id]:
                 self._waiting.remove(request)
                 self._end(Row(request, self.clock, None, reason="abort"), None, 0)
-            for group in self._groups:
+            for group in [*self._groups]:  # one that is left empty goes
                 for row in group.rows:
                     if row.request.id == id:
                         row.reason = "abort"
@@ -231,10 +231,7 @@ class Engine:
         stay = survivors(leaving)
         if stay and group.state is not None:
             group.rows = [group.rows[i] for i in stay]
-            width = max(row.total for row in group.rows) + spare_columns(
-                group.policy, [row.request for row in group.rows]
-            )
-            group.state = select(group.state, stay, width)
+            group.state = select(group.state, stay, group.width)
         else:
             at = next(i for i, one in enumerate(self._groups) if one is group)
             del self._groups[at]
