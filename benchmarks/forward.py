@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unmask.core.cache import Cache
-from unmask.core.canvas import Canvas, ModelSpec, Update
-from unmask.core.protocols import Ask, Block, Geometry, Plan, Prediction, Sampling
+from unmask.core.canvas import Canvas, ModelSpec
+from unmask.core.protocols import Ask, Block, Geometry, Plan, Sampling
 from unmask.core.rows import Rows, gather
 from unmask.core.store import Store, attend_stored, visible
 from unmask.models.attention import attention
@@ -86,9 +87,9 @@ class Stored(Cache):
     name = "stored"
     paper = "-"
 
-    @property
+    @cached_property
     def whole(self) -> bool:
-        """Whether nothing is stored."""
+        """Whether nothing is stored. Read in every layer: found out once."""
         return bool(self.compute.all())
 
     def init(self, canvas: Canvas, geometry: Geometry, like: Tensor) -> Store:
@@ -105,10 +106,6 @@ class Stored(Cache):
             return attend_stored(index, block, hidden, rows, state)
         hidden = hidden + block.attend(*block.qkv(hidden, rows.rotary), rows.among)
         return hidden + block.mlp(hidden)
-
-    def note(self, update: Update, prediction: Prediction, state: Store) -> Store:
-        """Nothing to learn."""
-        return state
 
 
 class Switched:

@@ -285,7 +285,7 @@ class Results:
 
 
 class Trace:
-    """Writes every step of a run: a header, then one object per forward. ``docs/trace.md`` describes the fields."""
+    """Writes every step of a run: a header, then one object per forward pass; ``docs/trace.md`` has the fields."""
 
     def __init__(self, output: Output, lm: Model, requests: Sequence[Request], common: Mapping[str, Any]) -> None:
         self.output = output
@@ -299,12 +299,10 @@ class Trace:
         ]
         ids = [spec.mask, *spec.eos, *(i for r in requests for i in (*r.prompt, *r.fixed.values()))]
         own = {"mask": spec.mask, "eos": list(spec.eos), "layers": lm.denoiser.layers}
-        settings = [
-            {name: ", ".join(dict.fromkeys(str(getattr(r, name)) for r in requests))} for name in ("policy", "cache")
-        ]
-        self.header = {"trace": VERSION, **settings[0], **settings[1], **common, **own, "rows": rows} | self._pieces(
-            ids
-        )
+        setting = {
+            name: ", ".join(dict.fromkeys(str(getattr(r, name)) for r in requests)) for name in ("policy", "cache")
+        }
+        self.header = {"trace": VERSION, **setting, **common, **own, "rows": rows} | self._pieces(ids)
 
     def add(self, step: Step) -> None:
         """Write one step; the header comes before the first."""

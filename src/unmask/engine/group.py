@@ -43,6 +43,10 @@ class Group:
     state: State | None = None
     row_bytes: int = 0
 
+    def takes(self, request: Request) -> bool:
+        """Whether a request is decoded in this group."""
+        return self.policy == request.policy and self.cache == request.cache
+
     @property
     def width(self) -> int:
         """Positions that the canvas needs: the longest row's, and the columns of probes."""

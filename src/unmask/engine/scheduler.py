@@ -294,13 +294,10 @@ class Engine:
     def _place(self, entering: list[tuple[Group, list[Row]]], request: Request) -> tuple[Group, list[Row]]:
         """The group of a request, and those that enter it now."""
         for group, fresh in entering:
-            if group.policy == request.policy and group.cache == request.cache:
+            if group.takes(request):
                 return group, fresh
-        for group in self._groups:
-            if group.policy == request.policy and group.cache == request.cache:
-                entering.append((group, []))
-                return entering[-1]
-        entering.append((Group(request.policy, request.cache, []), []))
+        running = next((group for group in self._groups if group.takes(request)), None)
+        entering.append((running or Group(request.policy, request.cache, []), []))
         return entering[-1]
 
     def _enter(self, group: Group, fresh: list[Row]) -> None:
@@ -337,7 +334,7 @@ class Engine:
         rows = [row.request for row in (*group.rows, *fresh)]
         free, room, wide = self.batch_size - self.running - len(fresh), len(rows), 0
         if free:
-            rows += [r for r in self._waiting if r.policy == group.policy and r.cache == group.cache][:free]
+            rows += [r for r in self._waiting if group.takes(r)][:free]
         if self.memory is None:
             room, held = len(rows), max((slab.capacity for slab in slabs(state)), default=0)
             if 0 < held < room:  # where requests come one by one, not every one of them moves the others
