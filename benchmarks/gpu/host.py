@@ -13,7 +13,7 @@ import device as devices
 import networks
 import torch
 from book import Book
-from recording import drive, requests, stand_in
+from recording import drive
 from replay import PUBLISHED, SETTINGS, Item, Stage
 
 SKIP, STEPS = 3, 12  # steps before the trace, and in it
@@ -44,13 +44,7 @@ def measure(book: Book, device: torch.device, dry: bool) -> None:
 
 
 def _item(stage: Stage, item: Item) -> dict[str, Any]:
-    setting = item.setting
-    assert setting is not None
-    recording = stage.recording(setting, item.gen_length)
-    policy = stage.policy(setting, recording)
-    wanted = requests(setting, policy, stage.prompts[: item.batch], item.gen_length, setting.published)
-    model = stand_in(stage.large.network, stage.large.spec, stage.small.spec)
-    model.recording = recording
+    _, _, wanted, model = stage.prepared(item)
     cuda = stage.device.type == "cuda"
     if item.how == "graphs":
         model.graphs = networks.graphs(stage.device)

@@ -118,6 +118,17 @@ class Stage:
             self._policies[key] = chosen(spec, recording)
         return self._policies[key]
 
+    def prepared(self, item: Item) -> tuple[Setting, Recording, Any, Any]:
+        """The setting of an item, what was recorded, the requests, and the large network that replays it."""
+        setting = item.setting
+        assert setting is not None
+        recording = self.recording(setting, item.gen_length)
+        policy = self.policy(setting, recording)
+        wanted = requests(setting, policy, self.prompts[: item.batch], item.gen_length, setting.published)
+        model = stand_in(self.large.network, self.large.spec, self.small.spec)
+        model.recording = recording
+        return setting, recording, wanted, model
+
     def estimate(self, ceilings: devices.Ceilings, recording: Recording, rows: int, whole: bool) -> list[float]:
         """Seconds of each step."""
         length = max(map(len, self.prompts[:rows])) + recording.gen_length
@@ -152,13 +163,7 @@ def measure(book: Book, device: torch.device, dry: bool) -> None:
 
 
 def _item(stage: Stage, item: Item, ceilings: devices.Ceilings, left: float) -> dict[str, Any]:
-    setting = item.setting
-    assert setting is not None
-    recording = stage.recording(setting, item.gen_length)
-    policy = stage.policy(setting, recording)
-    wanted = requests(setting, policy, stage.prompts[: item.batch], item.gen_length, setting.published)
-    model = stand_in(stage.large.network, stage.large.spec, stage.small.spec)
-    model.recording = recording
+    setting, recording, wanted, model = stage.prepared(item)
     steps = stage.estimate(ceilings, recording, item.batch, setting.published)
     even = setting.policy == "vanilla" and setting.cache == "none"
     expected, most = sum(steps), min(EVEN if even else MOST, left / 3)
@@ -189,7 +194,7 @@ def _item(stage: Stage, item: Item, ceilings: devices.Ceilings, left: float) -> 
         "prompt": [len(stage.prompts[row]) for row in rows],
         "path": ("as recorded" if same else "NOT as recorded") if whole else "cut off",
         "unrecorded": lost and not setting.published,
-        "forced": "logits" in policy.needs,
+        "forced": "logits" in wanted[0].policy.needs,
         "warm": f"{warm} times" if before is None else f"{before} steps",
         "estimate": expected,
         "peak": devices.peak(stage.device) - held,
