@@ -49,6 +49,7 @@ def tiny(
     dtype: torch.dtype = torch.float64,
     arch: Architecture = ARCH,
     eos_bias: float = 0.35,
+    block: int | None = None,
 ) -> Denoiser:
     """A random transformer whose confidences are spread and which says the end of text now and then.
 
@@ -70,7 +71,7 @@ def tiny(
         network.head.weight.data[EOS] += eos_bias * network.head.weight.data[:8].sum(0) / 8**0.5
     network = network.to(dtype).requires_grad_(False)
     network.make_rotary(CONTEXT, "cpu")
-    return Denoiser(network, replace(SPEC, shift=shift))
+    return Denoiser(network, replace(SPEC, shift=shift, block=block))
 
 
 VERIFIER = Path(__file__).parent / "verifier"  # random, float64, two ids short of the vocabulary above
@@ -150,7 +151,7 @@ CACHE_VARIANTS: dict[str, list[str]] = {
     ],
     "trailing": ["trailing(window=3)"],
     "d2": ["d2(k=4,p=0.4,sigma=3,inflate=3)", "d2(k=2,p=0.2,sigma=2,nucleus=within)"],
-    "every": ["every(none,2)", "every(dllm,3)", "every(dual,3)"],
+    "every": ["every(none,2)", "every(dllm,3)", "every(dual,3)", "every(blockwise,2)"],
 }
 
 
@@ -162,7 +163,9 @@ def variants(table: dict[str, str], known: dict[str, list[str]]) -> list[str]:
 SHIFT = {"plain": False, "shift": True}
 SHIFTS = [pytest.param(value, id=name) for name, value in SHIFT.items()]
 POLICIES = variants(registry.POLICIES, POLICY_VARIANTS)
-CACHES = variants(registry.CACHES, CACHE_VARIANTS)
+_EVERY_CACHE = variants(registry.CACHES, CACHE_VARIANTS)
+CACHES = [spec for spec in _EVERY_CACHE if "full" in registry.cache(spec).attention]
+BLOCK_CACHES = [spec for spec in _EVERY_CACHE if "block" in registry.cache(spec).attention]
 
 
 @dataclass
@@ -360,6 +363,7 @@ class Poisoned(Cache):
     cache: Cache = param(None, "the cache")
     name = "poisoned"
     paper = "-"
+    attention = ("full", "block")
 
     def init(self, canvas: Canvas, geometry: Any, like: Tensor) -> Written:
         return Written(poison(self.cache.init(canvas, geometry, like)), torch.zeros_like(canvas.valid))

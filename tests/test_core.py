@@ -353,7 +353,7 @@ def test_store_grows_and_learns() -> None:
     assert store.key[0].data.shape == (1, 9, *store.key[0].tail)
     assert (store.key[0].data[0, :5] == 1).all() and (store.key[0].data[0, 5:] == 0).all()
     assert not store.known.any()
-    assert store.learn(canvas.valid).known.tolist() == [[True] * 5]
+    assert store.learn(canvas, canvas.valid).known.tolist() == [[True] * 5]
 
 
 # --- picks ----------------------------------------------------------------------------------------------------

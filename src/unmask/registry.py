@@ -45,6 +45,7 @@ CACHES = {
     "trailing": "unmask.caches.trailing:TrailingCache",
     "d2": "unmask.caches.attention_guided:D2Cache",
     "every": "unmask.caches.every:Every",
+    "blockwise": "unmask.caches.blockwise:BlockwiseCache",
 }
 _BASES: dict[str, type[Configured]] = {"policy": Policy, "cache": Cache}
 _EXAMPLE = {"policy": "slowfast(tau_high=0.9)", "cache": "every(dual,4)"}

@@ -97,7 +97,7 @@ class D2Cache(Cache):
         queried = compute & canvas.valid
         after = replace(
             state,
-            store=state.store.learn(compute),
+            store=state.store.learn(canvas, compute),
             due=state.due & ~compute,
             queried=queried,
             importance=(~queried).to(state.importance.dtype),

@@ -25,11 +25,14 @@ class BlockState:
 class DualCache(Cache):
     """Recomputes everything when the policy's window moves to a new start; until then only the window.
 
-    Keys and values before and behind the window stay as they were at the refresh. Per row.
+    Keys and values before and behind the window stay as they were at the refresh. Per row. Of a block model that
+    concerns the current block; finished ones are computed once (Fast-dLLM v2's sub-block cache, arXiv 2509.26328): with
+    a shifted model also what precedes the window counts as moved until the window's first position is filled.
     """
 
     name = "dual"
     paper = "arXiv 2505.22618"
+    attention = ("full", "block")
     suffix = False
     captures = True
 
@@ -43,13 +46,17 @@ class DualCache(Cache):
         start = canvas.first(ask.window)
         start = torch.where(start < ask.window.shape[1], start, state.start)
         fresh = start != state.start
+        if canvas.spec.shift and canvas.spec.block is not None:
+            fresh = fresh | (canvas.frontier == start)
         if ask.refresh is not None:
             fresh = fresh | ask.refresh
         part = canvas.position >= start[:, None] if self.suffix else ask.window
         if ask.stale is not None:
             part = part & ~ask.stale
-        compute = keys & (fresh[:, None] | part | ~state.store.known) | need
-        return Plan(compute, keys, compute.sum(1)), replace(state, store=state.store.learn(compute), start=start)
+        due = fresh[:, None] & ~state.store.kept(canvas) | part | ~state.store.known
+        compute = keys & due | need
+        store = state.store.learn(canvas, compute)
+        return Plan(compute, keys, compute.sum(1)), replace(state, store=store, start=start)
 
 
 @dataclass(frozen=True)

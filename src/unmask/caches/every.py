@@ -34,6 +34,11 @@ class Every(Cache):
     n: int = param(4, "forwards between complete refreshes", ge=1)
 
     @property
+    def attention(self) -> tuple[str, ...]:  # type: ignore[override]
+        """As the wrapped cache."""
+        return self.cache.attention
+
+    @property
     def captures(self) -> bool:  # type: ignore[override]
         """As the wrapped cache."""
         return self.cache.captures

@@ -121,7 +121,7 @@ class IntervalCache(Cache):
             first = Work(torch.zeros_like(share), due | always, nothing)
         layers = len(state.store.key)
         work = (first.due.sum(1) + first.share + (layers - 1) * (due.sum(1) + share)) / layers
-        store = state.store.learn(due)
+        store = state.store.learn(canvas, due)
         fresh = due | open_ if self.rho == 1 else due
         host = first.host("first", compute) | rest.host("rest", compute)
         return Plan(compute, keys, work, fresh, host=host), replace(state, store=store, age=age, first=first, rest=rest)

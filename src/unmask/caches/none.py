@@ -31,6 +31,7 @@ class NoCache(Cache):
 
     name = "none"
     paper = "-"
+    attention = ("full", "block")
     captures = True
 
     def init(self, canvas: Canvas, geometry: Geometry, like: Tensor) -> NoneState:
@@ -44,7 +45,7 @@ class NoCache(Cache):
             compute = keys | need
             return Plan(compute, keys, compute.sum(1)), replace(state, stored=False)
         compute = keys & ~(ask.stale & state.store.known) | need
-        return Plan(compute, keys, compute.sum(1)), NoneState(state.store.learn(compute), stored=True)
+        return Plan(compute, keys, compute.sum(1)), NoneState(state.store.learn(canvas, compute), stored=True)
 
     def layer(self, index: int, block: Block, hidden: Tensor, rows: Rows, state: Any) -> Tensor:
         """The ordinary layer; against the store where there is one."""

@@ -49,5 +49,5 @@ class TrailingCache(Cache):
         if ask.refresh is not None:
             part = part | ask.refresh[:, None]
         compute = keys & (part | ~state.store.known) | need
-        after = replace(state, store=state.store.learn(compute), frontier=canvas.frontier)
+        after = replace(state, store=state.store.learn(canvas, compute), frontier=canvas.frontier)
         return Plan(compute, keys, compute.sum(1)), after

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from .canvas import Canvas, Update
+from .canvas import Canvas, ModelSpec, Update
 from .config import Configured
+from .errors import RequestError
 from .protocols import Ask, Block, Geometry, Plan, Prediction
 from .rows import Rows
 from .store import Store, attend_stored
@@ -21,10 +22,28 @@ class Cache(Configured, ABC):
     dimension 0 = row, see :mod:`unmask.core.state`.
 
     ``captures`` says that a graph may record the layers (:mod:`unmask.models.graphs`): they write to slabs only, wait
-    for nothing, and what they launch depends on shapes and ``Rows.most`` alone.
+    for nothing, and what they launch depends on shapes and ``Rows.most`` alone. ``attention`` names the models it
+    works with: ``"full"``, where every position sees every other, ``"block"`` models.
     """
 
     captures = False
+    attention: tuple[str, ...] = ("full",)
+
+    def check(self, spec: ModelSpec) -> None:
+        """Refuse a model that the cache is not made for.
+
+        Raises:
+            RequestError: what the cache and the model are.
+        """
+        kind = "full" if spec.block is None else "block"
+        if kind not in self.attention:
+            own = {
+                "full": "in which every position sees every other",
+                "block": f"with blocks of {spec.block} positions",
+            }
+            raise RequestError(
+                f"cache {self.name} does not work with a model {own[kind]}; `unmask caches` says which caches do"
+            )
 
     def init(self, canvas: Canvas, geometry: Geometry, like: Tensor) -> Any:
         """The state before the first forward pass; ``like`` gives dtype and device. By default an empty store."""

@@ -27,6 +27,8 @@ class ModelSpec:
         unknown: ids below ``limit`` that are unknown to the tokenizer and are never sampled; none in most.
         context: most positions (prompt + response) the model was made for.
         shift: whether position i is predicted by the network output at i-1 (Dream).
+        block: of block models, positions per block, counted from position 0: a position sees its own block and all
+            before it. None: every position sees every other.
         tokenizer: folder of the tokenizer that the ids belong to; None where the checkpoint has none.
     """
 
@@ -39,6 +41,7 @@ class ModelSpec:
     shift: bool = False
     tokenizer: str | None = None
     unknown: tuple[int, ...] = ()
+    block: int | None = None
 
 
 @dataclass(frozen=True)
@@ -138,42 +141,104 @@ class Canvas:
         return ends
 
     @cached_property
-    def masked(self) -> Tensor:
+    def unfilled(self) -> Tensor:
         """``[B, T]`` masks still to be filled; none in a row that has reached its end of text."""
         masks = (self.tokens == self.spec.mask) & self.valid
         ended = self.eos_stop & (self.eos_at < self.first(masks))
         return masks & ~ended[:, None]
 
     @cached_property
+    def masked(self) -> Tensor:
+        """``[B, T]`` masks that can be filled now: those ``unfilled``, of a block model those of its current block."""
+        if self.spec.block is None:
+            return self.unfilled
+        return self.unfilled & (self.position < self.block_end(None)[:, None])
+
+    @cached_property
     def done(self) -> Tensor:
         """``[B]`` rows with nothing left to fill."""
-        return ~self.masked.any(1)
+        return ~self.unfilled.any(1)
 
     @cached_property
     def frontier(self) -> Tensor:
         """``[B]`` position of the first mask to be filled; T in finished rows."""
-        return self.first(self.masked)
+        return self.first(self.unfilled)
+
+    # --- the blocks of the model, for block models alone
+
+    @cached_property
+    def rank(self) -> Tensor | None:
+        """``[1, T]`` the number of each position's block; None where every position sees every other."""
+        return None if self.spec.block is None else self.position // self.spec.block
+
+    @cached_property
+    def base(self) -> Tensor:
+        """``[B]`` first position of the model's current block, which holds the frontier; 0 in other models."""
+        size = self.spec.block
+        return torch.zeros_like(self.prompt) if size is None else self.frontier // size * size
+
+    @cached_property
+    def opening(self) -> Tensor:
+        """``[B]`` rows of a shifted block model whose next mask begins a block: the block before predicts it, alone."""
+        return (self.frontier == self.base) & (self.spec.shift and self.spec.block is not None)
+
+    @cached_property
+    def past(self) -> Tensor:
+        """``[B, T]`` positions of the model's finished blocks, whose text is final; none in other models."""
+        return self.position < self.base[:, None]
+
+    @cached_property
+    def present(self) -> Tensor:
+        """``[B, T]`` positions that may be in the input: of a block model its blocks up to the current one."""
+        if self.spec.block is None:
+            return self.valid
+        return self.valid & (self.position < (self.block_end(None) - self.opening.long())[:, None])
+
+    # --- the blocks of a policy
 
     def first(self, mask: Tensor) -> Tensor:
         """``[B]`` first true position of a ``[B, T]`` mask; T where there is none."""
         return torch.where(mask, self.position, mask.shape[1]).amin(1)
 
+    def _grid(self, size: int | None) -> tuple[Tensor, Tensor | int | None]:
+        """``[B]`` the start of the current block as it is counted, and its positions; None: to the end of the row.
+
+        Blocks count from the end of the prompt. Those of a block model are parts of its own blocks, of which the first
+        may begin with the end of the prompt.
+        """
+        if self.spec.block is None:
+            if size is None:
+                return self.prompt, None
+            return self.prompt + (self.frontier - self.prompt).clamp(min=0) // size * size, size
+        size = min(size or self.spec.block, self.spec.block)
+        low = self.base + (self.frontier - self.base) // size * size
+        end = torch.minimum(low + size, self.base + self.spec.block)
+        return low, torch.where(self.opening, 1, end - low)
+
     def block_start(self, size: int | None) -> Tensor:
-        """``[B]`` first position of the current block, which holds the frontier; blocks count from the prompt."""
-        if size is None:
-            return self.prompt
-        return self.prompt + (self.frontier - self.prompt).clamp(min=0) // size * size
+        """``[B]`` first position of the current block, which holds the frontier; none of the prompt."""
+        low, _ = self._grid(size)
+        if self.spec.block is None:
+            return low
+        first = self.base + (~self.opening).long() if self.spec.shift else self.base
+        return torch.maximum(torch.maximum(low, first), self.prompt)
+
+    def block_end(self, size: int | None) -> Tensor:
+        """``[B]`` one behind the current block."""
+        low, many = self._grid(size)
+        return self.length if many is None else torch.minimum(low + many, self.length)
 
     def block(self, size: int | None) -> Tensor:
-        """``[B, T]`` the current block of ``size`` positions (None: the whole response); empty in finished rows."""
-        low = self.block_start(size)[:, None]
-        inside = self.valid & (self.position >= low) & ~self.done[:, None]
-        return inside if size is None else inside & (self.position < low + size)
+        """``[B, T]`` the current block of ``size`` positions, of a block model at most its own (None: that, or the
+        whole response); empty in finished rows.
+        """
+        low, high = self.block_start(size)[:, None], self.block_end(size)[:, None]
+        return (self.position >= low) & (self.position < high) & ~self.done[:, None]
 
     def places(self, size: int | None) -> Tensor:
         """``[B, Q]`` the positions of the current block in order, T where it has no more; Q = ``size``, or T."""
         place = self.block_start(size)[:, None] + self.position[:, :size]
-        return torch.where((place < self.length[:, None]) & ~self.done[:, None], place, self.tokens.shape[1])
+        return torch.where((place < self.block_end(size)[:, None]) & ~self.done[:, None], place, self.tokens.shape[1])
 
     def sources(self, positions: Tensor) -> Tensor:
         """``[B, T]`` the positions whose network output predicts ``positions [B, T]``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ class Ask:
     Attributes:
         window: ``[B, T]`` the region the policy works in; its masked positions get a prediction.
         visible: ``[B, T]`` positions that may be attended to; the others leave the input altogether. None: all.
+        rank: ``[B, T]`` a position sees those of its own rank and of lower ones. None: as the model does, see
+            :attr:`unmask.core.canvas.Canvas.rank`.
         stale: ``[B, T]`` positions that need not be recomputed: their stored keys and values will do. Given (even all
             false) it makes every cache keep a store, ``none`` included. None: nothing.
         refresh: ``[B]`` rows whose caches must recompute everything. None: no row.
@@ -32,6 +34,7 @@ class Ask:
 
     window: Tensor
     visible: Tensor | None = None
+    rank: Tensor | None = None
     stale: Tensor | None = None
     refresh: Tensor | None = None
     skipped: Tensor | None = None
@@ -126,6 +129,32 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Ranked:
+    """Who sees whom, by rank: a query those keys whose rank is at most its own.
+
+    Attributes:
+        query: ``[B, Q]`` whole numbers.
+        key: ``[B, S]``; ``HIDDEN`` where no query sees it.
+    """
+
+    query: Tensor
+    key: Tensor
+
+    @staticmethod
+    def of(query: Tensor, key: Tensor, seen: Tensor) -> Ranked:
+        """Ranks of queries and keys, of which those not ``seen [B, S]`` are hidden."""
+        return Ranked(query, torch.where(seen, key, HIDDEN))
+
+    def mask(self, part: slice = slice(None)) -> Tensor:
+        """``[B, N, S]`` which keys some queries see."""
+        return self.key[:, None] <= self.query[:, part, None]
+
+
+HIDDEN = 1 << 40  # the rank of what nobody sees
+Keys: TypeAlias = Tensor | Ranked | None  # keys that count: [B, S], or for each query [B, Q, S], or by rank; None: all
+
+
+@dataclass(frozen=True)
 class Plan:
     """A cache's answer to an ask.
 
@@ -157,10 +186,10 @@ class Block(Protocol):
     def value(self, hidden: Tensor) -> Tensor:
         """Values alone, ``[B, Q, H_kv, D]``."""
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, keys: Tensor | None) -> Tensor:
-        """Attention output after the output projection, ``[B, Q, C]``; ``keys [B, S]`` masks keys, None: all count."""
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, keys: Keys) -> Tensor:
+        """Attention output after the output projection, ``[B, Q, C]``; for ``keys`` see :data:`Keys`."""
 
-    def attend_weighed(self, query: Tensor, key: Tensor, value: Tensor, keys: Tensor | None) -> tuple[Tensor, Tensor]:
+    def attend_weighed(self, query: Tensor, key: Tensor, value: Tensor, keys: Keys) -> tuple[Tensor, Tensor]:
         """As ``attend``, and the attention probabilities ``[B, Q, S]``, averaged over the heads, float32 at least."""
 
     def mlp(self, hidden: Tensor) -> Tensor:

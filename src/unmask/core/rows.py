@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from .protocols import HIDDEN, Keys, Ranked
 
 # What one more rectangle costs, in positions' worth of work: launches, and weights read again. Measured on the CPU with
 # the bundled model (a forward pass costs 4.5 ms and 75 us per position); on CUDA the estimate for 8 billion parameters.
@@ -26,8 +29,8 @@ class Rows:
         members: the same on the host.
         position: ``[B, Q]`` absolute position of each network row; T (one behind the canvas) where the slot is empty.
         real: ``[B, Q]`` slots that hold a position; None when all do.
-        keys: ``[B, S]`` stored positions that may be attended to, S = ``extent``; ``[B, Q, S]`` where the slots differ
-            in this; None when all may.
+        keys: ``[B, S]`` stored positions that may be attended to, S = ``extent``; ``[B, Q, S]`` or by rank where the
+            slots differ in this; None when all may.
         extent: positions from here on are not attended to by any row; rounded as slots are, see :func:`bucket`.
         total: T.
         whole: every position of the canvas is computed, in order.
@@ -42,7 +45,7 @@ class Rows:
     members: tuple[int, ...]
     position: Tensor
     real: Tensor | None
-    keys: Tensor | None
+    keys: Keys
     extent: int
     total: int
     whole: bool
@@ -72,18 +75,24 @@ class Rows:
         """What concerns these rows of ``whole``, which has a dimension 0 for all rows of the batch."""
         return whole if self.row is None else whole[self.row]
 
-    def keys_of(self, slots: Tensor) -> Tensor | None:
+    def keys_of(self, slots: Tensor) -> Keys:
         """``keys`` for some slots ``[B, N]`` as queries."""
+        if isinstance(self.keys, Ranked):
+            return Ranked(self.keys.query.gather(1, slots), self.keys.key)
         if self.keys is None or self.keys.dim() == 2:
             return self.keys
         return self.keys.gather(1, slots[:, :, None].expand(-1, -1, self.extent))
 
     @property
-    def among(self) -> Tensor | None:
-        """``keys`` with the slots themselves in place of stored positions: ``[B, Q]``, ``[B, Q, Q]`` or None."""
+    def among(self) -> Keys:
+        """``keys`` of the slots themselves instead of stored positions: ``[B, Q]``, ``[B, Q, Q]``, by rank or None."""
+        at = self.position.clamp(max=self.extent - 1)
+        if isinstance(self.keys, Ranked):
+            key = self.keys.key.gather(1, at)
+            return Ranked(self.keys.query, key if self.real is None else torch.where(self.real, key, HIDDEN))
         if self.keys is None or self.keys.dim() == 2:
             return self.real
-        at = self.position.clamp(max=self.extent - 1)[:, None].expand(-1, self.slots, -1)
+        at = at[:, None].expand(-1, self.slots, -1)
         found = self.keys.gather(2, at)
         return found if self.real is None else found & self.real[:, None]
 
@@ -101,18 +110,24 @@ class Counts:
         reach: one behind the last position attended to.
         seen: positions attended to.
         work: positions' worth of work.
+        blind: positions to compute that do not see all that are attended to.
     """
 
     compute: Sequence[int]
     reach: Sequence[int]
     seen: Sequence[int]
     work: Sequence[float]
+    blind: Sequence[int] = ()
 
     @staticmethod
-    def columns(compute: Tensor, keys: Tensor, work: Tensor) -> list[Tensor]:
-        """The four, ``[B]`` each, on the device; :class:`Counts` takes them in this order from the host."""
+    def columns(compute: Tensor, keys: Tensor, work: Tensor, rank: Tensor | None = None) -> list[Tensor]:
+        """Each of them, ``[B]``, on the device; :class:`Counts` takes them in this order from the host."""
         place = torch.arange(1, keys.shape[1] + 1, device=keys.device)
-        return [compute.sum(1), torch.where(keys, place, 0).amax(1), keys.sum(1), work]
+        found = [compute.sum(1), torch.where(keys, place, 0).amax(1), keys.sum(1), work]
+        if rank is not None:
+            highest = torch.where(keys, rank, -1).amax(1, keepdim=True)
+            found.append((compute & (rank < highest)).sum(1))
+        return found
 
 
 def bucket(count: int, total: int, device: torch.device) -> int:
@@ -125,7 +140,13 @@ def bucket(count: int, total: int, device: torch.device) -> int:
     return min(-(-count // step) * step, total)
 
 
-def tiles(compute: Tensor, keys: Tensor, counts: Counts, host: Mapping[str, Sequence[int]] | None = None) -> list[Rows]:
+def tiles(
+    compute: Tensor,
+    keys: Tensor,
+    counts: Counts,
+    host: Mapping[str, Sequence[int]] | None = None,
+    rank: Tensor | None = None,
+) -> list[Rows]:
     """Lay out the positions to compute, rows that need about as much work side by side.
 
     A rectangle costs what its busiest row costs, times its rows: where a few rows of a batch need much (a refresh)
@@ -136,10 +157,12 @@ def tiles(compute: Tensor, keys: Tensor, counts: Counts, host: Mapping[str, Sequ
         keys: ``[B, T]`` positions that may be attended to.
         counts: of both, on the host.
         host: numbers of the plan on the host, by name.
+        rank: ``[B or 1, T]`` a position sees those of its own and of lower ranks; None: all.
     """
     cuda = compute.is_cuda
     groups = partition(counts.work, _TILE_COST[cuda], _TILE_WORK[cuda])
-    return [_tile(compute, keys, counts, tuple(group), host or {}, len(groups) == 1) for group in groups]
+    ranks = None if rank is None else rank.expand_as(keys)
+    return [_tile(compute, keys, counts, tuple(group), host or {}, len(groups) == 1, ranks) for group in groups]
 
 
 def partition(work: Sequence[float], tile_cost: float, most: float = math.inf) -> list[list[int]]:
@@ -182,25 +205,31 @@ def _tile(
     members: tuple[int, ...],
     host: Mapping[str, Sequence[int]],
     all_: bool,
+    rank: Tensor | None = None,
 ) -> Rows:
     total, device = compute.shape[1], compute.device
     row = None
     if not all_:
         row = sent(members, device)
         compute, keys = compute[row], keys[row]
+        rank = None if rank is None else rank[row]
     size, reach, seen = ([values[i] for i in members] for values in (counts.compute, counts.reach, counts.seen))
     most, least, extent = int(max(size)), int(min(size)), int(max(reach))
     if int(min(seen)) != extent:  # without a mask attention is faster than with one: no rounding there
         extent = bucket(extent, total, device)
-    seeable = None if int(min(seen)) == extent else keys[:, :extent]
+    blind = rank is not None and any(counts.blind[i] for i in members)
+    seeable: Keys = None if int(min(seen)) == extent and not blind else keys[:, :extent]
     own = {name: [values[i] for i in members] for name, values in host.items()}
     place = torch.arange(total, device=device)
     nothing = place.new_empty(0)
-    if least == total:
-        return Rows(row, members, place.expand_as(compute), None, seeable, extent, total, True, nothing, own)
-    slots = max(1, bucket(most, total, device))
+    whole = least == total
+    slots = total if whole else max(1, bucket(most, total, device))
+    position = place.expand_as(compute) if whole else compact(compute, slots)
+    if blind and rank is not None:
+        own_rank = F.pad(rank, (0, 1), value=HIDDEN - 1).gather(1, position)
+        seeable = Ranked.of(own_rank, rank[:, :extent], keys[:, :extent])
     real = None if least == slots else place[:slots] < compute.sum(1)[:, None]
-    return Rows(row, members, compact(compute, slots), real, seeable, extent, total, False, nothing, own)
+    return Rows(row, members, position, real, seeable, extent, total, whole, nothing, own)
 
 
 def sent(values: Sequence[int], device: torch.device) -> Tensor:

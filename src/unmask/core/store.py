@@ -20,27 +20,34 @@ class Store:
     Attributes:
         key, value: one slab per layer, written in place.
         known: ``[B, T]`` positions computed at least once.
+        final: ``[B, T]`` positions computed from the final text of a block model's finished blocks.
     """
 
     key: list[Slab]
     value: list[Slab]
     known: Tensor = field(metadata=PER_POSITION)
+    final: Tensor = field(metadata=PER_POSITION)
 
     @staticmethod
     def empty(canvas: Canvas, geometry: Geometry, like: Tensor, optional: bool = False) -> Store:
         """Room for the canvas in the dtype and on the device of ``like``; ``optional``: see :class:`Slab`."""
         tail = geometry.kv_heads, geometry.head_dim
         key, value = ([slab(canvas, tail, like, optional) for _ in range(geometry.layers)] for _ in range(2))
-        return Store(key, value, torch.zeros_like(canvas.valid))
+        nothing = torch.zeros_like(canvas.valid)
+        return Store(key, value, nothing, nothing)
 
     @property
     def store(self) -> Store:
         """Itself, as states that hold a store and more have it."""
         return self
 
-    def learn(self, computed: Tensor) -> Store:
+    def kept(self, canvas: Canvas) -> Tensor:
+        """``[B, T]`` positions that need not be computed again, of finished blocks; none where the model has none."""
+        return self.final & canvas.past
+
+    def learn(self, canvas: Canvas, computed: Tensor) -> Store:
         """The store after ``computed [B, T]`` positions are written."""
-        return replace(self, known=self.known | computed)
+        return replace(self, known=self.known | computed, final=(self.final | computed) & canvas.past)
 
     def reach(self, layer: int, rows: Rows) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer, of some rows, as far as any of them attends."""
@@ -73,7 +80,7 @@ def take(store: Slab, rows: Rows) -> Tensor:
 
 def visible(canvas: Canvas, ask: Ask, need: Tensor) -> Tensor:
     """``[B, T]`` positions that may be attended to."""
-    return canvas.valid if ask.visible is None else canvas.valid & (ask.visible | need)
+    return canvas.present if ask.visible is None else canvas.present & (ask.visible | need)
 
 
 def attend_stored(layer: int, block: Block, hidden: Tensor, rows: Rows, store: Store) -> Tensor:

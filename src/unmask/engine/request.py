@@ -133,7 +133,14 @@ class Request:
                 "slowfast or threshold",
                 self.id,
             )
+        if spec.block is not None and self.inside:
+            raise RequestError(
+                f"the model decodes blocks of {spec.block} tokens in order and cannot see what stands behind a gap: "
+                "fixed tokens behind masked positions need a model in which every position sees every other",
+                self.id,
+            )
         try:
+            self.cache.check(spec)
             self.policy.check(self.prompt, self.gen_length, spec)
         except RequestError as error:
             raise error.of(self.id) from None

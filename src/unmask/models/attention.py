@@ -8,24 +8,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.protocols import Keys, Ranked
+
 _WEIGHTS_AT_ONCE = 1 << 21  # attention probabilities at any time: more fall out of a core's cache
 _QUERIES_AT_ONCE = 512  # but no fewer (of one head), or the products cost more than the cache saves
 # Probabilities of a row, all heads, from which torch's own kernel takes longer in 16 bits. Of a row, not of the batch:
 # so a row is calculated by the same kernel alone and in a batch.
 _PARTS_FROM = 1 << 14
+_MASK_AT_ONCE = 1 << 22  # elements of [queries, S] of a mask by rank at any time
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, keys: Tensor | None) -> Tensor:
-    """Bidirectional attention.
+def attention(query: Tensor, key: Tensor, value: Tensor, keys: Keys) -> Tensor:
+    """Every query attends to the keys that count for it.
 
     Args:
         query: ``[B, Q, H, D]``.
         key, value: ``[B, S, H_kv, D]``; H is a multiple of H_kv (grouped-query attention).
-        keys: ``[B, S]`` keys that count, or ``[B, Q, S]`` for each query; None: all.
+        keys: ``[B, S]`` keys that count, or ``[B, Q, S]`` for each query, or by rank; None: all.
 
     Returns:
         ``[B, Q, H * D]``.
     """
+    if isinstance(keys, Ranked):
+        return _ranked(query, key, value, keys)
     _, slots, heads, _ = query.shape
     if query.device.type == "cpu" and query.element_size() == 2 and slots * heads * key.shape[1] >= _PARTS_FROM:
         return _by_parts(query, key, value, keys)
@@ -35,6 +40,19 @@ def attention(query: Tensor, key: Tensor, value: Tensor, keys: Tensor | None) ->
     mask = None if keys is None else keys[:, None, None, :] if keys.dim() == 2 else keys[:, None]
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
     return out.transpose(1, 2).flatten(2)
+
+
+def _ranked(query: Tensor, key: Tensor, value: Tensor, keys: Ranked) -> Tensor:
+    """:func:`attention` for some queries at a time, so that no mask of all queries and all keys is made."""
+    many, out = max(_QUERIES_AT_ONCE // 4, _MASK_AT_ONCE // key.shape[1]), list[Tensor]()
+    for at in range(0, query.shape[1], many):
+        piece = slice(at, at + many)
+        extent = key.shape[1]
+        if not query.is_cuda:  # there it would mean to wait
+            extent = int((keys.key <= keys.query[:, piece].amax(1, keepdim=True)).any(0).nonzero().amax()) + 1
+        seen = Ranked(keys.query, keys.key[:, :extent]).mask(piece)
+        out.append(attention(query[:, piece], key[:, :extent], value[:, :extent], seen))
+    return out[0] if len(out) == 1 else torch.cat(out, 1)
 
 
 def _grouped(query: Tensor, key: Tensor, value: Tensor, keys: Tensor) -> Tensor:
@@ -51,7 +69,7 @@ def _grouped(query: Tensor, key: Tensor, value: Tensor, keys: Tensor) -> Tensor:
 
 
 def attention_weighed(
-    query: Tensor, key: Tensor, value: Tensor, keys: Tensor | None, at_once: int = _WEIGHTS_AT_ONCE
+    query: Tensor, key: Tensor, value: Tensor, keys: Keys, at_once: int = _WEIGHTS_AT_ONCE
 ) -> tuple[Tensor, Tensor]:
     """As :func:`attention`, and what each query gave to each key.
 
@@ -63,7 +81,8 @@ def attention_weighed(
         ``[B, Q, H * D]``, and the probabilities averaged over the heads, ``[B, Q, S]``, float32 at least.
     """
     weights = wide(query.new_empty(0)).new_zeros(*query.shape[:2], key.shape[1])
-    return _by_parts(query, key, value, keys, weights, at_once, 1), weights
+    seen = keys.mask() if isinstance(keys, Ranked) else keys
+    return _by_parts(query, key, value, seen, weights, at_once, 1), weights
 
 
 def _by_parts(

@@ -132,13 +132,14 @@ class Denoiser:
             planned = [cache.plan(canvas, ask, need, branch) for branch in branches]
             plans = [plan for plan, _ in planned]
             lines = Lines.of(canvas, ask, want, scored, probes, plans)
-            layouts, outputs = _layout(plans, lines)
+            rank = canvas.rank if ask.rank is None else ask.rank
+            layouts, outputs = _layout(plans, lines, rank)
             tokens = [canvas.tokens]
             if guidance:
                 given = (canvas.position < canvas.prompt[:, None]) | canvas.fixed
                 tokens.append(torch.where(given, self.spec.mask, canvas.tokens))
             ran = list[Rows]()
-            run = partial(self._hidden, outputs, probes, cache, ran)
+            run = partial(self._hidden, outputs, probes, cache, rank, ran)
             found = [run(*each) for each in zip(tokens, planned, layouts, strict=True)]
             hidden = torch.stack(found, 1) if guidance else found[0]
         (_, (row, position), asked), *others = outputs.split(hidden)
@@ -175,6 +176,7 @@ class Denoiser:
         outputs: Outputs,
         probes: Probes | None,
         cache: Cache,
+        rank: Tensor | None,
         ran: list[Rows],
         tokens: Tensor,
         planned: tuple[Plan, Any],
@@ -187,7 +189,7 @@ class Denoiser:
             tokens = probes.filled(tokens, self.spec.mask)
         slot = (plan.compute.cumsum(1) - 1)[row, column]
         ran += parts
-        run = partial(self._tile, tokens, cache, state, probes, plan.keys)
+        run = partial(self._tile, tokens, cache, state, probes, plan.keys, rank)
         if len(parts) == 1:
             return run(parts[0])[row, slot]
         first, begin = [0] * len(tokens), 0  # where each row's slots begin, all rectangles one after the other
@@ -199,10 +201,17 @@ class Denoiser:
         return torch.cat([run(rows).flatten(0, 1) for rows in parts])[place]
 
     def _tile(
-        self, tokens: Tensor, cache: Cache, state: Any, probes: Probes | None, keys: Tensor, rows: Rows
+        self,
+        tokens: Tensor,
+        cache: Cache,
+        state: Any,
+        probes: Probes | None,
+        keys: Tensor,
+        rank: Tensor | None,
+        rows: Rows,
     ) -> Tensor:
         """Hidden states ``[B, Q, C]`` of the positions of some rows."""
-        rows, place = (rows, None) if probes is None else probes.aim(rows, keys)
+        rows, place = (rows, None) if probes is None else probes.aim(rows, keys, rank)
         with for_work(len(rows.members) * rows.slots * (self.layer_weights + 2 * rows.total * self.width)):
             rows = replace(rows, rotary=self.network.rotate_rows(rows, place))
             at = rows.position if rows.whole else rows.position.clamp(max=rows.total - 1)
@@ -262,16 +271,17 @@ class Denoiser:
         return free + (guidance + 1) * (conditional - free)
 
 
-def _layout(plans: list[Plan], lines: Lines) -> tuple[list[list[Rows]], Outputs]:
+def _layout(plans: list[Plan], lines: Lines, rank: Tensor | None) -> tuple[list[list[Rows]], Outputs]:
     """The rectangles of each plan, and the outputs to read; the host reads all it must know of them at once."""
-    columns = [(*Counts.columns(p.compute, p.keys, p.work), *p.host.values()) for p in plans]
+    columns = [(*Counts.columns(p.compute, p.keys, p.work, rank), *p.host.values()) for p in plans]
     counts = lines.counts()
     told = torch.stack([column.double() for own in (*columns, counts) for column in own]).tolist()
     layouts = []
     for plan, own in zip(plans, columns, strict=True):
         mine, told = told[: len(own)], told[len(own) :]
-        host = {name: [int(v) for v in values] for name, values in zip(plan.host, mine[4:], strict=True)}
-        layouts.append(tiles(plan.compute, plan.keys, Counts(*mine[:4]), host))
+        many = len(mine) - len(plan.host)
+        host = {name: [int(v) for v in values] for name, values in zip(plan.host, mine[many:], strict=True)}
+        layouts.append(tiles(plan.compute, plan.keys, Counts(*mine[:many]), host, rank))
     return layouts, lines.settled(told)
 
 

@@ -53,12 +53,18 @@ class Probes:
         given = tokens.gather(1, (self.target - 1).clamp(min=0)) if self.shift else mask
         return torch.where(self.held, given, tokens)
 
-    def aim(self, rows: Rows, keys: Tensor) -> tuple[Rows, Tensor]:
-        """Rows whose probes see what they shall, given the others' ``keys [B, T]``; and where all stand, ``[B, Q]``."""
+    def aim(self, rows: Rows, keys: Tensor, rank: Tensor | None = None) -> tuple[Rows, Tensor]:
+        """Rows whose probes see what they shall, given the others' ``keys [B, T]`` and ranks ``[B or 1, T]``; and where
+        all stand, ``[B, Q]``.
+        """
         at = rows.position.clamp(max=rows.total - 1)
         mine = rows.of(self.held).gather(1, at)
         columns = torch.arange(rows.total, device=at.device)
         peers = columns == at[:, :, None] if self.shift else rows.of(self.held)[:, None]
         seen = rows.of(keys)[:, None] | peers & mine[:, :, None]
         seen = seen & (columns != rows.of(self.hides).gather(1, at)[:, :, None])
-        return replace(rows, keys=seen, extent=rows.total), rows.of(self.place).gather(1, at)
+        place = rows.of(self.place).gather(1, at)
+        if rank is not None:
+            own = rows.of(rank.expand(len(keys), -1))
+            seen = seen & ((own[:, None] <= own.gather(1, place)[:, :, None]) | rows.of(self.held)[:, None])
+        return replace(rows, keys=seen, extent=rows.total), place

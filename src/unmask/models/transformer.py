@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.errors import ModelError
+from ..core.protocols import Keys
 from ..core.rows import Rows
 from .attention import attention, attention_weighed, rotate
 from .kernels import Kernels
@@ -155,12 +156,12 @@ class TransformerBlock(nn.Module):
         before = (self.arch.heads + self.arch.kv_heads) * self.arch.head_dim
         return self.split(self.qkv_proj.part(self.attn_norm(hidden), before))
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, keys: Tensor | None) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, keys: Keys) -> Tensor:
         """Attention and output projection."""
         out: Tensor = self.o(attention(query, key, value, keys))
         return out
 
-    def attend_weighed(self, query: Tensor, key: Tensor, value: Tensor, keys: Tensor | None) -> tuple[Tensor, Tensor]:
+    def attend_weighed(self, query: Tensor, key: Tensor, value: Tensor, keys: Keys) -> tuple[Tensor, Tensor]:
         """Attention and output projection, and the heads' mean probabilities."""
         out, weights = attention_weighed(query, key, value, keys)
         return self.o(out), weights

@@ -48,7 +48,7 @@ class SlowFast(Settings):
         return SlowFastState(zero - 1, zero, zero > 0, zero, zero - 1, history, history, seen, zero)
 
     def ask(self, canvas: Canvas, state: SlowFastState) -> Ask:
-        start, high = self._bounds(canvas, state)
+        state, start, high = self._here(canvas, state)
         fast, later = state.fast >= 0, state.fast >= 1
         stop = torch.where(fast, state.end, high)[:, None]
         window = canvas.valid & (canvas.position >= start[:, None]) & (canvas.position < stop) & ~canvas.done[:, None]
@@ -61,7 +61,7 @@ class SlowFast(Settings):
         )
 
     def decide(self, canvas: Canvas, prediction: Prediction, state: SlowFastState) -> tuple[Update, SlowFastState]:
-        start, high = self._bounds(canvas, state)
+        state, start, high = self._here(canvas, state)
         slow = state.fast < 0
         explored = explore(self, canvas, prediction, state, start, high)
         write = torch.where(
@@ -93,7 +93,7 @@ class SlowFast(Settings):
         """The phase; the span, which in the slow phase goes to the block's end; and there the ``candidate`` for its end
         (one behind the farthest position above ``tau_min``; -1 in forward passes that have none).
         """
-        start, high = self._bounds(canvas, before)
+        before, start, high = self._here(canvas, before)
         fast = before.fast >= 0
         candidate = torch.where(fast | before.settled, -1, after.ends[:, -1].long() + canvas.prompt)
         return {
@@ -104,11 +104,19 @@ class SlowFast(Settings):
             "candidate": candidate,
         }
 
-    def _bounds(self, canvas: Canvas, state: SlowFastState) -> tuple[Tensor, Tensor]:
-        """``[B]`` where the cycle starts and where the block ends."""
-        low = canvas.block_start(self.block_length)
-        high = canvas.length if self.block_length is None else torch.minimum(low + self.block_length, canvas.length)
-        return torch.where(state.start < 0, low, state.start), high
+    def _here(self, canvas: Canvas, state: SlowFastState) -> tuple[SlowFastState, Tensor, Tensor]:
+        """The state, and ``[B]`` where the cycle starts and the block ends. A block that a wrapper has filled takes its
+        cycle with it.
+        """
+        low, high = canvas.block_start(self.block_length), canvas.block_end(self.block_length)
+        fresh = state.start < low
+        state = replace(
+            state,
+            settled=state.settled & ~fresh,
+            slow=torch.where(fresh, 0, state.slow),
+            fast=torch.where(fresh, -1, state.fast),
+        )
+        return state, torch.where(fresh, low, state.start), high
 
     @staticmethod
     def _commit(confidence: Tensor, count: int, tau: float | None) -> Tensor:
