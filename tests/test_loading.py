@@ -214,6 +214,8 @@ def test_llada_8b_maps_every_name_without_allocating(tmp_path):
         "o_bias": False,
         "mlp_bias": False,
         "scaling": None,
+        "clip": 0.0,
+        "experts": None,
     }
     ids = (description.mask, description.eos, description.pad, description.context, description.shift)
     assert ids == (126336, (126081,), 126081, 4096, False)

@@ -47,6 +47,7 @@ def load(
     *,
     revision: str | None = None,
     adapter: str | Path | None = None,
+    block_length: int | None = None,
     cuda_graphs: str = "auto",
 ) -> Model:
     """Load a masked diffusion language model.
@@ -61,18 +62,21 @@ def load(
         revision: branch, tag or commit of a hub id.
         adapter: folder or hub id of a LoRA adapter (peft's format), which is merged into the weights; None: the one in
             the model's folder, if there is one.
+        block_length: of a block-causal model such as SDAR; None: what its config or name says. It is a property of the
+            weights; policies have a parameter of the same name.
         cuda_graphs: ``"auto"``: on CUDA the layers of short forward passes are recorded and launched at once;
             ``"off"``: never.
 
     Raises:
         ModelError: no such model, unsupported family or variant, missing, truncated or mismatched weights, unknown
-            device or dtype, nothing to compile with.
+            device or dtype, nothing to compile with, a block length that is not known.
     """
     if not isinstance(compile, bool):
         raise ModelError(f"compile must be True or False, got {compile!r}")
     if cuda_graphs not in ("auto", "off"):
         raise ModelError(f"cuda_graphs must be 'auto' or 'off', got {cuda_graphs!r}")
-    checkpoint = Checkpoint.find(BUNDLED if path_or_id is None else path_or_id, revision=revision, adapter=adapter)
+    path = BUNDLED if path_or_id is None else path_or_id
+    checkpoint = Checkpoint.find(path, revision=revision, adapter=adapter, block_length=block_length)
     where = pick_device(device)
     kind = pick_dtype(dtype, checkpoint, where)
     text = Text.find(checkpoint.folder)
@@ -83,7 +87,7 @@ def load(
     kernels = compiled(EAGER, where.type) if compile else EAGER  # refused before weights are read
     denoiser = load_denoiser(checkpoint, spec, where, kind)
     denoiser.network.use(kernels)
-    if cuda_graphs == "auto" and where.type == "cuda":
+    if cuda_graphs == "auto" and where.type == "cuda" and not denoiser.network.waits:
         denoiser.graphs = Graphs()
     return Model(denoiser, text, recommended(checkpoint))
 

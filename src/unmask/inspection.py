@@ -82,7 +82,7 @@ def inspect(
 def _state(checkpoint: Checkpoint) -> str:
     """The word "complete", or the first weights that are missing or have another shape than the config implies."""
     names, tensors = {theirs: ours for ours, theirs in checkpoint.names.items()}, checkpoint.tensors
-    shapes, held = blank(checkpoint.description.arch).shapes(), set(tensors.names())
+    shapes, held = blank(checkpoint.description.arch).shapes_of(checkpoint.names), set(tensors.names())
     absent = [theirs for theirs in names if theirs not in held]
     wrong = []
     for theirs in tensors.names():

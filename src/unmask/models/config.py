@@ -111,6 +111,14 @@ class Config(Mapping[str, Any]):
             raise self.wrong(key, f"an integer >= {at_least}")
         return value
 
+    def optional(self, key: str) -> int | None:
+        """An integer of at least 1; None where the key is absent or null.
+
+        Raises:
+            ModelError: not such an integer.
+        """
+        return None if self.get(key) is None else self.integer(key)
+
     def number(self, key: str, default: float | None = None) -> float:
         """A positive number; ``default`` where the key is absent or null.
 

@@ -88,7 +88,7 @@ class Denoiser:
         self.graphs: Graphs | None = None
         arch = network.arch
         self.layers, self.width, self.kv_heads, self.head_dim = arch.layers, arch.width, arch.kv_heads, arch.head_dim
-        self.layer_weights = sum(p.numel() for p in network.blocks.parameters()) // max(1, arch.layers)
+        self.layer_weights = network.active_in_blocks // max(1, arch.layers)
 
     def init(self, canvas: Canvas, cache: Cache, guidance: float = 0.0) -> Branches:
         """Empty cache states for the rows of a canvas; two of them when ``guidance`` is used."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -29,8 +29,26 @@ class Recommended:
 
 
 @dataclass(frozen=True)
+class Blocks:
+    """That attention is block-causal, and what a family knows of how long the blocks are.
+
+    Attributes:
+        length: what the config says, or all of the family have; None: neither.
+        keys: of the config that say it.
+        named: the length of checkpoints whose name matches a pattern, where no number is in it.
+    """
+
+    length: int | None = None
+    keys: tuple[str, ...] = ()
+    named: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Description:
-    """A checkpoint as its config describes it; ids as in :class:`unmask.core.canvas.ModelSpec`."""
+    """A checkpoint as its config describes it; ids as in :class:`unmask.core.canvas.ModelSpec`.
+
+    ``blocks``: attention is block-causal; None: every position attends to all others.
+    """
 
     family: str
     arch: Architecture
@@ -40,6 +58,7 @@ class Description:
     pad: int
     shift: bool
     published: Recommended
+    blocks: Blocks | None = None
 
     def __post_init__(self) -> None:
         """Refuse ids outside the vocabulary, as a :class:`ModelError`."""
@@ -81,34 +100,72 @@ class Family(Protocol[D_co]):
         """From our parameter names to the checkpoint's."""
 
 
-def special_ids(config: Config) -> dict[str, Any]:
+def special_ids(config: Config, mask: int | None = None, eos: int | None = None) -> dict[str, Any]:
     """``mask``, ``eos`` and ``pad`` of a :class:`Description`, from the usual keys (pad: the end of text, if absent).
+
+    ``mask`` and ``eos``: what the family's published checkpoints have, for configs that do not say it.
 
     Raises:
         ModelError: no mask or no end of text, or not an id.
     """
-    eos = config.ids("eos_token_id")
-    if not eos:
+    ends = config.ids("eos_token_id") or (() if eos is None else (eos,))
+    if not ends:
         raise ModelError("config.json has no 'eos_token_id'")
-    pad = config.integer("pad_token_id", eos[0], at_least=0)
-    return {"mask": config.integer("mask_token_id", at_least=0), "eos": eos, "pad": pad}
+    if mask is None and config.get("mask_token_id") is None:
+        raise ModelError(
+            f"config.json has no 'mask_token_id', and {config.family} has no id that all of its checkpoints mask with; "
+            "add the key with the id of the mask token"
+        )
+    pad = config.integer("pad_token_id", ends[0], at_least=0)
+    return {"mask": config.integer("mask_token_id", mask, at_least=0), "eos": ends, "pad": pad}
 
 
-def weight_names(arch: Architecture, outer: Mapping[str, str], block: str, layer: Mapping[str, str]) -> dict[str, str]:
+def weight_names(
+    arch: Architecture,
+    outer: Mapping[str, str],
+    block: str,
+    layer: Mapping[str, str],
+    mixture: Mapping[str, str] | None = None,
+) -> dict[str, str]:
     """From our parameter names to a checkpoint's.
 
     Args:
-        arch: tied head, biases, norms of queries and keys.
+        arch: tied head, biases, norms of queries and keys, experts.
         outer: names outside the blocks, without ``.weight``.
         block: what the name of each block begins with, ``{}`` for its number.
-        layer: names inside a block.
+        layer: names inside a block; with ``qkv_proj``, the checkpoint holds queries, keys and values as one tensor.
+        mixture: names inside a block of what :attr:`unmask.models.experts.Experts.tensors` names.
     """
     names = {f"{ours}.weight": f"{theirs}.weight" for ours, theirs in outer.items() if ours != "head" or not arch.tied}
     for i in range(arch.layers):
-        for ours, kinds in arch.tensors.items():
+        begin, held, experts = block.format(i), arch.tensors(i), arch.mixed(i)
+        if "qkv_proj" in layer:
+            held = {"qkv_proj": held.pop("q"), **{name: kinds for name, kinds in held.items() if name not in "kv"}}
+        for ours, kinds in held.items():
             for kind in kinds:
-                names[f"blocks.{i}.{ours}.{kind}"] = f"{block.format(i)}.{layer[ours]}.{kind}"
+                names[f"blocks.{i}.{ours}.{kind}"] = f"{begin}.{layer[ours]}.{kind}"
+        for ours in experts.tensors if experts else ():
+            for e in range(experts.count if experts and "{}" in ours else 1):
+                names[f"blocks.{i}.mixture.{ours.format(e)}"] = f"{begin}.{(mixture or {})[ours].format(e)}"
     return names
+
+
+def mixture_names(router: str, experts: str, shared: str = "", offset: str = "") -> dict[str, str]:
+    """Names for :func:`weight_names`, where each SwiGLU is ``gate_proj``, ``up_proj`` and ``down_proj``.
+
+    Args:
+        router: the name of its product.
+        experts: what the names of an expert begin with, ``{}`` for its number.
+        shared: what those of the shared expert begin with.
+        offset: the name of the experts' offsets.
+    """
+    whose = {"experts.{}": experts, "shared": shared}
+    found = {
+        f"{ours}.{part}.weight": f"{theirs}.{part}_proj.weight"
+        for ours, theirs in whose.items()
+        for part in ("gate", "up", "down")
+    }
+    return found | {"router.weight": f"{router}.weight", "router.offset": offset}
 
 
 def pick(families: Sequence[Family[D_co]], config: Mapping[str, Any], folder: Path) -> Family[D_co]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from .config import Config, words
-from .family import weight_names
+from .experts import Experts
+from .family import mixture_names, weight_names
 from .rope import rope_of
 from .transformer import Architecture
 
 HARMLESS = words("is_llama_config max_window_layers pretraining_tp")
 """Keys without effect once windows are off: where these begin, and how products were split in training."""
-_OUTER = {"embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
-_LAYER = {
+OUTER = {"embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
+LAYER = {
     "attn_norm": "input_layernorm",
     "q": "self_attn.q_proj",
     "k": "self_attn.k_proj",
@@ -23,6 +24,9 @@ _LAYER = {
     "up": "mlp.up_proj",
     "down": "mlp.down_proj",
 }
+_MIXTURE = mixture_names("mlp.gate", "mlp.experts.{}")
+MOE_HARMLESS = words("output_router_logits router_aux_loss_coef")
+"""Keys of a mixture of experts that only training reads."""
 
 
 def architecture(
@@ -33,6 +37,9 @@ def architecture(
     mlp_bias: bool = False,
     qk_norm: bool = False,
     head_dim: int = 0,
+    clip: float = 0.0,
+    ffn: int | None = None,
+    experts: Experts | None = None,
 ) -> tuple[Architecture, int]:
     """What a config in this layout says, given what is so in all of its family; and the context.
 
@@ -50,7 +57,7 @@ def architecture(
         layers=config.integer("num_hidden_layers"),
         heads=heads,
         kv_heads=config.integer("num_key_value_heads", heads),
-        ffn=config.integer("intermediate_size"),
+        ffn=config.integer("intermediate_size") if ffn is None else ffn,
         vocab=config.integer("vocab_size"),
         theta=rope.theta,
         eps=config.number("rms_norm_eps", 1e-6),
@@ -62,13 +69,34 @@ def architecture(
         o_bias=o_bias,
         mlp_bias=mlp_bias,
         scaling=rope.scaling,
+        clip=clip,
+        experts=experts,
     )
     return arch, context
 
 
 def names(arch: Architecture) -> dict[str, str]:
     """From our parameter names to the checkpoint's."""
-    return weight_names(arch, _OUTER, "model.layers.{}", _LAYER)
+    return weight_names(arch, OUTER, "model.layers.{}", LAYER, _MIXTURE)
+
+
+def qwen3_experts(config: Config) -> Experts:
+    """The mixture of experts as Qwen3-MoE's configs describe it: softmax over all experts, ``norm_topk_prob``.
+
+    Raises:
+        ModelError: a missing key, or numbers that do not fit each other.
+    """
+    layers, step = config.integer("num_hidden_layers"), config.integer("decoder_sparse_step", 1)
+    given = config.get("mlp_only_layers") or []
+    if not isinstance(given, list) or not all(isinstance(i, int) and 0 <= i < layers for i in given):
+        raise config.wrong("mlp_only_layers", f"a list of layers, 0 to {layers - 1}")
+    return Experts(
+        count=config.integer("num_experts"),
+        chosen=config.integer("num_experts_per_tok"),
+        width=config.integer("moe_intermediate_size"),
+        normalised=config.flag("norm_topk_prob"),
+        dense=tuple(i for i in range(layers) if i in given or (i + 1) % step),
+    )
 
 
 def _refuse_windows(config: Config) -> None:
@@ -80,5 +108,5 @@ def _refuse_windows(config: Config) -> None:
     kinds = config.get("layer_types") or []
     if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
         raise config.wrong("layer_types", "a list of 'full_attention' alone: every layer attends to the whole text")
-    if config.get("sliding_window") is not None and "use_sliding_window" not in config:
+    if config.get("sliding_window") and "use_sliding_window" not in config:
         raise config.wrong("sliding_window", "null: every layer attends to the whole text")

@@ -44,7 +44,7 @@ def matched(
     surplus = [n for n in tensors.names() if n.split(".")[0] in inside and n not in known and not _UNUSED.search(n)]
     if surplus:
         raise ModelError(f"{folder}: weights that config.json does not account for: {_some(surplus)}")
-    wanted, ours = network.shapes(), {theirs: ours for ours, theirs in names.items()}
+    wanted, ours = network.shapes_of(names), {theirs: ours for ours, theirs in names.items()}
     found = {theirs: ours[theirs] for theirs in tensors.names() if theirs in ours}
     for theirs, name in found.items():
         if tensors.shape(theirs) != list(wanted[name]):
@@ -65,7 +65,10 @@ def fill(
     Raises:
         ModelError: a file that cannot be read, or holds other than floating point numbers.
     """
-    state = {ours: tensors.read(theirs).to(device=device, dtype=dtype, copy=True) for theirs, ours in found.items()}
+    state = {
+        ours: tensors.read(theirs).to(device=device, dtype=network.kept(ours, dtype), copy=True)
+        for theirs, ours in found.items()
+    }
     network.assign(state)
 
 

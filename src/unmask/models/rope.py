@@ -105,19 +105,20 @@ class Rope:
     scaling: Scaling | None
 
 
-def rope_of(config: Config, context: int) -> Rope:
+def rope_of(config: Config, context: int, share: float = 1.0) -> Rope:
     """Read ``rope_theta``, ``partial_rotary_factor`` and ``rope_scaling``, or transformers 5's ``rope_parameters``.
 
     Args:
         config: the whole of it.
         context: its longest text, which a scaling takes for the original one where it names none.
+        share: of a head, where it names none.
 
     Raises:
         ModelError: a kind of scaling that is not supported, a parameter that is missing or unknown or has two values.
     """
     inner = _object(config)
     theta = _same(config, inner, "rope_theta", 10000.0)
-    share = _same(config, inner, "partial_rotary_factor", 1.0)
+    share = _same(config, inner, "partial_rotary_factor", share)
     if share > 1:
         raise config.wrong("partial_rotary_factor", "a number in (0, 1]")
     return Rope(theta, share, _scaling(config, inner, context))
@@ -129,7 +130,7 @@ def _object(config: Config) -> Config:
     where = _NEW
     for key in (_NEW, _OLD):
         given = config.get(key)
-        if given is None:
+        if given is None or given is False:  # RND1's way to say none
             continue
         if not isinstance(given, Mapping):
             raise config.wrong(key, "an object, or null")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from ..core.errors import ModelError
 from ..core.protocols import Keys
 from ..core.rows import Rows
 from .attention import attention, attention_weighed, rotate
+from .experts import Experts, Mixture
 from .kernels import Kernels
 from .rope import Scaling, rotary_table
 
@@ -23,7 +25,7 @@ class Architecture:
     Attributes:
         width: of the hidden states.
         layers, heads, kv_heads: numbers of blocks, of query heads, and of key and value heads.
-        ffn: hidden size of the SwiGLU.
+        ffn: hidden size of the SwiGLU; of the layers without experts, where there are experts.
         vocab: rows of the embedding.
         theta: base of the rotary frequencies.
         eps: of every RMSNorm.
@@ -32,7 +34,9 @@ class Architecture:
         head_dim: size of one head; 0: ``width / heads``.
         rotary_dim: dimensions of a head that are rotated, the first ones; 0: all.
         qk_norm: an RMSNorm of every query and key head before the rotation.
+        clip: queries and keys, before the rotation, and values are bounded by this number and its negative; 0: not.
         scaling: of the rotary frequencies.
+        experts: what the layers have instead of a SwiGLU; None: no layer has.
     """
 
     width: int
@@ -51,6 +55,8 @@ class Architecture:
     o_bias: bool = False
     mlp_bias: bool = False
     scaling: Scaling | None = None
+    clip: float = 0.0
+    experts: Experts | None = None
 
     def __post_init__(self) -> None:
         """Fill in what follows from the rest.
@@ -81,16 +87,21 @@ class Architecture:
     def stacked(self) -> dict[str, dict[str, int]]:
         """Layers computed by one product that checkpoints keep apart: their parts, by rows."""
         kv = self.kv_heads * self.head_dim
-        return {
+        dense = {
             "qkv_proj": {"q": self.heads * self.head_dim, "k": kv, "v": kv},
             "gate_up": {"gate": self.ffn, "up": self.ffn},
         }
+        return dense if self.experts is None else dense | self.experts.stacked(self.width)
 
-    @property
-    def tensors(self) -> dict[str, tuple[str, ...]]:
-        """What a block holds in a checkpoint, ``weight`` alone or with ``bias``, by our names."""
+    def mixed(self, layer: int) -> Experts | None:
+        """The experts of a layer; None: it has a SwiGLU."""
+        return None if self.experts is None or layer in self.experts.dense else self.experts
+
+    def tensors(self, layer: int) -> dict[str, tuple[str, ...]]:
+        """What a block holds in a checkpoint beside experts, ``weight`` alone or with ``bias``, by our names."""
         biased = {**dict.fromkeys("qkv", self.qkv_bias), "o": self.o_bias}
-        biased |= dict.fromkeys(("gate", "up", "down"), self.mlp_bias)
+        if self.mixed(layer) is None:
+            biased |= dict.fromkeys(("gate", "up", "down"), self.mlp_bias)
         biased |= dict.fromkeys(("attn_norm", "mlp_norm", *(("q_norm", "k_norm") if self.qk_norm else ())), False)
         return {name: ("weight", "bias") if bias else ("weight",) for name, bias in biased.items()}
 
@@ -122,12 +133,12 @@ class Norm(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm attention and SwiGLU; see :class:`unmask.core.protocols.Block` for the primitives."""
+    """Pre-norm attention and SwiGLU, or experts; see :class:`unmask.core.protocols.Block` for the primitives."""
 
-    def __init__(self, arch: Architecture) -> None:
+    def __init__(self, arch: Architecture, layer: int = 0) -> None:
         super().__init__()
         d = arch.width
-        self.arch = arch
+        self.arch, self.layer = arch, layer
         self.kernels = EAGER
         self.attn_norm = Norm(d, arch.eps)
         self.qkv_proj = linear(d, sum(arch.stacked["qkv_proj"].values()), arch.qkv_bias)
@@ -138,8 +149,13 @@ class TransformerBlock(nn.Module):
         self.make_feed()
 
     def make_feed(self) -> None:
-        """Make the layers that :attr:`Kernels.feed` computes with: those of a dense SwiGLU."""
-        d, arch = self.arch.width, self.arch
+        """Make the layers that :meth:`mlp` computes with: a mixture of experts, or those of a dense SwiGLU, which
+        :attr:`Kernels.feed` knows.
+        """
+        d, arch, experts = self.arch.width, self.arch, self.arch.mixed(self.layer)
+        self.mixture = None if experts is None else Mixture(d, experts, linear)
+        if experts is not None:
+            return
         self.gate_up = linear(d, 2 * arch.ffn, arch.mlp_bias)
         self.down = linear(arch.ffn, d, arch.mlp_bias)
 
@@ -154,7 +170,11 @@ class TransformerBlock(nn.Module):
     def value(self, hidden: Tensor) -> Tensor:
         """Values alone."""
         before = (self.arch.heads + self.arch.kv_heads) * self.arch.head_dim
-        return self.split(self.qkv_proj.part(self.attn_norm(hidden), before))
+        return self.bounded(self.split(self.qkv_proj.part(self.attn_norm(hidden), before)))
+
+    def bounded(self, x: Tensor) -> Tensor:
+        """Between ``-clip`` and ``clip``, where the architecture has such bounds."""
+        return x.clamp(-self.arch.clip, self.arch.clip) if self.arch.clip else x
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, keys: Keys) -> Tensor:
         """Attention and output projection."""
@@ -167,8 +187,11 @@ class TransformerBlock(nn.Module):
         return self.o(out), weights
 
     def mlp(self, hidden: Tensor) -> Tensor:
-        """SwiGLU of the normalised input."""
-        return self.kernels.feed(self, hidden)
+        """SwiGLU, or experts, of the normalised input."""
+        if self.mixture is None:
+            return self.kernels.feed(self, hidden)
+        out: Tensor = self.mixture(self.mlp_norm(hidden))
+        return out
 
 
 def _project(block: TransformerBlock, hidden: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -179,6 +202,7 @@ def _project(block: TransformerBlock, hidden: Tensor, rotary: Tensor) -> tuple[T
     if arch.qk_norm:
         query, key = query_key[..., : arch.heads, :], query_key[..., arch.heads :, :]
         query_key = torch.cat([block.q_norm(query), block.k_norm(key)], -2)
+    query_key, value = block.bounded(query_key), block.bounded(value)
     turned = rotate(query_key, rotary)
     return turned[..., : arch.heads, :], turned[..., arch.heads :, :], value
 
@@ -202,7 +226,7 @@ class Transformer(nn.Module):
         self.arch = arch
         self.kernels = EAGER
         self.embed = nn.Embedding(arch.vocab, arch.width, _weight=torch.empty(arch.vocab, arch.width))
-        self.blocks = nn.ModuleList(TransformerBlock(arch) for _ in range(arch.layers))
+        self.blocks = nn.ModuleList(TransformerBlock(arch, i) for i in range(arch.layers))
         self.norm = Norm(arch.width, arch.eps)
         self.head = None if arch.tied else linear(arch.width, arch.vocab)
         if self.embed.weight.is_meta:  # made later; torch calculates on "meta" by torch._dynamo, a second to import
@@ -227,20 +251,49 @@ class Transformer(nn.Module):
     def parts(self) -> dict[str, dict[str, tuple[int, ...]]]:
         """The name and shape of each tensor of a checkpoint, by the parameter whose rows it is (or is a part of)."""
         found: dict[str, dict[str, tuple[int, ...]]] = {}
+        stacked = self.arch.stacked
         for name, parameter in self.named_parameters():
             *path, module, kind = name.split(".")
-            split = self.arch.stacked.get(module, {module: len(parameter)})
+            split = stacked.get(module, {module: len(parameter)})
             shapes = {part: (rows, *parameter.shape[1:]) for part, rows in split.items()}
             found[name] = {".".join([*path, part, kind]): shape for part, shape in shapes.items()}
         return found
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The name and shape of each tensor of a checkpoint."""
+        """The name and shape of each tensor of a checkpoint that keeps all parts apart."""
         return {name: shape for parts in self.parts().values() for name, shape in parts.items()}
 
+    def shapes_of(self, names: Collection[str]) -> dict[str, tuple[int, ...]]:
+        """The shapes of the tensors of a checkpoint that has these: parts of parameters, or whole ones."""
+        found = self.shapes() | {name: tuple(parameter.shape) for name, parameter in self.named_parameters()}
+        return {name: found[name] for name in names}
+
+    def kept(self, name: str, dtype: torch.dtype) -> torch.dtype:
+        """What a parameter is kept in where the network calculates in ``dtype``: routers in float32 at least."""
+        return torch.promote_types(dtype, torch.float32) if ".router." in name else dtype
+
+    @property
+    def active(self) -> int:
+        """Parameters that one position is computed with: all, less the experts that it is not sent to."""
+        outside = sum(p.numel() for p in self.parameters()) - sum(p.numel() for p in self.blocks.parameters())
+        return outside + self.active_in_blocks
+
+    @property
+    def active_in_blocks(self) -> int:
+        """The same, of the blocks alone."""
+        idle = sum(module.idle for module in self.blocks.modules() if isinstance(module, Mixture))
+        return sum(p.numel() for p in self.blocks.parameters()) - idle
+
+    @property
+    def waits(self) -> bool:
+        """Whether layers wait for the device, so that no graph can hold them: experts without a grouped product."""
+        return any(not module.grouped for module in self.blocks.modules() if isinstance(module, Mixture))
+
     def assign(self, tensors: dict[str, Tensor]) -> None:
-        """Take over the tensors that :meth:`parts` names; empties ``tensors``."""
+        """Take over the tensors that :meth:`parts` names, or whole parameters; empties ``tensors``."""
         for name, parts in self.parts().items():
+            if name in tensors:
+                continue
             pieces = [tensors.pop(part) for part in parts]
             tensors[name] = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
         self.load_state_dict(tensors, assign=True)

@@ -13,26 +13,48 @@ from ..core.canvas import ModelSpec
 from ..core.errors import ModelError
 from .adapter import CONFIG as ADAPTER_CONFIG
 from .adapter import Adapted, Adapter
+from .blocks import block_length
 from .config import Config
 from .denoiser import Denoiser
 from .dream import Dream
 from .family import Description, Family, describe, pick
+from .fast_dllm import FastDllm
 from .hub import find_folder
 from .llada import Llada
+from .llada2 import Llada2
+from .llada_moe import LladaMoe
 from .loading import blank, fill, matched
+from .rnd1 import Rnd1
+from .sdar import Sdar, SdarMoe
+from .stable_diffcoder import StableDiffcoder
 from .tensors import Tensors, first_dtype, named_dtype, read_json, tensors_of
 from .transformer import Transformer
 
-FAMILIES: tuple[Family[Description], ...] = (Llada(), Dream())
+FAMILIES: tuple[Family[Description], ...] = (
+    Llada(),
+    Dream(),
+    Sdar(),
+    SdarMoe(),
+    Llada2(),
+    FastDllm(),
+    StableDiffcoder(),
+    LladaMoe(),
+    Rnd1(),
+)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder with ``config.json`` and weights, and the LoRA adapter that is merged into them, if any."""
+    """A folder with ``config.json`` and weights, and the LoRA adapter that is merged into them, if any.
+
+    ``name``: the folder or hub id as it was asked for; ``block_length``: what was given for it.
+    """
 
     folder: Path
     config: dict[str, Any] = field(repr=False)
     adapter: Adapter | None = None
+    name: str = ""
+    block_length: int | None = None
 
     @staticmethod
     def find(
@@ -41,6 +63,7 @@ class Checkpoint:
         *,
         revision: str | None = None,
         adapter: str | Path | None = None,
+        block_length: int | None = None,
     ) -> Checkpoint:
         """Open a folder, or fetch a hub id such as ``GSAI-ML/LLaDA-8B-Instruct`` into the hub's cache.
 
@@ -49,6 +72,7 @@ class Checkpoint:
             weights: False fetches all but the weights.
             revision: a branch, tag or commit of a hub id.
             adapter: a folder or hub id of a LoRA adapter to merge; None: the one in the model's folder, if there is.
+            block_length: of a block-causal model; None: what its config or name says.
 
         Raises:
             ModelError: neither a folder nor a hub id that can be fetched, no readable ``config.json`` in it, an adapter
@@ -68,7 +92,8 @@ class Checkpoint:
             )
         config = read_json(folder / "config.json")
         where = folder if beside else None if adapter is None else find_folder(adapter, kind="adapter")
-        return Checkpoint(folder, config, None if where is None else Adapter.read(where))
+        merged = None if where is None else Adapter.read(where)
+        return Checkpoint(folder, config, merged, str(path_or_id), block_length)
 
     @cached_property
     def family(self) -> Family[Description]:
@@ -84,6 +109,16 @@ class Checkpoint:
                 quantised weights.
         """
         return describe(self.family, self.config, self.folder)
+
+    @cached_property
+    def block(self) -> int | None:
+        """The block length; None: full attention.
+
+        Raises:
+            ModelError: it is not known, or makes no sense.
+        """
+        names = dict.fromkeys(Path(name).name for name in (self.name, str(self.folder.resolve())))
+        return block_length(self.description, self.block_length, [name for name in names if name])
 
     @cached_property
     def names(self) -> dict[str, str]:
@@ -120,8 +155,12 @@ class Checkpoint:
         fill(network, found, self.tensors, device, dtype)
 
     def spec(self, limit: int | None = None, more_eos: tuple[int, ...] = ()) -> ModelSpec:
-        """The ids; ``limit`` is the tokenizer's size, ``more_eos`` what it adds to the config's end-of-text ids."""
-        d = self.description
+        """The ids; ``limit`` is the tokenizer's size, ``more_eos`` what it adds to the config's end-of-text ids.
+
+        Raises:
+            ModelError: as :attr:`block`.
+        """
+        d, _ = self.description, self.block
         more = self.generation.ids("eos_token_id")
         more = tuple(i for i in more + more_eos if 0 <= i < d.arch.vocab and i != d.mask)
         return ModelSpec(
@@ -150,6 +189,7 @@ def load_denoiser(checkpoint: Checkpoint, spec: ModelSpec, device: torch.device,
     return Denoiser(network.requires_grad_(False), spec)
 
 
-def parameter_count(description: Description) -> int:
-    """Parameters of the network, counted on the meta device."""
-    return sum(p.numel() for p in blank(description.arch).parameters())
+def parameter_count(description: Description, active: bool = False) -> int:
+    """Parameters of the network, counted on the meta device; ``active``: those that one position is computed with."""
+    network = blank(description.arch)
+    return network.active if active else sum(p.numel() for p in network.parameters())

@@ -1,0 +1,35 @@
+"""RND1 (Radical Numerics, 2025): Qwen3-MoE without the causal mask, each output predicting the next position."""
+
+from __future__ import annotations
+
+from . import llama
+from .config import Config, words
+from .family import Description, Recommended, special_ids
+from .transformer import Architecture
+
+MASK = 151669
+_HARMLESS = words("is_causal moe_backend num_diffusion_steps")
+_PUBLISHED = Recommended("dream(alg=entropy,steps=256)", "none", 256, "RND1's published rule, by Dream's schedule")
+
+
+class Rnd1:
+    """Full attention, shifted, experts in every layer. The published configuration class replaces the sizes of every
+    config by those of RND1-Base; here the config is believed.
+    """
+
+    name = "rnd1"
+    architectures: tuple[str, ...] = ("RND1LM",)
+    harmless = llama.HARMLESS | llama.MOE_HARMLESS | _HARMLESS
+
+    def describe(self, config: Config) -> Description:
+        """See :class:`unmask.models.family.Family`."""
+        config.expect({"is_causal": False, "decoder_sparse_step": 1, "mlp_only_layers": []})
+        bias, experts = config.flag("attention_bias"), llama.qwen3_experts(config)
+        arch, context = llama.architecture(
+            config, qkv_bias=bias, o_bias=bias, qk_norm=True, head_dim=128, experts=experts
+        )
+        return Description(self.name, arch, context, **special_ids(config, MASK), shift=True, published=_PUBLISHED)
+
+    def names(self, arch: Architecture) -> dict[str, str]:
+        """See :class:`unmask.models.family.Family`."""
+        return llama.names(arch)

@@ -1,0 +1,30 @@
+"""Stable-DiffCoder: Llama's layers (Seed-Coder) with block-causal attention."""
+
+from __future__ import annotations
+
+from . import llama
+from .config import Config
+from .family import Blocks, Description, Recommended, special_ids
+from .transformer import Architecture
+
+MASK, BLOCK = 5, 4  # in its code; the config says neither
+_PUBLISHED = Recommended("threshold(tau=0.95)", "none", 512, "Stable-DiffCoder's published setting")
+
+
+class StableDiffcoder:
+    """Llama's layers, block-causal, unshifted. Configs say ``model_type: llama``: the architecture counts."""
+
+    name = "stable_diffcoder"
+    architectures: tuple[str, ...] = ("StableDiffcoderForCausalLM",)
+    harmless = llama.HARMLESS
+
+    def describe(self, config: Config) -> Description:
+        """See :class:`unmask.models.family.Family`."""
+        attention, mlp = config.flag("attention_bias"), config.flag("mlp_bias")
+        arch, context = llama.architecture(config, qkv_bias=attention, o_bias=attention, mlp_bias=mlp)
+        ids = special_ids(config, MASK)
+        return Description(self.name, arch, context, **ids, shift=False, published=_PUBLISHED, blocks=Blocks(BLOCK))
+
+    def names(self, arch: Architecture) -> dict[str, str]:
+        """See :class:`unmask.models.family.Family`."""
+        return llama.names(arch)
