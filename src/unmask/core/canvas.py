@@ -13,18 +13,23 @@ from torch import Tensor
 from .errors import RequestError
 from .state import PER_POSITION
 
+NO_MASK = -1
+"""Stands where a canvas is open in a model without a mask token: no id, nothing that a network is ever given."""
+
 
 @dataclass(frozen=True)
 class ModelSpec:
     """What decoding must know about a checkpoint; the only owner of special ids.
 
     Attributes:
-        mask: id of the mask token; never sampled, never accepted in a prompt.
+        mask: id of the mask token; never sampled, never accepted in a prompt. ``NO_MASK``: the model denoises uniform
+            noise and has none; what the network reads at open positions is for the policy to say (``Ask.draft``).
         eos: ids that end a response.
         pad: id behind the end of short rows.
         vocab: size of the logits.
         limit: ids from here on are unknown to the tokenizer and are never sampled.
         unknown: ids below ``limit`` that are unknown to the tokenizer and are never sampled; none in most.
+        block: positions of a block, of models that fill one after the other; None: of other models.
         context: most positions (prompt + response) the model was made for.
         shift: whether position i is predicted by the network output at i-1 (Dream).
         tokenizer: folder of the tokenizer that the ids belong to; None where the checkpoint has none.
@@ -39,6 +44,15 @@ class ModelSpec:
     shift: bool = False
     tokenizer: str | None = None
     unknown: tuple[int, ...] = ()
+    block: int | None = None
+
+    def room(self, gen_length: int) -> int:
+        """Positions that a response of so many tokens takes: whole blocks where the model has no mask token, for it is
+        given whole ones. What is too much is cut off when the response is done.
+        """
+        if self.mask != NO_MASK or self.block is None:
+            return gen_length
+        return -(-gen_length // self.block) * self.block
 
 
 @dataclass(frozen=True)

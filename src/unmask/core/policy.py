@@ -61,6 +61,15 @@ class Policy(Configured, ABC):
         """Whether it may call positions stale, so that every cache, ``none`` included, stores keys and values."""
         return False
 
+    @property
+    def renoises(self) -> bool:
+        """Whether it decodes models without a mask token, which denoise uniform noise, and these alone."""
+        return False
+
+    def most_passes(self, positions: int) -> int:
+        """Forward passes that a response of so many positions takes at most; a row that takes more fails."""
+        return 4 * positions + 16
+
     def check(self, prompt: Sequence[int], gen_length: int, spec: ModelSpec) -> None:
         """Refuse a request that the policy cannot decode; called for each before its first forward pass.
 
@@ -122,6 +131,9 @@ class Wrapper(Policy):
     @property
     def reuses(self) -> bool:
         return self.policy.reuses
+
+    def most_passes(self, positions: int) -> int:
+        return self.policy.most_passes(positions)
 
     def check(self, prompt: Sequence[int], gen_length: int, spec: ModelSpec) -> None:
         self.policy.check(prompt, gen_length, spec)

@@ -24,7 +24,7 @@ def fresh_state(model: Denoiser, requests: Sequence[Request]) -> State:
     device, spec = model.network.device, model.spec
     canvas = Canvas.blank(
         [r.prompt for r in requests],
-        [r.gen_length for r in requests],
+        [spec.room(r.gen_length) for r in requests],
         spec,
         eos_stop=[not r.params.ignore_eos for r in requests],
         fixed=[r.fixed for r in requests],
@@ -37,7 +37,7 @@ def state_bytes(model: Denoiser, request: Request, width: int = 0) -> int:
     """Bytes of the state of a row, on a canvas of so many positions at least; 0 of a policy that cannot begin, which
     ends with what is wrong when it enters.
     """
-    own = len(request.prompt) + request.gen_length
+    own = len(request.prompt) + model.spec.room(request.gen_length)
     longer = replace(request, prompt=[*request.prompt, *[model.spec.pad] * (width - own)])
     try:
         return row_bytes(fresh_state(model, [longer]), request.policy.reuses)

@@ -168,7 +168,7 @@ def step(
     update, policy_state = policy.decide(canvas, own, state.policy)
     plain, free = answer.state.plain, answer.state.free
     learn = partial(cache.note, update, answer.prediction)
-    cache_state = Branches(learn(plain), learn(free) if policy.guidance else None)
+    cache_state = replace(answer.state, plain=learn(plain), free=learn(free) if policy.guidance else None)
     after = canvas.apply(update)
     record = record.after(update, answer.prediction.confidence, answer.work)
     status = _status(after, answer.prediction.confidence)
