@@ -35,6 +35,7 @@ from unmask.engine.request import SamplingParams
 from unmask.engine.scheduler import Engine
 from unmask.models.denoiser import Denoiser
 from unmask.models.transformer import Architecture, Transformer
+from unmask.policies.edit import Edit
 
 ARCH = Architecture(width=32, layers=2, heads=4, kv_heads=2, ffn=48, vocab=64, theta=10000.0, eps=1e-6)
 MASK, EOS, PAD, LIMIT, CONTEXT = 60, 57, 58, 62, 64
@@ -50,6 +51,7 @@ def tiny(
     arch: Architecture = ARCH,
     eos_bias: float = 0.35,
     block: int | None = None,
+    whole: bool = False,
 ) -> Denoiser:
     """A random transformer whose confidences are spread and which says the end of text now and then.
 
@@ -71,7 +73,7 @@ def tiny(
         network.head.weight.data[EOS] += eos_bias * network.head.weight.data[:8].sum(0) / 8**0.5
     network = network.to(dtype).requires_grad_(False)
     network.make_rotary(CONTEXT, "cpu")
-    return Denoiser(network, replace(SPEC, shift=shift, block=block))
+    return Denoiser(network, replace(SPEC, shift=shift, block=block, whole=whole))
 
 
 VERIFIER = Path(__file__).parent / "verifier"  # random, float64, two ids short of the vocabulary above
@@ -117,6 +119,17 @@ POLICY_VARIANTS: dict[str, list[str]] = {
         "lookahead(wino(tau_in=0.3,tau_out=0.3,block_length=6),3)",
     ],
     "left_to_right": ["left_to_right(k=2,lookahead=5)"],
+    "sdar": [
+        "sdar(tau=0.4,steps=3)",
+        "sdar(schedule=static,steps=3,block_length=5)",
+        "sdar(schedule=sequential,steps=5)",
+    ],
+    "rnd1": ["rnd1(steps=5)", "rnd1(steps=9,gamma=2)"],
+    "edit": [
+        "edit(threshold(tau=0.4,block_length=5),tau_edit=0.3,max_post_steps=3)",
+        "edit(wino(tau_in=0.3,tau_out=0.3,block_length=6),tau_edit=0.4,max_post_steps=0)",
+        "edit(slowfast(tau_min=0.2,tau_high=0.5,k_max=3),tau_edit=0.5,max_post_steps=2,penalty=1)",
+    ],
     "apd": [
         f'apd(r=0.4,lookahead=6,verifier="{VERIFIER}")',
         f'apd(r=0.2,lookahead=none,verifier="{VERIFIER}",preset=reference)',
@@ -237,7 +250,7 @@ def decode(
                 assert event.error is None, event.error
                 rows[event.request.id].finished += 1
                 continue
-            check_step(event, before)
+            check_step(event, before, isinstance(made(policy), Edit))
             written, undone = event.committed(), event.remasked()
             assert not undone or made(policy).remasks, "it claims that it never does"
             for i, row in enumerate(event.rows):
@@ -290,7 +303,7 @@ def assert_same(got: dict[int, Row], expected: dict[int, Row]) -> None:
         assert got[row].work == pytest.approx(one.work), f"row {row}"
 
 
-def check_step(event: Step, before: dict[int, list[int]]) -> None:
+def check_step(event: Step, before: dict[int, list[int]], edits: bool = False) -> None:
     """Only masks are written, inside the window; what is not written stays; ``before`` becomes the rows after it."""
     canvas = event.canvas
     remask = torch.zeros_like(event.update.write) if event.update.remask is None else event.update.remask
@@ -305,7 +318,7 @@ def check_step(event: Step, before: dict[int, list[int]]) -> None:
             if not touched[at]:
                 assert token == old, f"position {at} changed without an update"
             elif not remask[i, at]:
-                assert old == MASK or row not in before, f"position {at} was overwritten"
+                assert edits or old == MASK or row not in before, f"position {at} was overwritten"
                 assert token in SAMPLED, f"token {token} may not be sampled"
         if int(event.forward[i]) == 0:
             prompt = int(canvas.prompt[i])

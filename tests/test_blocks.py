@@ -23,6 +23,7 @@ from helpers import (
     Row,
     assert_same,
     decode,
+    drain,
     forward,
     singly,
     tiny,
@@ -34,6 +35,7 @@ from unmask import registry
 from unmask.core.canvas import Canvas
 from unmask.core.errors import RequestError
 from unmask.core.protocols import HIDDEN, Ranked
+from unmask.engine.scheduler import Engine
 from unmask.models.attention import attention
 
 pytestmark = pytest.mark.usefixtures("many_tiles")
@@ -191,7 +193,7 @@ def test_attention_by_rank_never_holds_the_whole_mask(monkeypatch: pytest.Monkey
 
 
 def test_blocks_of_a_policy_lie_inside_those_of_the_model() -> None:
-    spec = replace(SPEC, block=8)
+    spec = replace(SPEC, block=8, whole=False)
     canvas = Canvas.blank([[1] * 5, [1] * 8], [14, 14], spec)
     assert canvas.block(None).int().tolist()[0] == [0] * 5 + [1] * 3 + [0] * 14
     assert canvas.block(3).sum(1).tolist() == [1, 3]  # 3..5 less the prompt; 8..10
@@ -203,3 +205,19 @@ def test_blocks_of_a_policy_lie_inside_those_of_the_model() -> None:
     assert shifted.present.sum(1).tolist() == [8, 8]
     assert shifted.block_start(None).tolist() == [5, 8]
     assert shifted.block_end(None).tolist() == [8, 9]
+
+
+def test_a_response_takes_whole_blocks_and_is_cut() -> None:
+    """The last block is in the input as long as all others; decoding ends when what was asked for is filled."""
+    model = tiny(block=BLOCK, whole=True)
+    long, cut = (
+        decode(model, "vanilla", "blockwise", [Request(0, [3, 1, 4], n, ignore_eos=True)])[0] for n in (13, 10)
+    )
+    assert len(long.tokens) == len(cut.tokens) == 16
+    assert long.commits[: cut.nfe] == cut.commits
+    assert cut.nfe < long.nfe
+    assert MASK not in cut.tokens[:13]
+    engine = Engine(model)
+    engine.add(Request(0, [3, 1, 4], 10, ignore_eos=True).to("vanilla", "blockwise"))
+    (outcome,) = drain(engine)
+    assert outcome.tokens == long.tokens[3:13]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ def scene() -> tuple[Canvas, torch.Tensor]:
     tokens = canvas.tokens.clone()
     tokens[0, 2:8] = 7  # the second block, of four
     tokens[2, 4] = 7
-    canvas = Canvas(tokens, canvas.prompt, canvas.length, canvas.eos_stop, canvas.fixed, SPEC)
+    canvas = replace(canvas, tokens=tokens)
     confidence = uniform(torch.arange(3), torch.zeros(3).long(), torch.zeros(3).long(), tokens.shape[1])
     return canvas, torch.where(canvas.block(5) & canvas.masked, confidence, -torch.inf)
 

@@ -36,6 +36,9 @@ POLICIES = {
     "lookahead": "unmask.policies.lookahead:Lookahead",
     "prophet": "unmask.policies.prophet:Prophet",
     "slowfast": "unmask.policies.slowfast:SlowFast",
+    "sdar": "unmask.policies.sdar:Sdar",
+    "edit": "unmask.policies.edit:Edit",
+    "rnd1": "unmask.policies.rnd1:Rnd1",
 }
 CACHES = {
     "none": "unmask.caches.none:NoCache",

@@ -13,13 +13,17 @@ from torch import Tensor
 from .errors import RequestError
 from .state import PER_POSITION
 
+NO_MASK = -1
+"""Stands where a canvas is open in a model without a mask token: no id, nothing that a network is ever given."""
+
 
 @dataclass(frozen=True)
 class ModelSpec:
     """What decoding must know about a checkpoint; the only owner of special ids.
 
     Attributes:
-        mask: id of the mask token; never sampled, never accepted in a prompt.
+        mask: id of the mask token; never sampled, never accepted in a prompt. ``NO_MASK``: the model denoises uniform
+            noise and has none; what the network reads at open positions is for the policy to say (``Ask.draft``).
         eos: ids that end a response.
         pad: id behind the end of short rows.
         vocab: size of the logits.
@@ -28,7 +32,9 @@ class ModelSpec:
         context: most positions (prompt + response) the model was made for.
         shift: whether position i is predicted by the network output at i-1 (Dream).
         block: of block models, positions per block, counted from position 0: a position sees its own block and all
-            before it. None: every position sees every other.
+            before it. Of models without a mask token, positions per canvas, counted from the prompt. None: every
+            position sees every other.
+        whole: whether the last block of a response has its full length in the input, whatever was asked for.
         tokenizer: folder of the tokenizer that the ids belong to; None where the checkpoint has none.
     """
 
@@ -42,15 +48,30 @@ class ModelSpec:
     tokenizer: str | None = None
     unknown: tuple[int, ...] = ()
     block: int | None = None
+    whole: bool = True
+
+    def room(self, prompt: int, gen_length: int) -> int:
+        """Positions that a response of so many tokens takes behind a prompt of so many: to the end of its last block.
+        What is too much is cut off when the response is done.
+        """
+        if self.block is None or not self.whole:
+            return gen_length
+        before = 0 if self.mask == NO_MASK else prompt % self.block
+        full = -(-(before + gen_length) // self.block) * self.block - before
+        return max(gen_length, min(full, self.context - prompt))
 
 
 @dataclass(frozen=True)
 class Update:
-    """What a policy decided, all ``[B, T]``: ``token`` is read where ``write``; ``remask`` turns back into masks."""
+    """What a policy decided, ``[B, T]``: ``token`` is read where ``write``; ``remask`` turns back into masks.
+
+    ``hold [B]``: rows whose current block is worked on once more, even if no mask is left in it. None: none.
+    """
 
     write: Tensor
     token: Tensor
     remask: Tensor | None = None
+    hold: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +82,9 @@ class Canvas:
         tokens: ``[B, T]`` ids.
         prompt: ``[B]`` prompt lengths.
         length: ``[B]`` prompt + response lengths.
+        wanted: ``[B]`` of these, positions that must be filled; what lies behind was not asked for, but fills the last
+            block of a block model.
+        held: ``[B]`` a position that its policy holds the row at, see :class:`Update`; -1: none.
         eos_stop: ``[B]`` whether a row is finished once its response has an end of text with no mask before it.
         fixed: ``[B, T]`` positions of the response that were given; no update touches them.
         spec: the model's ids.
@@ -69,6 +93,8 @@ class Canvas:
     tokens: Tensor = field(metadata=PER_POSITION)
     prompt: Tensor
     length: Tensor
+    wanted: Tensor
+    held: Tensor
     eos_stop: Tensor
     fixed: Tensor = field(metadata=PER_POSITION)
     spec: ModelSpec
@@ -84,12 +110,13 @@ class Canvas:
         device: torch.device | str = "cpu",
     ) -> Canvas:
         """One row per prompt, followed by ``lengths[i]`` masks, some of which ``fixed[i]`` replaces: {position in the
-        response: id}.
+        response: id}; and by as many as fill the last block.
 
         Nothing is checked: :func:`check_request` does that, once for each request.
         """
         given = [{}] * len(prompts) if fixed is None else fixed
-        size = [len(p) + n for p, n in zip(prompts, lengths, strict=True)]
+        wanted = [len(p) + n for p, n in zip(prompts, lengths, strict=True)]
+        size = [len(p) + spec.room(len(p), n) for p, n in zip(prompts, lengths, strict=True)]
         tokens = torch.full((len(prompts), max(size)), spec.pad, dtype=torch.long)
         kept = torch.zeros_like(tokens, dtype=torch.bool)
         for i, prompt in enumerate(prompts):
@@ -102,6 +129,8 @@ class Canvas:
             tokens.to(device),
             torch.tensor([len(p) for p in prompts], device=device),
             torch.tensor(size, device=device),
+            torch.tensor(wanted, device=device),
+            torch.full((len(prompts),), -1, device=device),
             torch.tensor(stop, device=device),
             kept.to(device),
             spec,
@@ -141,41 +170,51 @@ class Canvas:
         return ends
 
     @cached_property
-    def unfilled(self) -> Tensor:
-        """``[B, T]`` masks still to be filled; none in a row that has reached its end of text."""
+    def open(self) -> Tensor:
+        """``[B, T]`` the masks of rows that have not reached their end of text."""
         masks = (self.tokens == self.spec.mask) & self.valid
         ended = self.eos_stop & (self.eos_at < self.first(masks))
         return masks & ~ended[:, None]
 
     @cached_property
     def masked(self) -> Tensor:
-        """``[B, T]`` masks that can be filled now: those ``unfilled``, of a block model those of its current block."""
+        """``[B, T]`` masks that can be filled now: those ``open``, of a block model those of its current block."""
         if self.spec.block is None:
-            return self.unfilled
-        return self.unfilled & (self.position < self.block_end(None)[:, None])
+            return self.open
+        return self.open & (self.position < self.block_end(None)[:, None])
+
+    @cached_property
+    def next(self) -> Tensor:
+        """``[B]`` position of the first mask that must be filled; T where none is left."""
+        return self.first(self.open & (self.position < self.wanted[:, None]))
 
     @cached_property
     def done(self) -> Tensor:
-        """``[B]`` rows with nothing left to fill."""
-        return ~self.unfilled.any(1)
+        """``[B]`` rows with nothing left to do."""
+        return (self.next == self.tokens.shape[1]) & (self.held < 0)
 
     @cached_property
     def frontier(self) -> Tensor:
-        """``[B]`` position of the first mask to be filled; T in finished rows."""
-        return self.first(self.unfilled)
+        """``[B]`` position of the first mask to be filled, or where the row is held; T in finished rows."""
+        return torch.where(self.held < 0, self.next, self.held)
 
     # --- the blocks of the model, for block models alone
 
     @cached_property
+    def origin(self) -> Tensor:
+        """``[B]`` the position that blocks count from."""
+        return self.prompt if self.spec.mask == NO_MASK else torch.zeros_like(self.prompt)
+
+    @cached_property
     def rank(self) -> Tensor | None:
-        """``[1, T]`` the number of each position's block; None where every position sees every other."""
-        return None if self.spec.block is None else self.position // self.spec.block
+        """``[B, T]`` the number of each position's block; None where every position sees every other."""
+        return None if self.spec.block is None else (self.position - self.origin[:, None]) // self.spec.block
 
     @cached_property
     def base(self) -> Tensor:
         """``[B]`` first position of the model's current block, which holds the frontier; 0 in other models."""
         size = self.spec.block
-        return torch.zeros_like(self.prompt) if size is None else self.frontier // size * size
+        return self.origin if size is None else self.origin + (self.frontier - self.origin) // size * size
 
     @cached_property
     def opening(self) -> Tensor:
@@ -258,7 +297,10 @@ class Canvas:
         tokens = torch.where(update.write, update.token, self.tokens)
         if update.remask is not None:
             tokens = tokens.masked_fill(update.remask, self.spec.mask)
-        after = replace(self, tokens=tokens)
+        held = self.held
+        if update.hold is not None:
+            held = torch.where(update.hold, torch.where(held < 0, self.block_start(None), held), -1)
+        after = replace(self, tokens=tokens, held=held)
         for name in ("position", "valid", "response", "closing"):  # unchanged by an update
             if name in self.__dict__:
                 after.__dict__[name] = self.__dict__[name]

@@ -53,13 +53,22 @@ class Policy(Configured, ABC):
 
     @property
     def remasks(self) -> bool:
-        """Whether it may re-mask tokens that it has committed."""
+        """Whether it may re-mask or replace tokens that it has committed; of block models in the current block."""
         return False
 
     @property
     def reuses(self) -> bool:
         """Whether it may call positions stale, so that every cache, ``none`` included, stores keys and values."""
         return False
+
+    @property
+    def renoises(self) -> bool:
+        """Whether it decodes models without a mask token, which denoise uniform noise, and these alone."""
+        return False
+
+    def most_passes(self, positions: int) -> int:
+        """Forward passes that a response of so many positions takes at most; a row that takes more fails."""
+        return 4 * positions + 16
 
     def check(self, prompt: Sequence[int], gen_length: int, spec: ModelSpec) -> None:
         """Refuse a request that the policy cannot decode; called for each before its first forward pass.
@@ -81,7 +90,7 @@ class Policy(Configured, ABC):
     def decide(self, canvas: Canvas, prediction: Prediction, state: Any) -> tuple[Update, Any]:
         """What to commit: at least one position of every unfinished row whose window has a masked one.
 
-        Only tokens that the policy has committed may be re-masked, never those of ``canvas.fixed``.
+        Only tokens that the policy has committed may be re-masked or replaced, never those of ``canvas.fixed``.
         """
 
     def notes(self, canvas: Canvas, before: Any, after: Any) -> Mapping[str, Tensor]:
@@ -122,6 +131,9 @@ class Wrapper(Policy):
     @property
     def reuses(self) -> bool:
         return self.policy.reuses
+
+    def most_passes(self, positions: int) -> int:
+        return self.policy.most_passes(positions)
 
     def check(self, prompt: Sequence[int], gen_length: int, spec: ModelSpec) -> None:
         self.policy.check(prompt, gen_length, spec)

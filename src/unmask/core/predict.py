@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from .canvas import Canvas, ModelSpec
+from .canvas import NO_MASK, Canvas, ModelSpec
 from .protocols import Sampling
 
 _LATE = 1e-9  # factor of the confidence of an end of text that shall come last
@@ -18,7 +18,8 @@ _MIX1, _MIX2 = -4658895280553007687, -7723592293110705685  # splitmix64's multip
 
 def forbid(logits: Tensor, spec: ModelSpec) -> Tensor:
     """Give the mask id and ids that the tokenizer does not know probability zero, in place."""
-    logits[:, spec.mask] = -torch.inf
+    if spec.mask != NO_MASK:
+        logits[:, spec.mask] = -torch.inf
     if spec.limit < logits.shape[1]:
         logits[:, spec.limit :] = -torch.inf
     if spec.unknown:
@@ -46,9 +47,19 @@ def suppress(logits: Tensor, sampling: Sampling, canvas: Canvas, row: Tensor, po
         _silence(logits, sampling.inside[row] * ~canvas.closing[row, position][:, None], canvas.spec)
 
 
+def discourage(logits: Tensor, penalty: float, canvas: Canvas, row: Tensor, position: Tensor) -> None:
+    """Take ``penalty`` off the logit of the token that stands one position before, in place; see :func:`suppress`."""
+    before = canvas.tokens[row, (position - 1).clamp(min=0)].clamp(min=0)
+    logits.scatter_add_(1, before[:, None], torch.full_like(logits[:, :1], -penalty))
+
+
 def _silence(logits: Tensor, ids: Tensor, spec: ModelSpec) -> None:
-    """``ids [N, K]`` plus 1; those of 0 become the mask id, which is forbidden anyway."""
-    logits.scatter_(1, torch.where(ids > 0, ids - 1, spec.mask), -torch.inf)
+    """``ids [N, K]`` plus 1; those of 0 become the mask id, which is forbidden anyway, or change nothing."""
+    if spec.mask != NO_MASK:
+        logits.scatter_(1, torch.where(ids > 0, ids - 1, spec.mask), -torch.inf)
+    else:
+        silent = torch.zeros(len(ids), logits.shape[1] + 1, dtype=torch.bool, device=ids.device).scatter_(1, ids, True)
+        logits.masked_fill_(silent[:, 1:], -torch.inf)
 
 
 def read(

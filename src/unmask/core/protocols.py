@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeAlias
 
@@ -28,8 +28,15 @@ class Ask:
             position's place for itself and for the other probes; nothing else sees it. None: none.
         score: ``[B, T]`` filled positions of the response whose tokens are to be scored where they stand, in sight of
             themselves (Saber). None: none.
+        reread: ``[B, T]`` filled positions of the response that are predicted as well, where they stand, in sight of
+            themselves (token editing). The prediction has them beside those of the window. None: none.
+        penalty: what is taken off the logit of the token that stands one position before. 0: nothing.
         optional: ``[B, T]`` positions of the window that a cache may leave without an answer, as long as one of the
             window's masks gets one. For rules that hold for any candidates; None: all must be answered.
+        draft: ``[B, T]`` ids that the network is given where the canvas is open, of models without a mask token. None:
+            the mask.
+        heat: ``[B]`` temperature of the policy's schedule, which divides the logits before anything is read from them,
+            of models without a mask token. None: 1.
     """
 
     window: Tensor
@@ -40,7 +47,11 @@ class Ask:
     skipped: Tensor | None = None
     probe: Tensor | None = None
     score: Tensor | None = None
+    reread: Tensor | None = None
+    penalty: float = 0.0
     optional: Tensor | None = None
+    draft: Tensor | None = None
+    heat: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +69,8 @@ class Prediction:
         gap: ``[B, T]`` lead of the best logit over the second, before temperature and filters, 0 where not answered;
             only for policies whose ``needs`` has ``"gap"``.
         where: rows and positions ``[N]`` of what was predicted, by row and position; see :attr:`lines`.
+        drawn: ``[B, T]`` ids sampled at the row's temperature, 0 where not answered; ``token`` is then the likeliest.
+            Only for policies whose ``needs`` has ``"drawn"``, of models without a mask token.
         logits: ``[N, V]`` of these positions; only for policies whose ``needs`` has ``"logits"``. Suppressed ids have
             -inf.
         probe: ``[B, T]`` float64, the probability that the probes give to the tokens now there; 0 where not probed or
@@ -79,6 +92,7 @@ class Prediction:
     score: Tensor | None = None
     fresh: Tensor | None = None
     aside: Tensor | None = None
+    drawn: Tensor | None = None
     where: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -203,3 +217,7 @@ class Geometry(Protocol):
     width: int
     kv_heads: int
     head_dim: int
+
+    @property
+    def tails(self) -> Sequence[tuple[int, int]]:
+        """Of each layer the number of key and value heads, and their size."""

@@ -31,8 +31,7 @@ class Store:
     @staticmethod
     def empty(canvas: Canvas, geometry: Geometry, like: Tensor, optional: bool = False) -> Store:
         """Room for the canvas in the dtype and on the device of ``like``; ``optional``: see :class:`Slab`."""
-        tail = geometry.kv_heads, geometry.head_dim
-        key, value = ([slab(canvas, tail, like, optional) for _ in range(geometry.layers)] for _ in range(2))
+        key, value = ([slab(canvas, tail, like, optional) for tail in geometry.tails] for _ in range(2))
         nothing = torch.zeros_like(canvas.valid)
         return Store(key, value, nothing, nothing)
 

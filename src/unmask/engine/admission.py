@@ -37,7 +37,7 @@ def state_bytes(model: Denoiser, request: Request, width: int = 0) -> int:
     """Bytes of the state of a row, on a canvas of so many positions at least; 0 of a policy that cannot begin, which
     ends with what is wrong when it enters.
     """
-    own = len(request.prompt) + request.gen_length
+    own = len(request.prompt) + model.spec.room(len(request.prompt), request.gen_length)
     longer = replace(request, prompt=[*request.prompt, *[model.spec.pad] * (width - own)])
     try:
         return row_bytes(fresh_state(model, [longer]), request.policy.reuses)

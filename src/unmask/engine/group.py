@@ -15,9 +15,12 @@ from .request import Request
 
 @dataclass
 class Row:
-    """A request that is being decoded, as the host knows it. Slot i of its group's state is row i of its list."""
+    """A request that is being decoded, as the host knows it. Slot i of its group's state is row i of its list; ``room``
+    are the positions of its response on the canvas.
+    """
 
     request: Request
+    room: int
     born: float
     stops: StopStrings | None
     nfe: int = 0
@@ -30,7 +33,7 @@ class Row:
     @property
     def total(self) -> int:
         """Positions of prompt and response."""
-        return len(self.request.prompt) + self.request.gen_length
+        return len(self.request.prompt) + self.room
 
 
 @dataclass

@@ -168,10 +168,10 @@ def step(
     update, policy_state = policy.decide(canvas, own, state.policy)
     plain, free = answer.state.plain, answer.state.free
     learn = partial(cache.note, update, answer.prediction)
-    cache_state = Branches(learn(plain), learn(free) if policy.guidance else None)
+    cache_state = replace(answer.state, plain=learn(plain), free=learn(free) if policy.guidance else None)
     after = canvas.apply(update)
     record = record.after(update, answer.prediction.confidence, answer.work)
-    status = _status(after, answer.prediction.confidence)
+    status = _status(after, answer.prediction.confidence, policy.remasks)
     event = Step(
         index,
         tuple(range(len(status))) if rows is None else tuple(rows),
@@ -191,10 +191,12 @@ def step(
     return State(after, policy_state, cache_state, state.sampling, record), event
 
 
-def _status(canvas: Canvas, confidence: Tensor) -> tuple[Status, ...]:
+def _status(canvas: Canvas, confidence: Tensor, remasks: bool) -> tuple[Status, ...]:
     """The status of each row, read at once."""
     masks = canvas.first((canvas.tokens == canvas.spec.mask) & canvas.valid)
-    settled = torch.minimum(torch.minimum(masks, canvas.eos_at), canvas.length)
+    settled = torch.minimum(torch.minimum(masks, canvas.eos_at), canvas.wanted)
+    if remasks and canvas.spec.block is not None:  # what it has committed in the current block may change
+        settled = torch.where(canvas.done, settled, torch.minimum(settled, canvas.base))
     facts = [canvas.done, ~confidence.isnan().any(1), settled, canvas.eos_at < masks]
     return tuple(
         Status(bool(done), bool(finite), at, bool(ended))

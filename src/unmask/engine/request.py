@@ -115,15 +115,21 @@ class Request:
                 else the policy refuses. Its ``row`` is the request's id.
             ModelError: something else that the policy needs cannot be used.
         """
-        from ..core.canvas import check_request
+        from ..core.canvas import NO_MASK, check_request
 
         check_request(self.id, self.prompt, self.gen_length, spec, self.fixed)
         limit = min(spec.limit, spec.vocab)
         outside = [i for i in self.params.suppress if not 0 <= int(i) < spec.vocab]
         if outside:
             raise RequestError(f"suppress has the id {outside[0]}; accepted are 0 to {spec.vocab - 1}", self.id)
+        if spec.mask == NO_MASK and not self.policy.renoises:
+            raise RequestError(
+                f"{self.policy} commits masked positions, but this model denoises uniform noise and has no mask token; "
+                "use the policy renoise",
+                self.id,
+            )
         silent = {spec.mask, *spec.unknown, *map(int, self.params.suppress), *(spec.eos if self.inside else ())}
-        if len({i for i in silent if i < limit}) == limit:
+        if len({i for i in silent if 0 <= i < limit}) == limit:
             why = ", for an end of text cannot stand in front of given text" if self.inside else ""
             raise RequestError(f"suppress leaves no token to generate{why}", self.id)
         if self.fixed and self.policy.left_to_right:

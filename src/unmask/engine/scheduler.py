@@ -96,6 +96,7 @@ class Engine:
                 not fit the memory.
         """
         request.check(self.spec)
+        self.model.check(request.policy, request.cache, request.id)
         if request.params.stop and self.text is None:
             raise RequestError("stop: the model has no tokenizer.json, so that its responses have no text", request.id)
         if self.memory is not None:
@@ -127,7 +128,7 @@ class Engine:
         with self.model.lock:
             for request in [r for r in self._waiting if r.id == id]:
                 self._waiting.remove(request)
-                self._end(Row(request, self.clock, None, reason="abort"), None, 0)
+                self._end(self._row(request, reason="abort"), None, 0)
             for group in [*self._groups]:  # one that is left empty goes
                 for row in group.rows:
                     if row.request.id == id:
@@ -190,7 +191,7 @@ class Engine:
             row.reason, row.error = "error", self._diagnosis(group, slot)
             return
         if row.stops and (
-            status.done or (status.settled > row.looked and not group.policy.remasks and not request.params.ignore_eos)
+            status.done or (status.settled > row.looked and self._stays(group) and not request.params.ignore_eos)
         ):
             assert group.state is not None
             row.looked = status.settled
@@ -200,9 +201,13 @@ class Engine:
                 row.reason = "stop"
         if row.reason is None and status.done:
             row.reason = "eos" if status.ended and not request.params.ignore_eos else "length"
-        elif row.reason is None and row.nfe > 4 * request.gen_length + 16:
+        elif row.reason is None and row.nfe > group.policy.most_passes(row.room):
             row.reason = "error"
             row.error = f"{group.policy} does not finish: {row.nfe} forward passes for {request.gen_length} tokens"
+
+    def _stays(self, group: Group) -> bool:
+        """Whether text before the first masked position, or that of finished blocks, cannot change any more."""
+        return not group.policy.remasks or self.spec.block is not None
 
     def _diagnosis(self, group: Group, slot: int) -> str:
         """Where the numbers end, found by one more forward pass of the row alone."""
@@ -251,6 +256,8 @@ class Engine:
             cut = length - row.ending.tokens
             tokens[row.ending.tokens :], steps[row.ending.tokens :] = [spec.eos[0]] * cut, [-1] * cut
             sure[row.ending.tokens :] = [0.0] * cut
+        if row.reason == "eos" and not any(token in spec.eos for token in tokens):  # it stands behind gen_length
+            row.reason = "length"
         if row.reason == "eos":  # masked positions behind it stay empty
             tokens = [spec.eos[0] if token == spec.mask else token for token in tokens]
         assert row.reason is not None
@@ -275,7 +282,7 @@ class Engine:
         while self._waiting and running < self.batch_size:
             request = self._waiting[0]
             group, fresh = self._place(entering, request)
-            width = max(row.total for row in [*group.rows, *fresh, Row(request, 0.0, None)])
+            width = max(row.total for row in [*group.rows, *fresh, self._row(request)])
             if self.memory is not None:
                 need = state_bytes(self.model, request, width)
                 count = len(group.rows) + len(fresh)
@@ -285,11 +292,15 @@ class Engine:
                 used, group.row_bytes = grown, max(need, group.row_bytes)
             self._waiting.popleft()
             stops = StopStrings(self.text, request.params.stop) if request.params.stop and self.text else None
-            fresh.append(Row(request, self.clock, stops, looked=len(request.prompt)))
+            fresh.append(self._row(request, stops=stops, looked=len(request.prompt)))
             running += 1
         for group, fresh in entering:
             if fresh:
                 self._enter(group, fresh)
+
+    def _row(self, request: Request, stops: StopStrings | None = None, **known: Any) -> Row:
+        """What the host knows of a request that enters now."""
+        return Row(request, self.spec.room(len(request.prompt), request.gen_length), self.clock, stops, **known)
 
     def _place(self, entering: list[tuple[Group, list[Row]]], request: Request) -> tuple[Group, list[Row]]:
         """The group of a request, and those that enter it now."""
@@ -339,7 +350,8 @@ class Engine:
             room, held = len(rows), max((slab.capacity for slab in slabs(state)), default=0)
             if 0 < held < room:  # where requests come one by one, not every one of them moves the others
                 room = min(max(room, 2 * held), self.batch_size)
-            width = max(len(r.prompt) + r.gen_length for r in rows) + spare_columns(group.policy, rows)
+            width = max(len(r.prompt) + self.spec.room(len(r.prompt), r.gen_length) for r in rows)
+            width += spare_columns(group.policy, rows)
             wide = -(-(width + 1) // _ROUND) * _ROUND
         else:
             left = self.memory - sum(one.row_bytes * places(one.state) for one in self._groups if one is not group)

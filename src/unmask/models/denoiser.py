@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..core.cache import Cache
 from ..core.canvas import Canvas, ModelSpec
-from ..core.predict import MEASURES, delayed, forbid, hot, likeliest, read, suppress
+from ..core.policy import Policy
+from ..core.predict import MEASURES, delayed, discourage, forbid, hot, likeliest, read, suppress
 from ..core.protocols import Ask, Plan, Prediction, Sampling
 from ..core.rows import Counts, Rows, computed, gather, sent, tiles
 from ..core.threads import for_work
@@ -29,10 +30,13 @@ _SAMPLING = 12  # sampling needs so many times more (float64, sorting)
 
 @dataclass(frozen=True)
 class Branches:
-    """Cache states of the conditional branch and, under classifier-free guidance, of the one without prompt."""
+    """Cache states of the conditional branch and, under classifier-free guidance, of the one without prompt; ``own`` is
+    what the model itself hands from one forward pass to the next, if it does.
+    """
 
     plain: Any
     free: Any = None
+    own: Any = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,18 @@ class Denoiser:
         self.layers, self.width, self.kv_heads, self.head_dim = arch.layers, arch.width, arch.kv_heads, arch.head_dim
         self.layer_weights = network.active_in_blocks // max(1, arch.layers)
 
+    @property
+    def tails(self) -> Sequence[tuple[int, int]]:
+        """Of each layer the number of key and value heads, and their size."""
+        return [(self.kv_heads, self.head_dim)] * self.layers
+
+    def check(self, policy: Policy, cache: Cache, row: Any = None) -> None:
+        """Refuse a policy or a cache that this model cannot be decoded with; ``row`` names the request.
+
+        Raises:
+            RequestError: names both, and says what is accepted.
+        """
+
     def init(self, canvas: Canvas, cache: Cache, guidance: float = 0.0) -> Branches:
         """Empty cache states for the rows of a canvas; two of them when ``guidance`` is used."""
         like = self.network.embed.weight
@@ -125,6 +141,8 @@ class Denoiser:
         with clock:
             probes = None if ask.probe is None else Probes.of(canvas, ask.probe)
             want = ask.window & canvas.masked
+            if ask.reread is not None:
+                want = want | ask.reread & canvas.response & (canvas.tokens != self.spec.mask)
             scored = None if ask.score is None else ask.score & canvas.response & (canvas.tokens != self.spec.mask)
             need = canvas.sources(want if scored is None else want | scored)
             need = need if probes is None else need | probes.held
@@ -148,6 +166,8 @@ class Denoiser:
         for piece, logits in self._logits(asked, guidance, clock, more):
             with for_work(self._head_work(len(logits))):
                 suppress(logits, sampling, canvas, row[piece], position[piece])
+                if ask.penalty:
+                    discourage(logits, ask.penalty, canvas, row[piece], position[piece])
                 parts.append(read(logits, sampling, needs, row[piece], position[piece], step[row[piece]]))
         fresh = canvas.targets(plans[0].compute if plans[0].fresh is None else plans[0].fresh)
         prediction = replace(_spread(canvas, row, position, parts, needs, sampling), fresh=fresh)

@@ -1,0 +1,205 @@
+"""Traces of the published code of block models and mixtures of experts, in float32 on one thread.
+
+Runs the set in ``tests/golden/blocks``, or the collection of the same kind that ``UNMASK_GOLDEN_BLOCKS`` names; its README
+says what a case is. A trace is followed until the answer is settled: the references go on to the end of a block whose
+text has ended, or fill positions that nobody asked for, where this engine stops.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import test_golden as first_set
+import unmask
+from helpers import Request, run
+from test_golden import Case, Outcome, Params, Specs, _spec
+from unmask import registry
+from unmask.core.canvas import ModelSpec
+from unmask.core.config import Spec
+from unmask.models.denoiser import Denoiser
+
+ROOT = Path(os.environ.get("UNMASK_GOLDEN_BLOCKS") or Path(__file__).parent / "golden" / "blocks")
+_OTHER = {"fragile.json", "quirks.json", "logits.json"}
+
+
+def find_cases() -> list[Case]:
+    files = [f for f in sorted(ROOT.glob("*/*.json")) if f.name not in _OTHER and f.parent.name != "checkpoints"]
+    return [Case(f.parent.name, entry) for f in files for entry in json.loads(f.read_text(encoding="utf-8"))]
+
+
+def _sdar(schedule: str) -> Callable[[Case, Params], Specs]:
+    def build(case: Case, p: Params) -> Specs:
+        names = {"low_confidence_dynamic": "dynamic", "low_confidence_static": "static", "sequential": "sequential"}
+        assert names[p.take("remasking_strategy", "")] == schedule
+        tau = p.take("confidence_threshold", 0.9)
+        return _spec("sdar", schedule=Spec(schedule), tau=tau, steps=p.take("denoising_steps", None)), "blockwise"
+
+    return build
+
+
+def _llada2(case: Case, p: Params) -> Specs:
+    steps = min(p.take("steps", 32), case.data["params"]["gen_length"] // p.take("minimal_topk", 1))
+    p.take("eos_early_stop", False)  # see `followed`
+    return _spec("sdar", tau=p.take("threshold", 0.95), steps=steps), "blockwise"
+
+
+def _edit(case: Case, p: Params) -> Specs:
+    steps = case.data["params"].get("block_length", 32) // p.take("num_to_transfer", 1)
+    p.take("eos_early_stop", False)  # see `request`
+    inner = Spec("sdar", (), (("tau", p.take("threshold", 0.95)), ("steps", steps)))
+    post, tau = p.take("max_post_steps", 16), p.take("editing_threshold", 0.9)
+    return _spec("edit", policy=inner, tau_edit=tau, max_post_steps=post), "blockwise"
+
+
+def _joint(case: Case, p: Params) -> Specs:
+    inner = Spec("sdar", (), (("tau", p.take("threshold", 0.5)),))
+    post, tau = p.take("max_post_edit_steps", 16), p.take("edit_threshold", 0)
+    penalty = p.take("penalty_lambda", 0.0)
+    return _spec("edit", policy=inner, tau_edit=tau, max_post_steps=post, penalty=penalty), "blockwise"
+
+
+def _fast_dllm(case: Case, p: Params) -> Specs:
+    cache_ = "dual" if p.take("use_block_cache", False) else "blockwise"
+    return _spec("threshold", tau=p.take("threshold", 0.9), block_length=p.take("small_block_size", 8)), cache_
+
+
+def _diffcoder(case: Case, p: Params) -> Specs:
+    tau, steps = p.take("threshold", 0.95), p.take("steps", None)
+    if tau is None:
+        blocks = -(-len(case.data["tokens"]) // case.data["params"]["block_length"])
+        blocks -= len(case.data["prompt_ids"]) // case.data["params"]["block_length"]
+        return _spec("vanilla", steps=steps, block_length=None), "blockwise"
+    return _spec("threshold", tau=tau, block_length=None), "blockwise"
+
+
+def _rnd1(case: Case, p: Params) -> Specs:
+    p.take("temperature", 1.0)  # see `request`
+    p.take("suffix_ids", None)
+    p.take("reserve_eos", False)
+    gamma = p.take("eb_gamma", None)
+    return _spec("rnd1", steps=p.take("num_steps", 256), gamma=gamma), "none"
+
+
+METHODS: dict[str, Callable[[Case, Params], Specs]] = {
+    "sdar_dynamic": _sdar("dynamic"),
+    "sdar_static": _sdar("static"),
+    "sdar_sequential": _sdar("sequential"),
+    "llada2_block": _llada2,
+    "llada21_edit": _edit,
+    "llada21_edit_cached": _edit,
+    "llada21_joint": _joint,
+    "fastdllm_v2": _fast_dllm,
+    "fastdllm_v2_cache": _fast_dllm,
+    "diffcoder_block": _diffcoder,
+    "rnd1_entropy": _rnd1,
+    "rnd1_eb": _rnd1,
+    "llada_vanilla": first_set.METHODS["llada_vanilla"],
+    "fastdllm": first_set.METHODS["fastdllm"],
+}
+_ELSEWHERE = {"gemma_entropy_bound", "gemma_entropy_bound_sampled"}  # see test_diffusion_gemma
+_ENDS = ("eos_id", "stop_token", "eos_token_id", "stopping_criteria_idx")
+_BLOCKS = ("block_length", "block_size")
+CASES = [case for case in find_cases() if case.method not in _ELSEWHERE]
+
+
+@cache
+def model(checkpoint: str, block: int | None) -> Denoiser:
+    return unmask.load(ROOT / "checkpoints" / checkpoint, device="cpu", dtype="float32", block_length=block).denoiser
+
+
+def spec_of(case: Case, own: ModelSpec) -> ModelSpec:
+    """The model's ids, with the end of text that the case names."""
+    ends = next((case.data["params"][name] for name in _ENDS if name in case.data["params"]), None)
+    if ends is None:
+        return own
+    return replace(own, eos=tuple(ends) if isinstance(ends, list) else (ends,))
+
+
+def request(case: Case) -> Request:
+    params, prompt = case.data["params"], case.data["prompt_ids"]
+    length = params.get("gen_length") or params["max_new_tokens"]
+    if case.method.startswith("fastdllm_v2"):
+        size = params["block_size"]  # whole blocks, the prompt's own one included, and one more token
+        length = (length // size + len(prompt) // size) * size + 1 - len(prompt)
+    stops = any(name in params for name in _ENDS)
+    if case.method.startswith("llada21_edit"):
+        stops = params.get("eos_early_stop", False)
+    start, fixed = len(prompt), {}
+    if params.get("suffix_ids"):
+        fixed = {length + i: token for i, token in enumerate(params["suffix_ids"])}
+        length += len(fixed)
+    if params.get("reserve_eos"):
+        fixed = {at - start: token for at, token in enumerate(case.data["initial"]) if at >= start and token != 126}
+    temperature = params.get("temperature", 0.0)
+    return Request(0, prompt, length, ignore_eos=not stops, fixed=fixed, heat=temperature)
+
+
+def specs(case: Case) -> Specs:
+    """Policy and cache; fails on methods and parameters that the table does not know."""
+    params = Params(case.data["params"])
+    blocked = case.method not in {"llada_vanilla", "fastdllm"}
+    for name in (*_ENDS, *(_BLOCKS if blocked else ()), "gen_length", "max_new_tokens"):
+        params.pop(name, None)
+    found = METHODS[case.method](case, params)
+    assert not params, f"reference parameters unknown here: {dict(params)}"
+    return found
+
+
+def play(case: Case) -> tuple[Outcome, int]:
+    """What the engine does, and the position from which its answer does not count."""
+    policy, kept = specs(case)
+    block = next((case.data["params"][name] for name in _BLOCKS if name in case.data["params"]), None)
+    found = model(case.checkpoint, block if "blockwise" in kept or kept == "dual" else None)
+    asked, spec = request(case), spec_of(case, found.spec)
+    events, tokens, nfe, before = [], [], 0, None
+    for done in run(Denoiser(found.network, spec), registry.cache(kept), registry.policy(policy), [asked], 1):
+        row, nfe = done.canvas.tokens[0, : int(done.canvas.length[0])].tolist(), nfe + 1
+        pairs = [(c.position, c.token) for c in done.committed()]
+        old = [(p, t) for p, t in pairs if before is not None and before[p] != spec.mask]
+        events.append(
+            (tuple(sorted(set(pairs) - set(old))), tuple(sorted(p for _, p in done.remasked())), tuple(sorted(old)))
+        )
+        before = tokens = row
+    wanted = len(asked.prompt) + asked.gen_length
+    ends = [p for p, t in enumerate(tokens) if p >= len(asked.prompt) and t in spec.eos and not asked.ignore_eos]
+    return Outcome([e for e in events if any(e)], tokens, nfe), min([wanted, *(p + 1 for p in ends)])
+
+
+def problem(case: Case) -> str:
+    """The first difference, in words; "" when there is none."""
+    ours, end = play(case)
+    for i, (mine, theirs) in enumerate(zip(ours.events, case.events, strict=False)):
+        if mine != theirs:
+            return f"forward with effect {i}: {mine}, reference: {theirs}"
+    if len(ours.events) > len(case.events):
+        return f"{len(ours.events)} forwards with an effect, reference: {len(case.events)}"
+    late = [at for more in case.events[len(ours.events) :] for part in (more[0], more[2]) for at, _ in part]
+    if late and min(late) < end:
+        return f"ends after {len(ours.events)} forwards with an effect of {len(case.events)}"
+    theirs = case.data["tokens"][:end]
+    if ours.tokens[: len(theirs)] != theirs:
+        return f"tokens {ours.tokens[:end]}, reference: {theirs}"
+    if ours.nfe > case.data["nfe"]:
+        return f"{ours.nfe} forwards, reference: {case.data['nfe']}"
+    return ""
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_trace(case: Case) -> None:
+    assert not problem(case)
+
+
+def test_the_set_is_whole() -> None:
+    if "UNMASK_GOLDEN_BLOCKS" not in os.environ:
+        assert len(CASES) == 539 - 53
+    assert {case.method for case in CASES} <= METHODS.keys()
+    assert torch.get_num_threads() == 1
