@@ -44,13 +44,24 @@ def test_what_it_leaves_out_is_as_published(left_out: str, tmp_path: Path) -> No
         assert all(getattr(found, k) == v for k, v in WHOLE.items() if k != left_out)
 
 
-@pytest.mark.parametrize("name", SHAPES)
-def test_each_family_has_a_published_setting(name: str) -> None:
+@pytest.mark.parametrize("name", ["llada-8b", "dream-7b"])
+def test_llada_and_dream_are_decoded_as_slowfast_was_published(name: str) -> None:
     found = recommended(Checkpoint(Path(name), SHAPES[name]))
     assert registry.policy(found.policy).name == "slowfast"
     assert registry.cache(found.cache).name == "none"
     assert found.gen_length == 256
-    assert len(FAMILIES) == len(SHAPES)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_each_family_has_a_published_setting(name: str) -> None:
+    found = recommended(Checkpoint(Path(name), SHAPES[name]))
+    assert registry.policy(found.policy)
+    assert registry.cache(found.cache)
+    assert found.gen_length in (128, 256, 512)
+
+
+def test_each_family_has_a_shape() -> None:
+    assert {Checkpoint(Path(), config).family.name for config in SHAPES.values()} == {f.name for f in FAMILIES}
 
 
 def test_the_published_length_leaves_half_of_the_context_to_the_prompt(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from .api import BUNDLED
 from .core.errors import ModelError
 from .models.loading import blank
 from .models.recommended import recommended
+from .models.transformer import Architecture
 from .models.weights import Checkpoint, parameter_count
 from .text import Text
 
@@ -17,7 +18,11 @@ _WEIGHTS = (".safetensors", ".bin")
 
 
 def inspect(
-    path_or_id: str | Path | None = None, *, revision: str | None = None, adapter: str | Path | None = None
+    path_or_id: str | Path | None = None,
+    *,
+    revision: str | None = None,
+    adapter: str | Path | None = None,
+    block_length: int | None = None,
 ) -> dict[str, Any]:
     """Describe a checkpoint, as plain values that fit in JSON; ``config.json`` alone is enough.
 
@@ -25,9 +30,13 @@ def inspect(
         path_or_id: as for :func:`unmask.load`; of a hub id all but the weights is fetched.
         revision: a branch, tag or commit of a hub id.
         adapter: a LoRA adapter, as for :func:`unmask.load`.
+        block_length: of a block-causal model, as for :func:`unmask.load`.
 
     Returns:
-        ``family``, ``parameters`` (counted on the meta device), ``sizes``, ``context``, ``mask``, ``eos``, ``pad``,
+        ``family``, ``attention`` ("full" or "block-causal"), ``block`` (how long a block is: a number; None under full
+        attention; what is wrong, where it is not known), ``parameters`` (counted on the meta device) and ``active``
+        (those that one position is computed with), ``experts`` (their number, those of a token, width, shared width and
+        layers, or None), ``sizes``, ``context``, ``mask``, ``eos``, ``pad``,
         ``shift``, ``dtype`` of the weights, ``adapter`` (path, rank, alpha and number of modules, or None),
         ``recommended`` (policy, cache and gen_length, and who says so), ``tokenizer`` (its size, or None),
         ``chat_template``, ``files`` (name to bytes), ``bytes`` of the weight files, ``weights``: "complete", or what is
@@ -36,12 +45,10 @@ def inspect(
     Raises:
         ModelError: no such model, unsupported family or variant, a config that makes no sense.
     """
-    checkpoint = Checkpoint.find(
-        BUNDLED if path_or_id is None else path_or_id, weights=False, revision=revision, adapter=adapter
-    )
+    path = BUNDLED if path_or_id is None else path_or_id
+    checkpoint = Checkpoint.find(path, weights=False, revision=revision, adapter=adapter, block_length=block_length)
     d = checkpoint.description
     text = Text.find(checkpoint.folder)
-    spec = checkpoint.spec(len(text) if text else None, text.eos if text else ())
     files = {p.name: p.stat().st_size for p in sorted(checkpoint.folder.iterdir()) if p.is_file()}
     try:
         state = _state(checkpoint)
@@ -52,7 +59,11 @@ def inspect(
     return {
         "model": str(checkpoint.folder),
         "family": d.family,
+        "attention": "full" if d.blocks is None else "block-causal",
+        "block": _block(checkpoint),
         "parameters": parameter_count(d),
+        "active": parameter_count(d, active=True),
+        "experts": _experts(arch),
         "sizes": {
             "layers": arch.layers,
             "width": arch.width,
@@ -61,11 +72,11 @@ def inspect(
             "ffn": arch.ffn,
             "vocabulary": arch.vocab,
         },
-        "context": spec.context,
-        "mask": spec.mask,
-        "eos": list(spec.eos),
-        "pad": spec.pad,
-        "shift": spec.shift,
+        "context": d.context,
+        "mask": d.mask,
+        "eos": list(checkpoint.eos(text.eos if text else ())),
+        "pad": d.pad,
+        "shift": d.shift,
         "dtype": dtype,
         "adapter": checkpoint.adapter.summary() if checkpoint.adapter else None,
         "recommended": asdict(recommended(checkpoint)),
@@ -77,6 +88,25 @@ def inspect(
         ),
         "weights": state,
     }
+
+
+def _block(checkpoint: Checkpoint) -> int | str | None:
+    """The block length, or why there is none; one that is given must make sense."""
+    try:
+        return checkpoint.block
+    except ModelError as error:
+        if checkpoint.block_length is not None:
+            raise
+        return str(error)
+
+
+def _experts(arch: Architecture) -> dict[str, int] | None:
+    """What the layers have instead of a SwiGLU."""
+    if arch.experts is None:
+        return None
+    experts, layers = arch.experts, arch.layers - len(arch.experts.dense)
+    sizes = {"count": experts.count, "chosen": experts.chosen, "width": experts.width, "shared": experts.shared}
+    return {**sizes, "layers": layers}
 
 
 def _state(checkpoint: Checkpoint) -> str:

@@ -126,6 +126,7 @@ def evaluate(
             dtype=where.dtype,
             revision=where.revision,
             adapter=where.adapter,
+            block_length=where.block_length,
             ledger=ledger,
             **responses.arguments,
             **likelihoods.arguments,

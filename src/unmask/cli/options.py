@@ -24,6 +24,9 @@ TASKS = "Family that ships, gym:NAME of reasoning-gym, or FILE.jsonl with prompt
 Model = Annotated[str | None, typer.Option("--model", "-m", help="Folder or hub id; none: the bundled unmask-tiny.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
 Adapter = Annotated[str | None, typer.Option(help="Folder or hub id of a LoRA adapter to merge.")]
+BlockLength = Annotated[
+    int | None, typer.Option(help="Block length of a block-causal model whose config and name do not say it.")
+]
 Policy = Annotated[
     str | None, typer.Option("--policy", "-p", help="See `unmask policies`; none: what the model recommends.")
 ]
@@ -76,6 +79,7 @@ class Loading:
     compile: Compile = False
     revision: Revision = None
     adapter: Adapter = None
+    block_length: BlockLength = None
     cuda_graphs: CudaGraphs = "auto"
 
     @contextmanager
@@ -100,6 +104,7 @@ class Loading:
                 self.compile,
                 revision=self.revision,
                 adapter=self.adapter,
+                block_length=self.block_length,
                 cuda_graphs=self.cuda_graphs,
             )
 

@@ -21,12 +21,13 @@ def inspect(
     model: Annotated[str | None, typer.Argument(help="Folder or hub id; none: the bundled model.")] = None,
     revision: o.Revision = None,
     adapter: o.Adapter = None,
+    block_length: o.BlockLength = None,
     json: _Json = False,
 ) -> None:
-    """Print what a checkpoint is: family, sizes, ids, tokenizer, files. Nothing of the weights is read but headers."""
+    """Print what a checkpoint is: family, attention, experts, sizes, ids, tokenizer, files. Nothing of the weights is read but headers."""
     from ..inspection import inspect as look
 
-    report = look(model, revision=revision, adapter=adapter)
+    report = look(model, revision=revision, adapter=adapter, block_length=block_length)
     if json:
         print(_json.dumps(report, ensure_ascii=False, indent=2))
         return
@@ -49,7 +50,7 @@ def _words(key: str, value: Any) -> str:
     """A value for a person."""
     if value is None or isinstance(value, bool):
         return {None: "none", True: "yes", False: "no"}[value]
-    if key == "parameters":
+    if key in ("parameters", "active"):
         return f"{value:,} ({_short(value)})"
     if key == "bytes":
         return f"{value:,} ({_short(value, 'kB', 'MB', 'GB')})"

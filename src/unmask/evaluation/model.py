@@ -62,7 +62,7 @@ class UnmaskLM(TemplateLM):  # type: ignore[misc]
             ``apply_chat_template``.
         add_bos_token: put the begin-of-text token before every prompt, as Dream's evaluation does.
         ignore_eos: fill all of a response, as the published code does, do not stop at its end of text.
-        device, dtype, revision, adapter: as in :func:`unmask.load`.
+        device, dtype, revision, adapter, block_length: as in :func:`unmask.load`.
         ledger: file of answers that a later run with the same arguments continues; None: none.
         max_batch_size: not used; the harness's command hands it over.
 
@@ -92,6 +92,7 @@ class UnmaskLM(TemplateLM):  # type: ignore[misc]
         dtype: str = "auto",
         revision: str | None = None,
         adapter: str | None = None,
+        block_length: int | None = None,
         ledger: str | Path | None = None,
         max_batch_size: int | None = None,
     ) -> None:
@@ -110,7 +111,7 @@ class UnmaskLM(TemplateLM):  # type: ignore[misc]
             if spec is not None:
                 known(spec)  # before the model is loaded, which takes long
         self.name = pretrained or BUNDLED_NAME
-        self.lm: Model = load(pretrained, device, dtype, revision=revision, adapter=adapter)
+        self.lm: Model = load(pretrained, device, dtype, revision=revision, adapter=adapter, block_length=block_length)
         self.policy, self.cache = self.lm.setting(policy, cache)
         self.files = files(str(self.policy))
         if self.lm.text is None:

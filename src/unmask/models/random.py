@@ -10,6 +10,7 @@ import torch
 
 from ..core.errors import ModelError
 from .denoiser import Denoiser
+from .shapes import SHAPES as MORE
 from .tensors import read_json
 from .transformer import Transformer
 from .weights import Checkpoint, parameter_count
@@ -41,6 +42,7 @@ SHAPES: dict[str, dict[str, Any]] = {  # what the published config.json files sa
         "mask_token_id": 151666,
         "eos_token_id": 151643,
     },
+    **MORE,
 }
 
 

@@ -161,17 +161,21 @@ class Checkpoint:
             ModelError: as :attr:`block`.
         """
         d, _ = self.description, self.block
-        more = self.generation.ids("eos_token_id")
-        more = tuple(i for i in more + more_eos if 0 <= i < d.arch.vocab and i != d.mask)
         return ModelSpec(
             mask=d.mask,
-            eos=tuple(dict.fromkeys(d.eos + more)),
+            eos=self.eos(more_eos),
             pad=d.pad,
             vocab=d.arch.vocab,
             limit=min(limit or d.arch.vocab, d.arch.vocab),
             context=d.context,
             shift=d.shift,
         )
+
+    def eos(self, more: tuple[int, ...] = ()) -> tuple[int, ...]:
+        """The ids that end a text: the config's, those of ``generation_config.json``, and ``more``."""
+        d = self.description
+        others = self.generation.ids("eos_token_id") + more
+        return tuple(dict.fromkeys(d.eos + tuple(i for i in others if 0 <= i < d.arch.vocab and i != d.mask)))
 
     @cached_property
     def generation(self) -> Config:
