@@ -43,14 +43,15 @@ class DualCache(Cache):
     def plan(self, canvas: Canvas, ask: Ask, need: Tensor, state: BlockState) -> tuple[Plan, BlockState]:
         """All visible positions at a refresh; else the window (prefix: and what follows), and what was never seen."""
         keys = visible(canvas, ask, need)
-        start = canvas.first(ask.window)
-        start = torch.where(start < ask.window.shape[1], start, state.start)
+        window = ask.window if ask.cell is None else ask.cell
+        start = canvas.first(window)
+        start = torch.where(start < window.shape[1], start, state.start)
         fresh = start != state.start
         if canvas.spec.shift and canvas.spec.block is not None:
             fresh = fresh | (canvas.frontier == start)
         if ask.refresh is not None:
             fresh = fresh | ask.refresh
-        part = canvas.position >= start[:, None] if self.suffix else ask.window
+        part = canvas.position >= start[:, None] if self.suffix else window
         if ask.stale is not None:
             part = part & ~ask.stale
         due = fresh[:, None] & ~state.store.kept(canvas) | part | ~state.store.known

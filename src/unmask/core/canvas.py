@@ -171,9 +171,11 @@ class Canvas:
 
     @cached_property
     def open(self) -> Tensor:
-        """``[B, T]`` the masks of rows that have not reached their end of text."""
+        """``[B, T]`` the masks of rows that have not reached their end of text; a block that is held is filled."""
         masks = (self.tokens == self.spec.mask) & self.valid
         ended = self.eos_stop & (self.eos_at < self.first(masks))
+        if self.spec.block is not None:
+            ended = ended & (self.held < 0)
         return masks & ~ended[:, None]
 
     @cached_property
@@ -181,7 +183,7 @@ class Canvas:
         """``[B, T]`` masks that can be filled now: those ``open``, of a block model those of its current block."""
         if self.spec.block is None:
             return self.open
-        return self.open & (self.position < self.block_end(None)[:, None])
+        return self.open & (self.position < self._limit[:, None])
 
     @cached_property
     def next(self) -> Tensor:
@@ -195,7 +197,14 @@ class Canvas:
 
     @cached_property
     def frontier(self) -> Tensor:
-        """``[B]`` position of the first mask to be filled, or where the row is held; T in finished rows."""
+        """``[B]`` position of the first mask to be filled, or where the row is held without one; T in finished rows."""
+        if self.spec.block is None:
+            return torch.where((self.held < 0) | self.masked.any(1), self.next, self.held)
+        return torch.where(self.masked.any(1), self.first(self.masked), self._anchor)
+
+    @cached_property
+    def _anchor(self) -> Tensor:
+        """``[B]`` a position of the model's current block."""
         return torch.where(self.held < 0, self.next, self.held)
 
     # --- the blocks of the model, for block models alone
@@ -214,12 +223,17 @@ class Canvas:
     def base(self) -> Tensor:
         """``[B]`` first position of the model's current block, which holds the frontier; 0 in other models."""
         size = self.spec.block
-        return self.origin if size is None else self.origin + (self.frontier - self.origin) // size * size
+        return self.origin if size is None else self.origin + (self._anchor - self.origin) // size * size
+
+    @cached_property
+    def _limit(self) -> Tensor:
+        """``[B]`` one behind the masks of the model's current block."""
+        return self.base + torch.where(self.opening, 1, self.spec.block or 0)
 
     @cached_property
     def opening(self) -> Tensor:
         """``[B]`` rows of a shifted block model whose next mask begins a block: the block before predicts it, alone."""
-        return (self.frontier == self.base) & (self.spec.shift and self.spec.block is not None)
+        return (self._anchor == self.base) & (self.spec.shift and self.spec.block is not None)
 
     @cached_property
     def past(self) -> Tensor:
@@ -231,7 +245,7 @@ class Canvas:
         """``[B, T]`` positions that may be in the input: of a block model its blocks up to the current one."""
         if self.spec.block is None:
             return self.valid
-        return self.valid & (self.position < (self.block_end(None) - self.opening.long())[:, None])
+        return self.valid & (self.position < (self._limit - self.opening.long())[:, None])
 
     # --- the blocks of a policy
 
@@ -273,6 +287,13 @@ class Canvas:
         """
         low, high = self.block_start(size)[:, None], self.block_end(size)[:, None]
         return (self.position >= low) & (self.position < high) & ~self.done[:, None]
+
+    def cell(self, size: int | None) -> Tensor | None:
+        """``[B, T]`` of a block model, the current block, with what the prompt or the block before has filled."""
+        if self.spec.block is None:
+            return None
+        low, _ = self._grid(size)
+        return (self.position >= low[:, None]) & (self.position < self.block_end(size)[:, None]) & ~self.done[:, None]
 
     def places(self, size: int | None) -> Tensor:
         """``[B, Q]`` the positions of the current block in order, T where it has no more; Q = ``size``, or T."""

@@ -48,9 +48,14 @@ def suppress(logits: Tensor, sampling: Sampling, canvas: Canvas, row: Tensor, po
 
 
 def discourage(logits: Tensor, penalty: float, canvas: Canvas, row: Tensor, position: Tensor) -> None:
-    """Take ``penalty`` off the logit of the token that stands one position before, in place; see :func:`suppress`."""
+    """Take ``penalty`` off the logit of the token that stands one position before, in the same block of a block model,
+    in place; see :func:`suppress`.
+    """
     before = canvas.tokens[row, (position - 1).clamp(min=0)].clamp(min=0)
-    logits.scatter_add_(1, before[:, None], torch.full_like(logits[:, :1], -penalty))
+    inside = position - canvas.origin[row] > 0
+    if canvas.spec.block is not None:
+        inside = inside & ((position - canvas.origin[row]) % canvas.spec.block > 0)
+    logits.scatter_add_(1, before[:, None], (inside * -penalty)[:, None].to(logits.dtype))
 
 
 def _silence(logits: Tensor, ids: Tensor, spec: ModelSpec) -> None:

@@ -16,6 +16,8 @@ class Ask:
 
     Attributes:
         window: ``[B, T]`` the region the policy works in; its masked positions get a prediction.
+        cell: ``[B, T]`` of block models, the part of the model's block that the window is what is left of; for caches
+            that keep the rest of the block. None: the window itself.
         visible: ``[B, T]`` positions that may be attended to; the others leave the input altogether. None: all.
         rank: ``[B, T]`` a position sees those of its own rank and of lower ones. None: as the model does, see
             :attr:`unmask.core.canvas.Canvas.rank`.
@@ -30,16 +32,18 @@ class Ask:
             themselves (Saber). None: none.
         reread: ``[B, T]`` filled positions of the response that are predicted as well, where they stand, in sight of
             themselves (token editing). The prediction has them beside those of the window. None: none.
-        penalty: what is taken off the logit of the token that stands one position before. 0: nothing.
+        penalty: what is taken off the logit of the token that stands one position before, in the same block of a block
+            model. 0: nothing.
         optional: ``[B, T]`` positions of the window that a cache may leave without an answer, as long as one of the
             window's masks gets one. For rules that hold for any candidates; None: all must be answered.
         draft: ``[B, T]`` ids that the network is given where the canvas is open, of models without a mask token. None:
             the mask.
-        heat: ``[B]`` temperature of the policy's schedule, which divides the logits before anything is read from them,
-            of models without a mask token. None: 1.
+        heat: ``[B]`` temperature of the policy itself, which divides the logits before anything is read from them.
+            None: 1.
     """
 
     window: Tensor
+    cell: Tensor | None = None
     visible: Tensor | None = None
     rank: Tensor | None = None
     stale: Tensor | None = None

@@ -168,6 +168,8 @@ class Denoiser:
                 suppress(logits, sampling, canvas, row[piece], position[piece])
                 if ask.penalty:
                     discourage(logits, ask.penalty, canvas, row[piece], position[piece])
+                if ask.heat is not None:
+                    logits.div_(ask.heat.to(logits.dtype)[row[piece], None])
                 parts.append(read(logits, sampling, needs, row[piece], position[piece], step[row[piece]]))
         fresh = canvas.targets(plans[0].compute if plans[0].fresh is None else plans[0].fresh)
         prediction = replace(_spread(canvas, row, position, parts, needs, sampling), fresh=fresh)

@@ -36,11 +36,13 @@ class Blocks:
         length: what the config says, or all of the family have; None: neither.
         keys: of the config that say it.
         named: the length of checkpoints whose name matches a pattern, where no number is in it.
+        whole: see :class:`unmask.core.canvas.ModelSpec`.
     """
 
     length: int | None = None
     keys: tuple[str, ...] = ()
     named: Mapping[str, int] = field(default_factory=dict)
+    whole: bool = True
 
 
 @dataclass(frozen=True)

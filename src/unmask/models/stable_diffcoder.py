@@ -23,7 +23,9 @@ class StableDiffcoder:
         attention, mlp = config.flag("attention_bias"), config.flag("mlp_bias")
         arch, context = llama.architecture(config, qkv_bias=attention, o_bias=attention, mlp_bias=mlp)
         ids = special_ids(config, MASK)
-        return Description(self.name, arch, context, **ids, shift=False, published=_PUBLISHED, blocks=Blocks(BLOCK))
+        return Description(
+            self.name, arch, context, **ids, shift=False, published=_PUBLISHED, blocks=Blocks(BLOCK, whole=False)
+        )
 
     def names(self, arch: Architecture) -> dict[str, str]:
         """See :class:`unmask.models.family.Family`."""

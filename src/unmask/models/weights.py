@@ -160,7 +160,7 @@ class Checkpoint:
         Raises:
             ModelError: as :attr:`block`.
         """
-        d, _ = self.description, self.block
+        d = self.description
         return ModelSpec(
             mask=d.mask,
             eos=self.eos(more_eos),
@@ -169,6 +169,8 @@ class Checkpoint:
             limit=min(limit or d.arch.vocab, d.arch.vocab),
             context=d.context,
             shift=d.shift,
+            block=self.block,
+            whole=d.blocks is None or d.blocks.whole,
         )
 
     def eos(self, more: tuple[int, ...] = ()) -> tuple[int, ...]:

@@ -67,11 +67,11 @@ class Edit(Wrapper):
         other = placed & (prediction.token != canvas.tokens)
         edited = other & above(torch.where(placed, prediction.confidence, -torch.inf), self.tau_edit)
         start = canvas.block_start(None)
-        over = ~(canvas.masked & self._block(canvas)).any(1)  # it had no mask before this forward pass
+        over = ~canvas.masked.any(1)  # it had no mask before this forward pass
         extra = torch.where(start == state.start, state.extra, 0) + over
         write = update.write & ~over[:, None] | edited
-        left = (canvas.masked & self._block(canvas) & ~write).any(1)
-        again = torch.where(over, edited.any(1) & (extra < self.max_post_steps), ~left & (self.max_post_steps > 0))
+        left = (canvas.masked & ~write).any(1)
+        again = torch.where(over, edited.any(1) & (extra < self.max_post_steps), left | (self.max_post_steps > 0))
         return replace(update, write=write, token=torch.where(edited, prediction.token, update.token), hold=again), (
             EditState(inner, start, extra)
         )

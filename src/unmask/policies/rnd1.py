@@ -36,6 +36,7 @@ class Rnd1(Policy):
     paper = "-"
 
     steps: int = param(256, "steps of the whole response, of a block model of each block", ge=2)
+    scale: float = param(1.0, "temperature of entropies and confidences; tokens are chosen as the request says", gt=0)
     gamma: float | None = param(None, "bound in nats on the entropies of a step; none: by the schedule", ge=0)
 
     @property
@@ -47,7 +48,8 @@ class Rnd1(Policy):
         return Rnd1State(zero - 1, zero, zero)
 
     def ask(self, canvas: Canvas, state: Rnd1State) -> Ask:
-        return Ask(canvas.block(None))
+        heat = torch.full_like(canvas.prompt, self.scale, dtype=torch.float64)
+        return Ask(canvas.block(None), heat=None if self.scale == 1 else heat)
 
     def decide(self, canvas: Canvas, prediction: Prediction, state: Rnd1State) -> tuple[Update, Rnd1State]:
         assert prediction.entropy is not None
@@ -57,7 +59,7 @@ class Rnd1(Policy):
         left = torch.where(fresh, self.steps, state.left) - 1
         if self.gamma is None:
             due = (count * self.steps + masks - 1) // masks - 1  # the most steps left with fewer masks than now
-            left = torch.minimum(left, due)
+            left = torch.minimum(left, due).clamp(min=0)
             score, many = (
                 torch.where(open_, -prediction.entropy.double(), -torch.inf),
                 count - masks * left // self.steps,
@@ -66,5 +68,5 @@ class Rnd1(Policy):
             score = prediction.confidence
             ranked = prediction.entropy.gather(1, score.argsort(dim=1, descending=True, stable=True))
             many = (ranked.cumsum(1) - ranked.cummax(1).values <= self.gamma).sum(1).clamp(min=1)
-        many = torch.where(left <= 1, count, many)
+        many = torch.where(left <= 0, count, many)
         return Update(top(score, many), prediction.token), Rnd1State(start, masks, left)

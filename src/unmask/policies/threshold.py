@@ -65,7 +65,8 @@ class Threshold(Policy):
 
     def ask(self, canvas: Canvas, state: ThresholdState) -> Ask:
         block = canvas.block(self.block_length)
-        return Ask(block, optional=block if self.opening == "rule" else None)
+        optional = block if self.opening == "rule" else None
+        return Ask(block, cell=canvas.cell(self.block_length), optional=optional)
 
     def decide(self, canvas: Canvas, prediction: Prediction, state: ThresholdState) -> tuple[Update, ThresholdState]:
         confidence, start = prediction.confidence, canvas.block_start(self.block_length)

@@ -62,7 +62,7 @@ class Vanilla(Policy):
         block_steps(self, torch.tensor([gen_length]))
 
     def init(self, canvas: Canvas, sampling: Sampling) -> VanillaState:
-        length = canvas.length - canvas.prompt
+        length = canvas.wanted - canvas.prompt
         steps = block_steps(self, length)
         zero = torch.zeros_like(length)
         return VanillaState(steps, zero - 1, zero, zero, sampling.seed, zero)
