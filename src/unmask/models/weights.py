@@ -160,7 +160,7 @@ class Checkpoint:
         Raises:
             ModelError: as :attr:`block`.
         """
-        d, _ = self.description, self.block
+        d = self.description
         return ModelSpec(
             mask=d.mask,
             eos=self.eos(more_eos),
@@ -169,6 +169,7 @@ class Checkpoint:
             limit=min(limit or d.arch.vocab, d.arch.vocab),
             context=d.context,
             shift=d.shift,
+            block=self.block,
         )
 
     def eos(self, more: tuple[int, ...] = ()) -> tuple[int, ...]:
@@ -196,4 +197,4 @@ def load_denoiser(checkpoint: Checkpoint, spec: ModelSpec, device: torch.device,
 def parameter_count(description: Description, active: bool = False) -> int:
     """Parameters of the network, counted on the meta device; ``active``: those that one position is computed with."""
     network = blank(description.arch)
-    return network.active if active else sum(p.numel() for p in network.parameters())
+    return sum(p.numel() for p in network.parameters()) - (network.idle if active else 0)
