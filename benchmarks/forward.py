@@ -132,6 +132,7 @@ class Products:
         like = _random(network)
         self.hidden = like(size.rows * size.computed, arch.width)
         self.inner = like(size.rows * size.computed, arch.ffn)
+        self.attended = like(size.rows * size.computed, arch.heads * arch.head_dim)
         self.asked = self.hidden.view(size.rows, size.computed, -1)[:, -size.asked :].reshape(-1, arch.width)
         groups, many = arch.heads // arch.kv_heads, size.rows * arch.kv_heads
         self.query = like(many, groups * size.computed, arch.head_dim)
@@ -140,9 +141,13 @@ class Products:
     def __call__(self) -> Tensor:
         """Run them."""
         for block in self.network.blocks:
-            for linear, given in ((block.qkv_proj, self.hidden), (block.o, self.hidden), (block.gate_up, self.hidden),
-                                  (block.down, self.inner)):  # fmt: skip
+            for linear, given in ((block.qkv_proj, self.hidden), (block.o, self.attended)):
                 F.linear(given, linear.weight)  # type: ignore[union-attr, arg-type]
+            if block.mixture is not None:  # sorting included, for there is no other way to multiply
+                block.mixture(self.hidden)  # type: ignore[operator]
+            else:
+                F.linear(self.hidden, block.gate_up.weight)  # type: ignore[union-attr, arg-type]
+                F.linear(self.inner, block.down.weight)  # type: ignore[union-attr, arg-type]
             self._attend()
         head = self.network.embed if self.network.head is None else self.network.head
         return F.linear(self.asked, head.weight)
@@ -167,6 +172,7 @@ class Parts:
         arch, self.network, self.rows = network.arch, network, rows
         like = _random(network)
         self.hidden = like(size.rows, size.computed, arch.width)
+        self.attended = like(size.rows, size.computed, arch.heads * arch.head_dim)
         self.asked = like(size.rows * size.asked, arch.width)
         self.query = like(size.rows, size.computed, arch.heads, arch.head_dim)
         self.key, self.value = (like(size.rows, size.length, arch.kv_heads, arch.head_dim) for _ in range(2))
@@ -178,7 +184,7 @@ class Parts:
             "norm": lambda b: (b.attn_norm(self.hidden), b.mlp_norm(self.hidden)),
             "qkv, rotary": lambda b: b.qkv(self.hidden, self.rows.rotary),
             "attention": lambda b: attention(self.query, self.key, self.value, self.rows.keys),
-            "output": lambda b: b.o(self.hidden),
+            "output": lambda b: b.o(self.attended),
             "mlp": lambda b: b.mlp(self.hidden),
         }
 

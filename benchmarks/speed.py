@@ -213,8 +213,8 @@ def _wall(call: Callable[[], object], device: torch.device) -> float:
 def operations(network: Transformer, size: Size) -> int:
     """Floating point operations of the matrix products of one forward; an addition and a multiplication are two."""
     arch = network.arch
-    weights = sum(w.numel() for b in network.blocks for w in b.parameters() if w.dim() == 2)
-    scores = 2 * size.length * arch.width * arch.layers  # q k, and what they weigh
+    weights = sum(w.numel() for b in network.blocks for w in b.parameters() if w.dim() == 2) - network.idle
+    scores = 2 * size.length * arch.heads * arch.head_dim * arch.layers  # q k, and what they weigh
     return 2 * size.rows * (size.computed * (weights + scores) + size.asked * arch.vocab * arch.width)
 
 

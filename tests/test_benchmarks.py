@@ -7,8 +7,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import unmask
+from benchmarks import experts, memory, speed
 from benchmarks import forward as measured
-from benchmarks import memory, speed
 from benchmarks.forward import ASKED, PARTS, Forward, Parts, Products, Size
 from helpers import tiny
 from unmask.api import BUNDLED_NAME
@@ -167,3 +167,32 @@ def test_peak_bytes_counts_what_is_alive():
         return held * 2  # 4000, when nothing else is there
 
     assert memory.peak_bytes(call, CPU) == 12000
+
+
+# --- mixtures of experts
+
+
+def test_experts(capsys):
+    """Both ways give the same numbers, which is checked; every pair of sizes has a figure."""
+    given = "--experts 4 6 --positions 1 9 --chosen 2 --width 16 --hidden 8 --repeats 2"
+    assert experts.main([*given.split(), "--json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(v["experts"], v["positions"], v["chosen"]) for v in lines] == [(4, 1, 2), (4, 9, 2), (6, 1, 2), (6, 9, 2)]
+    assert all(v["sorted_ms"] > 0 and v["all_ms"] > 0 for v in lines)
+    assert experts.main(given.split()) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 6
+
+
+def test_experts_of_random_weights_are_measured(tmp_path, capsys):
+    """A mixture, with heads of a size of their own."""
+    path = tmp_path / "config.json"
+    small = {"hidden_size": 32, "num_attention_heads": 4, "head_dim": 12, "num_hidden_layers": 2, "num_experts": 4,
+             "num_experts_per_tok": 2, "moe_intermediate_size": 16, "vocab_size": 300, "mask_token_id": 299,
+             "eos_token_id": 298, "max_position_embeddings": 64}  # fmt: skip
+    path.write_text(json.dumps(made.SHAPES["rnd1-30b-a3b"] | small))
+    given = "--device cpu --length 48 --computed 16 --repeats 1 --json"
+    assert speed.main(["--shape", str(path), *given.split()]) == 0
+    (value,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    each = 32 * 12 * (2 * 4 + 2 * 4) + 3 * 2 * 32 * 16 + 4 * 32  # attention, two experts, the router
+    scores = 2 * 48 * 4 * 12
+    assert value["operations"] == 2 * (2 * 16 * (each + scores) + 16 * 300 * 32)

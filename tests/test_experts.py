@@ -172,11 +172,10 @@ def test_parameters_that_a_position_is_computed_with() -> None:
     lm = tiny(arch=replace(ARCH, experts=replace(SOFTMAX, shared=12, dense=(0,))))
     net, d = lm.network, ARCH.width
     every = sum(p.numel() for p in net.parameters())
-    assert every - net.active == (SOFTMAX.count - SOFTMAX.chosen) * 3 * d * SOFTMAX.width
+    assert net.idle == (SOFTMAX.count - SOFTMAX.chosen) * 3 * d * SOFTMAX.width
     outside = net.embed.weight.numel() + net.head.weight.numel() + d  # type: ignore[union-attr]
-    assert net.active_in_blocks == net.active - outside
-    assert lm.layer_weights == net.active_in_blocks // ARCH.layers
-    assert tiny().network.active == sum(p.numel() for p in tiny().network.parameters())
+    assert lm.layer_weights == (every - net.idle - outside) // ARCH.layers
+    assert tiny().network.idle == 0
 
 
 def test_layers_are_mixed_or_dense() -> None:
@@ -201,28 +200,6 @@ def test_graphs_hold_no_layers_that_wait() -> None:
         assert not tiny(arch=replace(ARCH, experts=SOFTMAX)).network.waits
 
 
-class Card:
-    """A device whose capability and product are given."""
-
-    def __init__(self, capability: tuple[int, int], product: Any) -> None:
-        self.capability, self.product = capability, product
-
-    def __enter__(self) -> Card:
-        made._has_kernel.cache_clear()
-        self.patches = [
-            mock.patch("torch.cuda.get_device_capability", lambda device: self.capability),
-            mock.patch.object(made, "_grouped", lambda: self.product),
-        ]
-        for patch in self.patches:
-            patch.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for patch in self.patches:
-            patch.stop()
-        made._has_kernel.cache_clear()
-
-
 def right(x: Tensor, weight: Tensor, offs: Tensor) -> Tensor:
     begins = [0, *offs.tolist()[:-1]]
     return torch.cat([x[a:b] @ w for a, b, w in zip(begins, offs.tolist(), weight, strict=True)])
@@ -244,9 +221,12 @@ def unsupported(x: Tensor, weight: Tensor, offs: Tensor) -> Tensor:
         ((9, 0), lambda x, weight: x, False),
     ],
 )
-def test_the_grouped_kernel_is_used_where_it_is_and_is_right(capability: Any, product: Any, has: bool) -> None:
-    with Card(capability, product):
-        assert made._has_kernel(torch.device("cpu")) == has
+def test_the_grouped_kernel_is_used_where_it_is_and_is_right(
+    monkeypatch: pytest.MonkeyPatch, capability: Any, product: Any, has: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(made, "_grouped", lambda: product)
+    assert made._has_kernel.__wrapped__(torch.device("cpu")) == has
 
 
 @pytest.mark.parametrize(

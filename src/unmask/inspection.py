@@ -64,14 +64,7 @@ def inspect(
         "parameters": parameter_count(d),
         "active": parameter_count(d, active=True),
         "experts": _experts(arch),
-        "sizes": {
-            "layers": arch.layers,
-            "width": arch.width,
-            "heads": arch.heads,
-            "kv_heads": arch.kv_heads,
-            "ffn": arch.ffn,
-            "vocabulary": arch.vocab,
-        },
+        "sizes": _sizes(arch),
         "context": d.context,
         "mask": d.mask,
         "eos": list(checkpoint.eos(text.eos if text else ())),
@@ -98,6 +91,11 @@ def _block(checkpoint: Checkpoint) -> int | str | None:
         if checkpoint.block_length is not None:
             raise
         return str(error)
+
+
+def _sizes(arch: Architecture) -> dict[str, int]:
+    names = {name: name for name in ("layers", "width", "heads", "kv_heads", "ffn")} | {"vocabulary": "vocab"}
+    return {ours: getattr(arch, name) for ours, name in names.items()}
 
 
 def _experts(arch: Architecture) -> dict[str, int] | None:

@@ -24,7 +24,7 @@ def inspect(
     block_length: o.BlockLength = None,
     json: _Json = False,
 ) -> None:
-    """Print what a checkpoint is: family, attention, experts, sizes, ids, tokenizer, files. Nothing of the weights is read but headers."""
+    """Print what a checkpoint is: family, attention, sizes, ids, tokenizer, files. Only headers of weights are read."""
     from ..inspection import inspect as look
 
     report = look(model, revision=revision, adapter=adapter, block_length=block_length)

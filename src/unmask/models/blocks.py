@@ -54,8 +54,11 @@ def block_length(description: Description, given: Any, names: Sequence[str]) -> 
     found = next(iter(told), blocks.length)
     if found is None:
         found = next((n for like, n in blocks.named.items() if any(re.search(like, name) for name in names)), None)
-    if found is None or not 1 <= found <= description.context:
-        raise ModelError(_asked(description, blocks, names, f"its block length is unknown (found: {found})"))
+    if found is None:
+        raise ModelError(_asked(description, blocks, names, "its block length is not known"))
+    if not 1 <= found <= description.context:
+        what = f"a block length of {found}, where 1 to the context of {description.context} make sense"
+        raise ModelError(_asked(description, blocks, names, what))
     return found
 
 

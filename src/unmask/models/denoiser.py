@@ -92,7 +92,8 @@ class Denoiser:
         self.graphs: Graphs | None = None
         arch = network.arch
         self.layers, self.width, self.kv_heads, self.head_dim = arch.layers, arch.width, arch.kv_heads, arch.head_dim
-        self.layer_weights = network.active_in_blocks // max(1, arch.layers)
+        used = sum(p.numel() for p in network.blocks.parameters()) - network.idle
+        self.layer_weights = used // max(1, arch.layers)
 
     @property
     def tails(self) -> Sequence[tuple[int, int]]:

@@ -9,7 +9,7 @@ from .transformer import Architecture
 
 MASK = 151665
 _HARMLESS = words("conplemenrary_mask")  # of training, as it is spelled there
-_PUBLISHED = Recommended("threshold(tau=0.9)", "none", 512, "Fast-dLLM v2's published setting")
+_PUBLISHED = Recommended("threshold(tau=0.9)", "blockwise", 512, "Fast-dLLM v2's published setting")
 
 
 class FastDllm:

@@ -31,7 +31,7 @@ _HARMLESS = words(
 """Keys that the published code does not read: it always adds the bias, normalises the weights, scores by sigmoid in
 float32, rotates ``head_dim * partial_rotary_factor`` dimensions and attends without a window.
 """
-_PUBLISHED = Recommended("threshold(tau=0.95)", "none", 512, "LLaDA2's published setting")
+_PUBLISHED = Recommended("threshold(tau=0.95)", "blockwise", 512, "LLaDA2's published setting")
 
 
 class Llada2:

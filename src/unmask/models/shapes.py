@@ -1,4 +1,4 @@
-"""What published configs of block-causal models and of mixtures of experts say of sizes and ids, to draw weights for."""
+"""Sizes and ids of published block-causal models and mixtures of experts, for models of random weights."""
 
 from __future__ import annotations
 

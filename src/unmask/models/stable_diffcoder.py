@@ -8,7 +8,7 @@ from .family import Blocks, Description, Recommended, special_ids
 from .transformer import Architecture
 
 MASK, BLOCK = 5, 4  # in its code; the config says neither
-_PUBLISHED = Recommended("threshold(tau=0.95)", "none", 512, "Stable-DiffCoder's published setting")
+_PUBLISHED = Recommended("threshold(tau=0.95)", "blockwise", 512, "Stable-DiffCoder's published setting")
 
 
 class StableDiffcoder:

@@ -273,16 +273,9 @@ class Transformer(nn.Module):
         return torch.promote_types(dtype, torch.float32) if ".router." in name else dtype
 
     @property
-    def active(self) -> int:
-        """Parameters that one position is computed with: all, less the experts that it is not sent to."""
-        outside = sum(p.numel() for p in self.parameters()) - sum(p.numel() for p in self.blocks.parameters())
-        return outside + self.active_in_blocks
-
-    @property
-    def active_in_blocks(self) -> int:
-        """The same, of the blocks alone."""
-        idle = sum(module.idle for module in self.blocks.modules() if isinstance(module, Mixture))
-        return sum(p.numel() for p in self.blocks.parameters()) - idle
+    def idle(self) -> int:
+        """Parameters of the experts that one position is not sent to, of all layers."""
+        return sum(module.idle for module in self.blocks.modules() if isinstance(module, Mixture))
 
     @property
     def waits(self) -> bool:

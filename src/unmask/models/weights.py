@@ -198,4 +198,4 @@ def load_denoiser(checkpoint: Checkpoint, spec: ModelSpec, device: torch.device,
 def parameter_count(description: Description, active: bool = False) -> int:
     """Parameters of the network, counted on the meta device; ``active``: those that one position is computed with."""
     network = blank(description.arch)
-    return network.active if active else sum(p.numel() for p in network.parameters())
+    return sum(p.numel() for p in network.parameters()) - (network.idle if active else 0)
