@@ -167,13 +167,27 @@ class TinyLLaDA(nn.Module):
                 nn.init.normal_(weight, std=std * (scale if back else 1.0))
         nn.init.normal_(self.transformer["ff_out"].weight, std=0.02)
 
-    def forward(self, ids: Tensor, keep: Tensor | None = None, visible: Tensor | None = None) -> Tensor:
-        """Logits at the positions ``keep`` (a mask over ``ids``); ``visible`` hides padding."""
+    def forward(
+        self, ids: Tensor, keep: Tensor | None = None, visible: Tensor | None = None, position: Tensor | None = None
+    ) -> Tensor:
+        """Logits at the positions ``keep``.
+
+        Args:
+            ids: ``[B, T]``.
+            keep: ``[B, T]``, whose logits are wanted; None: all.
+            visible: ``[B, T]`` keys that count (padding does not), or ``[B, T, T]`` which query sees which key.
+            position: ``[B, T]`` places in the text; None: 0 to T - 1.
+        """
         x = self.transformer["wte"](ids)
         if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
             x = x.bfloat16()
-        cos, sin = (table[: ids.shape[1]].to(x.dtype) for table in (self.cos, self.sin))
-        bias = None if visible is None else visible[:, None, None, :]
+        if position is None:
+            cos, sin = (table[: ids.shape[1]].to(x.dtype) for table in (self.cos, self.sin))
+        else:
+            cos, sin = (table[position].unsqueeze(1).to(x.dtype) for table in (self.cos, self.sin))
+        bias = visible
+        if visible is not None:
+            bias = visible[:, None] if visible.ndim == 3 else visible[:, None, None, :]
         if self.causal:
             past = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool, device=ids.device).tril()
             bias = past if bias is None else bias & past
