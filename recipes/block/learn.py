@@ -7,21 +7,22 @@ Everything that is not said here is as in ``recipes/tiny/train.py``: it resumes,
 
 from __future__ import annotations
 
-import shutil
+import json
 import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any, ClassVar
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tiny"))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "tiny")]
 
 import torch
 from data import DEFAULT_MIX, encode
 from decode import Decoded, by_block, by_order
 from evaluate import measure
+from folder import read, write
+from model import TinyLLaDA, load
 from streams import SHARES, Batch, Streams
 from train import Run, parse, train
-from verifier import write_llama
 
 from unmask.tasks import FAMILIES, Problem, problems
 
@@ -47,23 +48,14 @@ class BlockRun(Run):
         self.losses.clear()
         return row
 
-    def export(self) -> None:
-        """Write the folder of a ``StableDiffcoderForCausalLM`` in bfloat16, with the tokenizer."""
-        folder = self.args.run / "export"
-        write_llama(
-            self.model,
-            folder,
-            architectures=["StableDiffcoderForCausalLM"],
-            block_size=Streams.block,
-            mask_token_id=self.batches_ids.mask,
-            bos_token_id=self.batches_ids.bos,
-        )
-        for file in self.args.tokenizer.glob("*token*.json"):
-            shutil.copy(file, folder / file.name)
+    def first_model(self) -> TinyLLaDA:
+        """The bundled model, or a block model already trained."""
+        block = "block_size" in json.loads((self.args.init / "config.json").read_text(encoding="utf-8"))
+        return read(self.args.init) if block else load(self.args.init)
 
-    @property
-    def batches_ids(self) -> Any:
-        return self.batches.ids
+    def export(self) -> None:
+        """Write the folder that ships."""
+        write(self.model, self.args.tokenizer, self.args.run / "export")
 
     @torch.inference_mode()
     def evaluate(self) -> None:
@@ -74,13 +66,13 @@ class BlockRun(Run):
                 continue
             items = problems(name, "valid", 16 if name == "multi" else 50, seed=self.step)
             length = 256 if name == "multi" else 64
-            prompts = [encode(self.tokenizer, self.batches_ids, p.prompt) for p in items]
+            prompts = [encode(self.tokenizer, self.batches.ids, p.prompt) for p in items]
             self.model.eval()
-            block = by_block(self.model, self.batches_ids, prompts, length, Streams.block, 0.9)
+            block = by_block(self.model, self.batches.ids, prompts, length, Streams.block, 0.9)
             row = {"valid": name, "n": len(items), "block": self._right(items, block)}
             row["block_passes"] = round(sum(block.passes) / len(items), 1)
             if name != "multi":
-                row["order"] = self._right(items, by_order(self.model, self.batches_ids, prompts, length))
+                row["order"] = self._right(items, by_order(self.model, self.batches.ids, prompts, length))
             row["full"] = measure(self.model, self.tokenizer, items, length, 0.9)["accuracy"]
             self.log(row)
         self.model.train()

@@ -112,27 +112,34 @@ class Block(nn.Module):
         self.ff_proj, self.up_proj = nn.Linear(d, hidden, bias=False), nn.Linear(d, hidden, bias=False)
         self.ff_out = nn.Linear(hidden, d, bias=False)
 
-    def attend(self, x: Tensor, cos: Tensor, sin: Tensor, bias: Tensor | None) -> Tensor:
+    def qkv(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values ``[B, heads, T, D]``, the first two rotated."""
         batch, length, d = x.shape
         shape = (batch, length, self.heads, d // self.heads)
         q, k, v = (proj(x).view(shape).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        q, k = POINTWISE["rotate"](q, cos, sin), POINTWISE["rotate"](k, cos, sin)
+        return POINTWISE["rotate"](q, cos, sin), POINTWISE["rotate"](k, cos, sin), v
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+        """What the queries take from the values, ``[B, T, C]``."""
         if torch.is_grad_enabled():
-            scores = (q * shape[-1] ** -0.5) @ k.transpose(-1, -2)
+            scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
             scores = scores if bias is None else scores.masked_fill(~bias, -torch.inf)
             out = torch.softmax(scores, dim=-1, dtype=scores.dtype) @ v
         else:
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        return out.transpose(1, 2).reshape(batch, length, d)
+        return out.transpose(1, 2).flatten(2)
+
+    def feed(self, x: Tensor) -> Tensor:
+        """The feed-forward layer, with the stream it adds to."""
+        h = self.ff_norm(x)
+        return x + self.ff_out(POINTWISE["swiglu"](self.ff_proj(h), self.up_proj(h)))
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, bias: Tensor | None, keep: Tensor | None) -> Tensor:
         """``keep`` drops all other positions once attention has read them."""
-        mixed = self.attend(self.attn_norm(x), cos, sin, bias)
+        mixed = self.attend(*self.qkv(self.attn_norm(x), cos, sin), bias)
         if keep is not None:
             x, mixed = x[keep], mixed[keep]
-        x = x + self.attn_out(mixed)
-        h = self.ff_norm(x)
-        return x + self.ff_out(POINTWISE["swiglu"](self.ff_proj(h), self.up_proj(h)))
+        return self.feed(x + self.attn_out(mixed))
 
 
 class TinyLLaDA(nn.Module):
