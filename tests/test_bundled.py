@@ -23,7 +23,8 @@ def test_names_stand_for_folders(name, tmp_path, monkeypatch):
 def test_folders_are_whole_and_small(name):
     """Weights, tokenizer and chat template, a recommended setting, a card; at most 9 MiB."""
     found = inspect(name)
-    assert (found["weights"], found["chat_template"]) == ("complete", True)
+    assert found["weights"].startswith("complete")
+    assert found["chat_template"]
     assert found["recommended"]["source"].endswith("generation_config.json")
     assert found["tokenizer"] == found["sizes"]["vocabulary"]
     assert (BUNDLED[name] / "README.md").stat().st_size > 0

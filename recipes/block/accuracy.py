@@ -16,7 +16,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "tiny")]
+sys.path.insert(0, str(Path(__file__).parents[1] / "tiny"))
+sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
 from data import Ids, encode, load_tokenizer

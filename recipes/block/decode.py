@@ -123,7 +123,9 @@ def by_block(
             break
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=not _exact(model)):
             own = extend(model, block, lower, real, memory, None)[1]
-        memory = [tuple(torch.cat(p, 2) for p in zip(*pair, strict=True)) for pair in zip(memory, own)] if memory else own  # type: ignore[misc]
+        memory = (
+            [tuple(torch.cat(p, 2) for p in zip(*pair, strict=True)) for pair in zip(memory, own)] if memory else own
+        )  # type: ignore[misc]
     return Decoded(canvas.answers(), passes.tolist())
 
 

@@ -10,6 +10,7 @@ from data import Ids, load_tokenizer
 from model import CONFIG, TinyLLaDA
 from safetensors.torch import load_file
 from streams import Streams
+
 from verifier import llama_names, write_llama
 
 

@@ -13,7 +13,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any, ClassVar
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "tiny")]
+sys.path.insert(0, str(Path(__file__).parents[1] / "tiny"))
+sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
 from data import DEFAULT_MIX, encode

@@ -199,7 +199,7 @@ class Streams(Batches):
         return block_stream(text, start, masked, weight, self.block, self.ids)
 
     def _in_block(self, size: int) -> np.ndarray:
-        """Which places of a block are masked: of any number of them as likely, at random or more of them to the right."""
+        """Which places of a block are masked: any number of them, at random or more of them to the right."""
         if size < 1:
             return np.zeros(0, dtype=bool)
         count = self.rng.randint(1, size)
