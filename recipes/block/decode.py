@@ -93,6 +93,14 @@ def extend(
     return (x[:, :0] if keep is None else model.transformer["ff_out"](model.transformer["ln_f"](x[keep]))), own
 
 
+def joined(memory: Memory, own: Memory) -> Memory:
+    """Keys and values of a block behind those before it."""
+    if not memory:
+        return own
+    pairs = zip(memory, own, strict=True)
+    return [(torch.cat((old[0], new[0]), 2), torch.cat((old[1], new[1]), 2)) for old, new in pairs]
+
+
 @torch.no_grad()
 def by_block(
     model: TinyLLaDA, ids: Ids, prompts: list[list[int]], gen_length: int, length: int, threshold: float | None = None
@@ -123,9 +131,7 @@ def by_block(
             break
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=not _exact(model)):
             own = extend(model, block, lower, real, memory, None)[1]
-        memory = (
-            [tuple(torch.cat(p, 2) for p in zip(*pair, strict=True)) for pair in zip(memory, own)] if memory else own
-        )  # type: ignore[misc]
+        memory = joined(memory, own)
     return Decoded(canvas.answers(), passes.tolist())
 
 
