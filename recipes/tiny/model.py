@@ -112,27 +112,34 @@ class Block(nn.Module):
         self.ff_proj, self.up_proj = nn.Linear(d, hidden, bias=False), nn.Linear(d, hidden, bias=False)
         self.ff_out = nn.Linear(hidden, d, bias=False)
 
-    def attend(self, x: Tensor, cos: Tensor, sin: Tensor, bias: Tensor | None) -> Tensor:
+    def qkv(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values ``[B, heads, T, D]``, the first two rotated."""
         batch, length, d = x.shape
         shape = (batch, length, self.heads, d // self.heads)
         q, k, v = (proj(x).view(shape).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        q, k = POINTWISE["rotate"](q, cos, sin), POINTWISE["rotate"](k, cos, sin)
+        return POINTWISE["rotate"](q, cos, sin), POINTWISE["rotate"](k, cos, sin), v
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+        """What the queries take from the values, ``[B, T, C]``."""
         if torch.is_grad_enabled():
-            scores = (q * shape[-1] ** -0.5) @ k.transpose(-1, -2)
+            scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
             scores = scores if bias is None else scores.masked_fill(~bias, -torch.inf)
             out = torch.softmax(scores, dim=-1, dtype=scores.dtype) @ v
         else:
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        return out.transpose(1, 2).reshape(batch, length, d)
+        return out.transpose(1, 2).flatten(2)
+
+    def feed(self, x: Tensor) -> Tensor:
+        """The feed-forward layer, with the stream it adds to."""
+        h = self.ff_norm(x)
+        return x + self.ff_out(POINTWISE["swiglu"](self.ff_proj(h), self.up_proj(h)))
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, bias: Tensor | None, keep: Tensor | None) -> Tensor:
         """``keep`` drops all other positions once attention has read them."""
-        mixed = self.attend(self.attn_norm(x), cos, sin, bias)
+        mixed = self.attend(*self.qkv(self.attn_norm(x), cos, sin), bias)
         if keep is not None:
             x, mixed = x[keep], mixed[keep]
-        x = x + self.attn_out(mixed)
-        h = self.ff_norm(x)
-        return x + self.ff_out(POINTWISE["swiglu"](self.ff_proj(h), self.up_proj(h)))
+        return self.feed(x + self.attn_out(mixed))
 
 
 class TinyLLaDA(nn.Module):
@@ -167,13 +174,27 @@ class TinyLLaDA(nn.Module):
                 nn.init.normal_(weight, std=std * (scale if back else 1.0))
         nn.init.normal_(self.transformer["ff_out"].weight, std=0.02)
 
-    def forward(self, ids: Tensor, keep: Tensor | None = None, visible: Tensor | None = None) -> Tensor:
-        """Logits at the positions ``keep`` (a mask over ``ids``); ``visible`` hides padding."""
+    def forward(
+        self, ids: Tensor, keep: Tensor | None = None, visible: Tensor | None = None, position: Tensor | None = None
+    ) -> Tensor:
+        """Logits at the positions ``keep``.
+
+        Args:
+            ids: ``[B, T]``.
+            keep: ``[B, T]``, whose logits are wanted; None: all.
+            visible: ``[B, T]`` keys that count (padding does not), or ``[B, T, T]`` which query sees which key.
+            position: ``[B, T]`` places in the text; None: 0 to T - 1.
+        """
         x = self.transformer["wte"](ids)
         if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
             x = x.bfloat16()
-        cos, sin = (table[: ids.shape[1]].to(x.dtype) for table in (self.cos, self.sin))
-        bias = None if visible is None else visible[:, None, None, :]
+        if position is None:
+            cos, sin = (table[: ids.shape[1]].to(x.dtype) for table in (self.cos, self.sin))
+        else:
+            cos, sin = (table[position].unsqueeze(1).to(x.dtype) for table in (self.cos, self.sin))
+        bias = visible
+        if visible is not None:
+            bias = visible[:, None] if visible.ndim == 3 else visible[:, None, None, :]
         if self.causal:
             past = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool, device=ids.device).tril()
             bias = past if bias is None else bias & past

@@ -162,10 +162,10 @@ class Run:
         return self.args.lr_scale * min(1.0, (self.step + 1) / WARMUP_STEPS, max(left, 0.0) / self.args.decay_share)
 
     def train_step(self, batch: tuple[torch.Tensor, ...]) -> float:
-        ids, targets, weights = (tensor.to(self.args.device) for tensor in batch)
+        ids, targets, weights, *attention = (tensor.to(self.args.device) for tensor in batch)
         masked = weights > 0
         with torch.autocast(self.args.device, dtype=torch.bfloat16):
-            logits = self.model(ids, keep=masked)
+            logits = self.model(ids, masked, *attention)
         losses = F.cross_entropy(logits.float(), targets[masked], reduction="none")
         loss = (losses * weights[masked]).sum() / weights.sum()
         for optimizer, base in self.optimizers:
@@ -179,6 +179,10 @@ class Run:
         self.step += 1
         self.tokens += ids.numel()
         return float(loss.detach())
+
+    def details(self) -> dict[str, Any]:
+        """What else a row of the log tells since the last one."""
+        return {}
 
     def evaluate(self) -> None:
         """Decode a few problems of the valid split: by confidence for all, one token a forward where that is quick."""
@@ -219,7 +223,8 @@ def train(kind: type[Run], args: argparse.Namespace) -> None:
         threads.after_step(seconds)
         if run.step % 50 == 0:
             speed = args.tokens * 50 / max(run.seconds - logged, 1e-9)
-            run.log({"loss": round(sum(losses) / len(losses), 4), "rate": round(run.rate(), 4), "tokens_s": int(speed)})
+            row = {"loss": round(sum(losses) / len(losses), 4), "rate": round(run.rate(), 4), "tokens_s": int(speed)}
+            run.log({**row, **run.details()})
             print(torch.get_num_threads(), threads.times, flush=True)
             losses, logged = [], run.seconds
             run.read_mix()

@@ -12,7 +12,7 @@ import argparse
 import json
 import shutil
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -94,8 +94,23 @@ class VerifierRun(Run):
         return self.tokenizer.decode(text[start:])
 
 
-def write_llama(model: TinyLLaDA, folder: Path) -> None:
-    """``config.json`` and ``model.safetensors`` under the names of ``transformers``."""
+def llama_names(model: TinyLLaDA) -> dict[str, str]:
+    """From the names of the model's parameters to Llama's."""
+    outer = {"transformer.wte": "model.embed_tokens", "transformer.ln_f": "model.norm", "transformer.ff_out": "lm_head"}
+    names = {}
+    for name in model.state_dict():
+        module = name.removesuffix(".weight")
+        if ".blocks." in module:
+            _, _, layer, part = module.split(".")
+            target = f"model.layers.{layer}.{NAMES[part]}"
+        else:
+            target = outer[module]
+        names[name] = f"{target}.weight"
+    return names
+
+
+def write_llama(model: TinyLLaDA, folder: Path, **other: Any) -> None:
+    """``config.json`` (with ``other`` keys) and ``model.safetensors`` under the names of ``transformers``."""
     folder.mkdir(parents=True, exist_ok=True)
     own = model.config
     config = {
@@ -107,18 +122,13 @@ def write_llama(model: TinyLLaDA, folder: Path) -> None:
         "max_position_embeddings": own["max_sequence_length"], "vocab_size": own["embedding_size"],
         "attention_bias": False, "mlp_bias": False, "tie_word_embeddings": False, "use_cache": True,
         "bos_token_id": None, "eos_token_id": own["eos_token_id"], "pad_token_id": own["pad_token_id"],
+        **other,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    outer = {"transformer.wte": "model.embed_tokens", "transformer.ln_f": "model.norm", "transformer.ff_out": "lm_head"}
-    weights = {}
-    for name, weight in model.state_dict().items():
-        module = name.removesuffix(".weight")
-        if ".blocks." in module:
-            _, _, layer, part = module.split(".")
-            target = f"model.layers.{layer}.{NAMES[part]}"
-        else:
-            target = outer[module]
-        weights[f"{target}.weight"] = weight.detach().to(torch.bfloat16).contiguous()
+    state = model.state_dict()
+    weights = {
+        theirs: state[ours].detach().to(torch.bfloat16).contiguous() for ours, theirs in llama_names(model).items()
+    }
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 

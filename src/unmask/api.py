@@ -19,6 +19,7 @@ from .engine.outcome import Event, Outcome
 from .engine.request import Request, SamplingParams, wrapped
 from .engine.scheduler import Engine
 from .infill import lay_out
+from .models import hub
 from .models.denoiser import Denoiser
 from .models.family import Recommended
 from .models.graphs import Graphs
@@ -30,8 +31,8 @@ from .models.weights import Checkpoint, load_denoiser
 from .results import Result, result_of
 from .text import Text
 
-BUNDLED = Path(__file__).parent / "assets" / "tiny"
 BUNDLED_NAME = "unmask-tiny"  # in results, traces and profiles
+BUNDLED = hub.BUNDLED[BUNDLED_NAME]
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 Fixed = Mapping[int, int] | Sequence[Mapping[int, int] | None] | None
 Params = SamplingParams | Sequence[SamplingParams] | None
@@ -53,7 +54,7 @@ def load(
     """Load a masked diffusion language model.
 
     Args:
-        path_or_id: a Hugging Face folder, a hub id, or None for the bundled model ``unmask-tiny``.
+        path_or_id: a Hugging Face folder, a hub id, the name of a bundled model, or None for ``unmask-tiny``.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ... or ``"auto"``: the first GPU, else the CPU.
         dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"float64"`` or ``"auto"``: the checkpoint's own; float32
             where a CPU does not calculate in that.

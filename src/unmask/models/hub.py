@@ -1,4 +1,4 @@
-"""Folders of checkpoints: local ones, and those that the Hugging Face hub has."""
+"""Folders of checkpoints: local ones, those that come with the package, and those that the Hugging Face hub has."""
 
 from __future__ import annotations
 
@@ -7,20 +7,26 @@ from pathlib import Path
 
 from ..core.errors import ModelError
 
+_ASSETS = Path(__file__).parents[1] / "assets"
+BUNDLED = {"unmask-tiny": _ASSETS / "tiny"}
+"""Models that come with the package, by name. A local folder of that name goes first."""
+
 _HOLDS = {"adapter": "adapter_config.json"}
-_LIKE = {"model": " like GSAI-ML/LLaDA-8B-Instruct"}
+_LIKE = {"model": f" like GSAI-ML/LLaDA-8B-Instruct, or one of {', '.join(BUNDLED)}"}
 _HUB_ID = re.compile(r"[\w.\-]+/[\w.\-]+")
 
 
 def find_folder(path_or_id: str | Path, weights: bool = True, revision: str | None = None, kind: str = "model") -> Path:
-    """A local folder, or a hub id fetched into the hub's cache, ``weights`` and all.
+    """A local folder, one of ``BUNDLED``, or a hub id fetched into the hub's cache, ``weights`` and all.
 
     Raises:
-        ModelError: neither, or a ``revision`` of a local folder.
+        ModelError: none of them, or a ``revision`` of a local or bundled folder.
     """
     if not isinstance(path_or_id, (str, Path)) or not str(path_or_id):
         raise ModelError(f"no {kind} at {path_or_id!r}: expected a folder or a hub id{_LIKE.get(kind, '')}")
     folder = Path(path_or_id).expanduser()
+    if not folder.is_dir():
+        folder = BUNDLED.get(str(path_or_id), folder)
     if not folder.is_dir():
         if folder.exists() or not _HUB_ID.fullmatch(str(path_or_id)):
             raise ModelError(
