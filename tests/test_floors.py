@@ -58,7 +58,7 @@ FLOORS = {  # the longest name that fits rules; what it may import, itself inclu
     "cli": EVENTS
     | {"", "api", "registry", "inspection", "viz", "traceview", "profiles", "measure", "evaluation", "tasks", "cli"}
     | {"core.heap", "core.threads", "core.waiting"},
-    "server": EVENTS | {"", "api", "registry", "server"},
+    "server": EVENTS | {"", "api", "registry", "server", "text", "stop", "core.schema", "core.policy", "core.cache"},
     "tasks": {"tasks"},
     "evaluation": EVENTS
     | {
