@@ -101,8 +101,8 @@ def build(lm: Model, settings: Settings) -> FastAPI:
         app.mount("/", StaticFiles(directory=_STATIC, html=True), name="page")
     if allowed := origins(settings):
         app.add_middleware(
-            CORSMiddleware, allow_origins=allowed, allow_methods=["GET", "POST"], expose_headers=[IGNORED, "x-request-id"],
-            allow_headers=["authorization", "content-type", "x-request-id"],
+            CORSMiddleware, allow_origins=allowed, allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type", "x-request-id"], expose_headers=[IGNORED, "x-request-id"],
         )  # fmt: skip
     app.add_middleware(Guard, settings=settings, metrics=metrics)
     return app

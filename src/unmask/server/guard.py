@@ -55,7 +55,7 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers = {name: value for name, value in reversed(scope["headers"])}
+        headers: dict[bytes, bytes] = dict(reversed(scope["headers"]))
         given = headers.get(b"x-request-id", b"").decode("latin-1")
         request_id = given if _ID.fullmatch(given) else f"req-{secrets.token_hex(8)}"
         log = scope.setdefault("unmask.log", {})

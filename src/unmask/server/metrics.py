@@ -56,10 +56,10 @@ class Metrics:
             ("unmask_waiting", "Responses that wait for a place", lambda: worker.engine.waiting),
             (
                 "unmask_state_bytes",
-                "Bytes of the responses being decoded; 0 without a budget",
+                "Bytes of these; 0 without a budget",
                 lambda: worker.engine.used,
             ),
-            ("unmask_memory_budget_bytes", "Most bytes of these; 0: no limit", lambda: worker.engine.memory or 0),
+            ("unmask_memory_budget_bytes", "Most bytes; 0: no limit", lambda: worker.engine.memory or 0),
         ):
             Gauge(name, what, registry=self.registry).set_function(read)
 

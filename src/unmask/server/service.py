@@ -23,9 +23,8 @@ from .plan import Plan, numbered, refusal
 from .replies import Answer, Replies
 from .settings import Settings
 from .stable import Stable
-from .worker import Ticket, Worker
+from .worker import BEHIND, Ticket, Worker
 
-_BEHIND = 4096  # forward passes that a stream may be behind
 _PARAM = {"text_completion": "prompt", "chat.completion": "messages", "infill": "text"}
 IGNORED = "x-unmask-ignored"  # the response header that lists fields without effect
 
@@ -168,7 +167,8 @@ class Service:
         answers = []
         for ticket in tickets:
             if ticket.outcome is None:
-                raise Refused(500, ticket.failure or "the engine failed", "internal_error")
+                status, code = (503, "stopping") if self.draining else (500, "internal_error")
+                raise Refused(status, ticket.failure or "the engine failed", code)
             answers.append(Answer(ticket, ticket.outcome, self.lm.result(ticket.outcome)))
         for answer in answers:
             self.metrics.ended(answer)
@@ -241,8 +241,8 @@ class _Choice:
             Refused: the response failed, or the client is too far behind.
         """
         ticket, chunks = self.ticket, []
-        if len(ticket.told) > _BEHIND:
-            raise Refused(400, f"the client is {len(ticket.told)} forward passes behind", "stalled")
+        if ticket.overrun:
+            raise Refused(400, f"the client is more than {BEHIND} forward passes behind", "stalled")
         while ticket.told:
             progress = ticket.told.popleft()
             frame = progress.frame

@@ -23,6 +23,7 @@ from ..engine.scheduler import Engine
 from .frames import Frame, frames
 
 _LOG = logging.getLogger(__name__)
+BEHIND = 1024  # forward passes that a reader of step events may be behind
 
 
 class Watch(Enum):
@@ -73,6 +74,7 @@ class Ticket:
     first: float | None = None
     seconds: float = 0.0
     limited: bool = False  # ended by max_nfe
+    overrun: bool = False  # ended because its reader was too far behind
     nfe: int = 0  # the engine thread's count
     settled: int = 0  # tokens told so far
 
@@ -211,8 +213,9 @@ class Worker:
             ticket.settled += len(ids)
             if ids or slot in drawn:
                 self._later(partial(_progress, ticket, Progress(ids, drawn.get(slot))))
-            if ticket.nfe == ticket.max_nfe and ticket.request.id not in step.finished:
-                ticket.limited = True
+            ticket.limited = ticket.nfe == ticket.max_nfe and ticket.request.id not in step.finished
+            ticket.overrun = ticket.overrun or len(ticket.told) > BEHIND
+            if ticket.limited or ticket.overrun:
                 self.engine.abort(ticket.request.id)
 
     def _ended(self, outcome: Outcome) -> None:
@@ -277,6 +280,8 @@ def _refuse(tickets: Sequence[Ticket], error: Exception) -> None:
 
 
 def _progress(ticket: Ticket, progress: Progress) -> None:
+    if progress.frame is None and ticket.told and ticket.told[-1].frame is None:  # not read yet: one piece of text
+        progress = Progress([*ticket.told.pop().ids, *progress.ids], None)
     ticket.told.append(progress)
     ticket.news.set()
 
