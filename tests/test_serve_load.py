@@ -10,7 +10,7 @@ from recipes.serve import client, mix
 from serving import QUESTION, model, serving
 from unmask.engine.scheduler import Engine
 
-LONG = {"prompt": "a", "max_tokens": 1500, "ignore_eos": True, "unmask": {"policy": "vanilla"}}
+LONG = {"prompt": "a", "max_tokens": 500, "ignore_eos": True, "unmask": {"policy": "vanilla"}}
 
 
 @pytest.fixture(scope="module")

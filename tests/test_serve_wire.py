@@ -15,7 +15,7 @@ from refusals import refused
 from serving import ANSWER, QUESTION, process, raw, serving, wait_for
 
 BODY = json.dumps({"prompt": "3+4=", "max_tokens": 4}).encode()
-LONG = {"prompt": "a", "max_tokens": 1500, "ignore_eos": True, "unmask": {"policy": "vanilla", "stream": "steps"}, "stream": True}
+LONG = {"prompt": "a", "max_tokens": 600, "ignore_eos": True, "unmask": {"policy": "vanilla", "stream": "steps"}, "stream": True}
 
 
 def head(length, path="/v1/completions", more=b""):
@@ -100,15 +100,18 @@ def test_bodies_that_are_too_long(served):
 def test_a_reader_that_stalls_is_cut_off():
     """Its response is aborted, and others are served meanwhile."""
     with serving(stall=1.0) as served, socket.socket() as stalled:
+        served.listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         stalled.connect(("127.0.0.1", served.port))
-        body = json.dumps({**LONG, "n": 8}).encode()
+        body = json.dumps({**LONG, "n": 2}).encode()
         stalled.sendall(head(len(body)) + body)
-        assert wait_for(lambda: served.service.open == 8)
+        assert wait_for(lambda: served.service.open == 2)
         reply = served.post("/v1/completions", json.loads(BODY))
         assert reply.status_code == 200
         assert wait_for(lambda: served.service.open == 0, 60)
         assert served.idle()
+        ended = served.service.metrics.registry.get_sample_value
+        assert ended("unmask_responses_total", {"policy": "vanilla", "finish_reason": "length"}) is None
 
 
 @pytest.mark.parametrize("path", ["/../../etc/passwd", "/..%2f..%2fetc/passwd", "/static/../../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd",

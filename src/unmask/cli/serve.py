@@ -40,15 +40,19 @@ def serve(
     given = {name: getattr(serving, _OWN.get(name, name)) for name in (f.name for f in fields(Settings) if f.metadata)}
     keys = _keys(vars(serving)["api_key"], vars(serving)["api_key_file"])
     settings = Settings(**{"model": where.model, **{k: v for k, v in given.items() if v is not None}}, keys=keys)
+    from .. import registry
     from ..server import app
 
     try:
         from ..server import logs, run
     except ModuleNotFoundError as error:
         raise UnmaskError(f"unmask serve needs {error.name}: pip install 'unmask[serve]'") from None
-    listener = run.listen(settings)  # before the model is read, which may take minutes
-    logs.configure(settings.log_format)
-    run.run(app(where.load(), settings), settings, listener)
+    for spec, known in ((settings.policy, registry.policy), (settings.cache, registry.cache)):
+        if spec is not None:
+            known(spec)
+    with run.listen(settings) as listener:  # before the model is read, which may take minutes
+        logs.configure(settings.log_format)
+        run.run(app(where.load(), settings), settings, listener)
 
 
 def _keys(given: list[str] | None, file: str | None) -> tuple[str, ...]:

@@ -19,7 +19,8 @@ from .service import Service
 from .settings import Settings
 
 _LOG = logging.getLogger("unmask.server")
-_TICK = 0.05  # seconds between two looks at what is still running
+_TICK = 0.1  # seconds between two looks at what is still running
+_TELL = 5.0  # seconds in which clients are told that their responses have been ended
 
 
 def listen(settings: Settings) -> socket.socket:
@@ -33,6 +34,7 @@ def listen(settings: Settings) -> socket.socket:
             f"--host {settings.host} can be reached by others, and there is no key; give --api-key, --api-key-file or "
             "UNMASK_API_KEY, or --allow-anonymous"
         )
+    made: socket.socket | None = None
     try:
         found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, kind, protocol, _, address = found[0]
@@ -40,7 +42,10 @@ def listen(settings: Settings) -> socket.socket:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind(address)
     except OSError as error:
-        raise UnmaskError(f"cannot listen on {settings.host}, port {settings.port}: {error.strerror or error}") from None
+        if made:
+            made.close()
+        why = error.strerror or error
+        raise UnmaskError(f"cannot listen on {settings.host}, port {settings.port}: {why}") from None
     return made
 
 
@@ -48,7 +53,7 @@ def run(app: FastAPI, settings: Settings, listener: socket.socket) -> None:
     """Serve until a signal ends it. The first SIGTERM or SIGINT lets what is running finish, the second stops it."""
     config = uvicorn.Config(
         app, http=guarded(settings.stall), ws="none", access_log=False, log_config=None, server_header=False,
-        timeout_keep_alive=75, timeout_graceful_shutdown=1, lifespan="on",
+        timeout_keep_alive=75, timeout_graceful_shutdown=2, lifespan="on",
     )  # fmt: skip
     server = Server(config, app.state.service, settings)
     host, port = listener.getsockname()[:2]
@@ -82,9 +87,14 @@ class Server(uvicorn.Server):
         counter = 0
         while not await self.on_tick(counter):
             counter = (counter + 1) % 864000
-            await asyncio.sleep(_TICK * 2)
-            if self.service.draining and (self.service.open == 0 or time.monotonic() > self._until):
-                self.should_exit = True
+            await asyncio.sleep(_TICK)
+            if self.service.draining and self.service.open and self.service.worker.alive and time.monotonic() > self._until:
+                _LOG.warning("%d responses have not finished and are ended", self.service.open)
+                self.service.worker.stop(0)
+                self._until = time.monotonic() + _TELL
+            self.should_exit = self.should_exit or (
+                self.service.draining and (self.service.open == 0 or time.monotonic() > self._until)
+            )
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End the engine first, so that no response is waited for, then the connections."""
