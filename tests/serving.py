@@ -48,8 +48,15 @@ class Served:
         self.listener = run.listen(settings)
         self.port = self.listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        config = uvicorn.Config(self.app, http=run.guarded(settings.stall), ws="none", access_log=False, log_config=None,
-                                timeout_graceful_shutdown=1, lifespan="on")  # fmt: skip
+        config = uvicorn.Config(
+            self.app,
+            http=run.guarded(settings.stall),
+            ws="none",
+            access_log=False,
+            log_config=None,
+            timeout_graceful_shutdown=1,
+            lifespan="on",
+        )
         self.server = run.Server(config, self.service, settings)
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.listener]}, daemon=True)
 
@@ -104,7 +111,9 @@ def process(*arguments: str, port: int = 0) -> Iterator[tuple[subprocess.Popen[s
     """``unmask serve`` in a process of its own, and its address; killed at the end of the block."""
     code = "from unmask.cli import main; main()"
     command = [sys.executable, "-c", code, "serve", "--port", str(port), "--dtype", "float32", *arguments]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONWARNINGS": ""}) as running:
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONWARNINGS": ""}
+    ) as running:
         assert running.stderr is not None
         try:
             for line in running.stderr:

@@ -97,7 +97,9 @@ def test_logprobs_are_those_of_the_commit(served):
     assert logs["token_logprobs"][:lead] == [None] * lead
     assert logs["token_logprobs"][lead:] == pytest.approx([math.log(p) for p in alone.confidence[:count]], abs=1e-5)
     assert "".join(logs["tokens"]) == choice["text"]
-    assert [choice["text"][at:][: len(t)] for at, t in zip(logs["text_offset"], logs["tokens"], strict=True)] == logs["tokens"]
+    assert [choice["text"][at:][: len(t)] for at, t in zip(logs["text_offset"], logs["tokens"], strict=True)] == logs[
+        "tokens"
+    ]
     assert [top and list(top) for top in logs["top_logprobs"]] == [None] * lead + [[t] for t in logs["tokens"][lead:]]
     chat = served.post("/v1/chat/completions", {"messages": SAID, "logprobs": True}).json()["choices"][0]
     assert "".join(one["token"] for one in chat["logprobs"]["content"]) == ANSWER
@@ -183,7 +185,9 @@ def test_schemas_accept_what_the_registry_builds(served, path, kind):
             for key, off in (("minimum", -1), ("exclusiveMinimum", 0), ("maximum", 1)):
                 if key in rule:
                     assert not jsonschema.is_valid(schema, {**built, name: rule[key] + off})
-                    inner = "".join(f"{need}={'vanilla' if kind == 'policy' else 'dual'}," for need in schema["required"])
+                    inner = "".join(
+                        f"{need}={'vanilla' if kind == 'policy' else 'dual'}," for need in schema["required"]
+                    )
                     with pytest.raises(unmask.SpecError):
                         getattr(registry, kind)(f"{one['id']}({inner}{name}={rule[key] + off})")
 
@@ -276,7 +280,11 @@ def test_what_is_wrong_is_named(served, body, param):
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages"),
         ("/v1/chat/completions", {"messages": SAID, "tools": [{"type": "function"}]}, "tools"),
         ("/v1/chat/completions", {"messages": SAID, "response_format": {"type": "json_object"}}, "response_format"),
-        ("/v1/chat/completions", {"messages": SAID, "max_tokens": 3, "max_completion_tokens": 4}, "max_completion_tokens"),
+        (
+            "/v1/chat/completions",
+            {"messages": SAID, "max_tokens": 3, "max_completion_tokens": 4},
+            "max_completion_tokens",
+        ),
         ("/v1/chat/completions", {"messages": SAID, "top_logprobs": 5}, "top_logprobs"),
         ("/v1/infill", {"text": "no gap"}, "text"),
         ("/v1/infill", {"text": "[MASK*0]"}, "text"),
@@ -292,7 +300,14 @@ def test_what_is_wrong_elsewhere_is_named(served, path, body, param):
 
 
 def test_what_asks_for_nothing_is_accepted(served):
-    neutral = {"logit_bias": {}, "presence_penalty": 0, "frequency_penalty": None, "tools": [], "best_of": 1, "stop": None}
+    neutral = {
+        "logit_bias": {},
+        "presence_penalty": 0,
+        "frequency_penalty": None,
+        "tools": [],
+        "best_of": 1,
+        "stop": None,
+    }
     assert complete(served, "3+4=", max_tokens=2, **neutral)["choices"]
 
 
@@ -302,7 +317,9 @@ def test_unknown_fields_are_ignored_and_listed(served):
     names(reply.headers["x-unmask-ignored"], "user", "fo")
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"[1]", b"3", b"\xff\xfe", b'{"prompt": NaN}', b"[" * 100_000, b"1" * 9000])
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"[1]", b"3", b"\xff\xfe", b'{"prompt": NaN}', b"[" * 100_000, b"1" * 9000]
+)
 def test_what_is_no_object_is_refused(served, data):
     head = {"content-type": "application/json"}
     import httpx2
@@ -310,7 +327,9 @@ def test_what_is_no_object_is_refused(served, data):
     reply = httpx2.post(served.url + "/v1/completions", content=data, headers=head)
     assert reply.status_code == 400
     assert reply.json()["error"]["type"] == "invalid_request_error"
-    plain = httpx2.post(served.url + "/v1/completions", content=b'{"prompt": "a"}', headers={"content-type": "text/plain"})
+    plain = httpx2.post(
+        served.url + "/v1/completions", content=b'{"prompt": "a"}', headers={"content-type": "text/plain"}
+    )
     assert plain.status_code == 400  # a page of another site could send it
 
 
@@ -318,11 +337,23 @@ def test_what_is_no_object_is_refused(served, data):
 @pytest.mark.parametrize("stop", [None, ["9\n", "Answer: 2", "2"]])
 def test_deltas_make_the_text(served, policy, stop):
     """Of every policy, those included that re-mask: no delta is taken back."""
-    spec = {"adaptive": "adaptive(threshold)", "lookahead": "lookahead(wino(block_length=8),24)", "prophet": "prophet(vanilla)",
-            "wino": "wino(tau_in=0.3,tau_out=0.95,block_length=8)", "saber": "saber(block_length=8)"}.get(policy, policy)  # fmt: skip
+    spec = {
+        "adaptive": "adaptive(threshold)",
+        "lookahead": "lookahead(wino(block_length=8),24)",
+        "prophet": "prophet(vanilla)",
+        "wino": "wino(tau_in=0.3,tau_out=0.95,block_length=8)",
+        "saber": "saber(block_length=8)",
+    }.get(policy, policy)
     for temperature in (0, 1.2):
-        body = {"messages": SAID, "max_tokens": 40, "stop": stop, "temperature": temperature, "seed": 3, "ignore_eos": policy == "wino",
-                "unmask": {"policy": spec, "stream": "steps"}}  # fmt: skip
+        body = {
+            "messages": SAID,
+            "max_tokens": 40,
+            "stop": stop,
+            "temperature": temperature,
+            "seed": 3,
+            "ignore_eos": policy == "wino",
+            "unmask": {"policy": spec, "stream": "steps"},
+        }
         whole = served.post("/v1/chat/completions", body).json()
         events = served.events("/v1/chat/completions", {**body, "stream_options": {"include_usage": True}})
         assert text(events) == whole["choices"][0]["message"]["content"]

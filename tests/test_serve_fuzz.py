@@ -23,7 +23,9 @@ def test_fuzz():
         schema = schemathesis.openapi.from_url(f"{served.url}/openapi.json")
 
         @given(case=schema.as_strategy(), own=st.booleans())
-        @settings(max_examples=REQUESTS, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+        @settings(
+            max_examples=REQUESTS, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+        )
         def one(case, own):
             if isinstance(case.body, dict) and own:  # texts drawn at random name no model and no policy
                 case.body.pop("model", None)

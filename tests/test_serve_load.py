@@ -41,12 +41,17 @@ def test_every_response_under_load_is_what_it_is_alone(served):
 
 
 def test_a_budget_of_memory_lets_in_what_fits():
-    made = [("/v1/completions", {"prompt": "3+4=", "max_tokens": n, "unmask": {"cache": "dual", "policy": "vanilla"}}) for n in range(8, 24)]
+    made = [
+        ("/v1/completions", {"prompt": "3+4=", "max_tokens": n, "unmask": {"cache": "dual", "policy": "vanilla"}})
+        for n in range(8, 24)
+    ]
     with serving(memory=0.4) as small:
         seen = set()
         small.service.worker.on_step = lambda step: seen.add(len(step.rows))
         replies = crowd(small, made, 16)
-        assert [r.text for r in replies] == [r.text for r in model().generate(["3+4="] * 16, [*range(8, 24)], "vanilla", "dual", chat=False)]
+        assert [r.text for r in replies] == [
+            r.text for r in model().generate(["3+4="] * 16, [*range(8, 24)], "vanilla", "dual", chat=False)
+        ]
         assert max(seen) < 16
         big = small.post("/v1/completions", {**made[0][1], "max_tokens": 1500})
         assert (big.status_code, big.json()["error"]["type"]) == (400, "invalid_request_error")
@@ -57,7 +62,11 @@ def test_a_client_that_leaves_is_aborted_before_the_next_forward_pass(served):
     for stream in (True, False):
         with httpx2.Client(base_url=served.url) as one:
             if stream:
-                with one.stream("POST", "/v1/completions", json={**LONG, "stream": True, "unmask": {**LONG["unmask"], "stream": "steps"}}) as reply:
+                with one.stream(
+                    "POST",
+                    "/v1/completions",
+                    json={**LONG, "stream": True, "unmask": {**LONG["unmask"], "stream": "steps"}},
+                ) as reply:
                     next(reply.iter_bytes())
             else:
                 with pytest.raises(httpx2.ReadTimeout):
@@ -93,7 +102,10 @@ def test_a_failed_request_fails_alone(served, monkeypatch):
 
     monkeypatch.setattr(Factor, "decide", broken)
     made = mix.jobs(6, 3, streams=(None, "text"))
-    bad = [("/v1/completions", {"prompt": "3+4=", "max_tokens": 8, "stream": stream, "unmask": {"policy": "factor"}}) for stream in (False, True)]
+    bad = [
+        ("/v1/completions", {"prompt": "3+4=", "max_tokens": 8, "stream": stream, "unmask": {"policy": "factor"}})
+        for stream in (False, True)
+    ]
     replies = crowd(served, [*made, *bad], 8)
     assert [r.text for r in replies[:6]] == mix.alone(model(), made)
     assert [(r.status, r.error) for r in replies[6:]] == [(500, "decoding_failed"), (200, "decoding_failed")]
@@ -115,12 +127,15 @@ def test_a_reader_of_steps_that_is_far_behind_is_told_so(served, monkeypatch):
     from unmask.server import worker
 
     monkeypatch.setattr(worker, "BEHIND", -1)
-    told = served.events("/v1/completions", {"prompt": "3+4=", "max_tokens": 40, "unmask": {"stream": "steps", "policy": "vanilla"}})
+    told = served.events(
+        "/v1/completions", {"prompt": "3+4=", "max_tokens": 40, "unmask": {"stream": "steps", "policy": "vanilla"}}
+    )
     assert told[-1]["error"]["code"] == "stalled"
 
 
 def test_a_short_request_does_not_wait_for_long_ones(served):
     """It is decoded beside them: it ends while all of them run."""
+
     def both():
         async def run():
             long = [asyncio.ensure_future(client.ask(served.port, "/v1/completions", LONG, 30)) for _ in range(4)]
@@ -142,11 +157,13 @@ def test_a_short_request_does_not_wait_for_long_ones(served):
 
 
 def test_deltas_come_before_the_end(served):
-    """Of policies that re-mask too, as soon as a block is full; the text is told while positions behind it are masked."""
+    """Of policies that re-mask too, as soon as a block is full: while positions behind it are masked."""
     for policy in ("vanilla(block_length=8)", "wino(block_length=8)", "saber(block_length=8)"):
-        body = {"messages": [{"role": "user", "content": QUESTION}], "max_tokens": 48, "unmask": {"policy": policy, "stream": "steps"}}
+        body = {
+            "messages": [{"role": "user", "content": QUESTION}],
+            "max_tokens": 48,
+            "unmask": {"policy": policy, "stream": "steps"},
+        }
         chunks = [e["choices"][0] for e in served.events("/v1/chat/completions", body)]
         early = [c for c in chunks if c["delta"].get("content") and c["unmask"].get("masked")]
         assert early, policy
-
-

@@ -1,5 +1,6 @@
 """What comes over the wire that no client would send, and what happens to the process."""
 
+import contextlib
 import json
 import logging
 import os
@@ -15,12 +16,20 @@ from refusals import refused
 from serving import ANSWER, QUESTION, process, raw, serving, wait_for
 
 BODY = json.dumps({"prompt": "3+4=", "max_tokens": 4}).encode()
-LONG = {"prompt": "a", "max_tokens": 600, "ignore_eos": True, "unmask": {"policy": "vanilla", "stream": "steps"}, "stream": True}
+LONG = {
+    "prompt": "a",
+    "max_tokens": 600,
+    "ignore_eos": True,
+    "unmask": {"policy": "vanilla", "stream": "steps"},
+    "stream": True,
+}
 
 
 def head(length, path="/v1/completions", more=b""):
-    return (b"POST %s HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nConnection: close\r\n%sContent-Length: %d\r\n\r\n"
-            % (path.encode(), more, length))  # fmt: skip
+    return (
+        b"POST %s HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nConnection: close\r\n%sContent-Length: %d\r\n\r\n"
+        % (path.encode(), more, length)
+    )
 
 
 def answers(served):
@@ -42,7 +51,7 @@ def test_a_whole_request_by_hand(served):
 
 
 def test_slow_loris(served):
-    """Connections that send their head, or their body, byte by byte or never, are cut off; others are served meanwhile."""
+    """Connections that send their head or their body never, or byte by byte, are cut off; others are served."""
     idle = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(40)]
     slow = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(5)]
     part = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(5)]
@@ -54,10 +63,8 @@ def test_slow_loris(served):
     assert answers(served)
     for one in (*idle, *slow):
         one.settimeout(10)
-        try:
+        with contextlib.suppress(ConnectionResetError):
             assert one.recv(100) == b""
-        except ConnectionResetError:
-            pass
     for one in part:
         one.settimeout(10)
         assert one.recv(1000).startswith(b"HTTP/1.1 408")
@@ -74,11 +81,18 @@ def test_half_closed_and_torn_connections(served):
     assert answers(served)
 
 
-@pytest.mark.parametrize("data", [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"GET\r\n\r\n", b"A" * 200_000,
-                                  b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
-                                  b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: -4\r\n\r\n",
-                                  b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-                                  b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"])  # fmt: skip
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"GET\r\n\r\n",
+        b"A" * 200_000,
+        b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: -4\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    ],
+)
 def test_what_is_no_http(served, data):
     reply = raw(served.port, data)
     assert reply == b"" or reply.startswith((b"HTTP/1.1 400", b"HTTP/1.1 4"))
@@ -114,8 +128,19 @@ def test_a_reader_that_stalls_is_cut_off():
         assert ended("unmask_responses_total", {"policy": "vanilla", "finish_reason": "length"}) is None
 
 
-@pytest.mark.parametrize("path", ["/../../etc/passwd", "/..%2f..%2fetc/passwd", "/static/../../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd",
-                                  "//etc/passwd", "/v1/models/../../../../etc/passwd", "/..\\..\\etc\\passwd", "/v1/models/%00"])  # fmt: skip
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/../../etc/passwd",
+        "/..%2f..%2fetc/passwd",
+        "/static/../../../etc/passwd",
+        "/%2e%2e/%2e%2e/etc/passwd",
+        "//etc/passwd",
+        "/v1/models/../../../../etc/passwd",
+        "/..\\..\\etc\\passwd",
+        "/v1/models/%00",
+    ],
+)
 def test_path_traversal(served, path):
     reply = raw(served.port, f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode())
     assert reply.startswith((b"HTTP/1.1 404", b"HTTP/1.1 400"))
@@ -125,7 +150,11 @@ def test_path_traversal(served, path):
 def test_headers_that_protect_browsers(served):
     for reply in (served.get("/v1/models"), served.get("/nope"), served.post("/v1/completions", {}), served.get("/")):
         policy = dict(part.split(" ", 1) for part in reply.headers["content-security-policy"].split("; "))
-        assert policy["default-src"] == "'none'" and policy["script-src"] == "'self'" and policy["frame-ancestors"] == "'none'"
+        assert (
+            policy["default-src"] == "'none'"
+            and policy["script-src"] == "'self'"
+            and policy["frame-ancestors"] == "'none'"
+        )
         assert "unsafe" not in reply.headers["content-security-policy"]
         assert reply.headers["x-content-type-options"] == "nosniff"
         assert "access-control-allow-origin" not in reply.headers
@@ -133,7 +162,11 @@ def test_headers_that_protect_browsers(served):
 
 
 def test_other_sites_may_not_call_it_unless_they_are_named(served):
-    asks = {"origin": "https://evil.example", "access-control-request-method": "POST", "access-control-request-headers": "content-type"}
+    asks = {
+        "origin": "https://evil.example",
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "content-type",
+    }
     refused = httpx2.options(served.url + "/v1/completions", headers=asks)
     assert "access-control-allow-origin" not in refused.headers
     for name in ("evil.example", "evil.example:80", "127.0.0.1.evil.example", "[::2]:80"):
@@ -150,8 +183,14 @@ def test_request_ids_and_no_prompts_in_the_log(served, caplog, capsys):
     log = logging.getLogger("unmask.server")
     log.setLevel(logging.INFO)
     with caplog.at_level(logging.INFO, logger="unmask.server"):
-        own = served.post("/v1/completions", {"prompt": "a secret", "max_tokens": 2}, headers={"x-request-id": "mine-1"})
-        odd = served.post("/v1/completions", {"prompt": "a secret", "secret": 1, "max_tokens": "secret"}, headers={"x-request-id": "a b\tc"})
+        own = served.post(
+            "/v1/completions", {"prompt": "a secret", "max_tokens": 2}, headers={"x-request-id": "mine-1"}
+        )
+        odd = served.post(
+            "/v1/completions",
+            {"prompt": "a secret", "secret": 1, "max_tokens": "secret"},
+            headers={"x-request-id": "a b\tc"},
+        )
         assert served.idle()
     assert own.headers["x-request-id"] == "mine-1" and odd.headers["x-request-id"].startswith("req-")
     noted = [vars(r)["fields"] for r in caplog.records if r.getMessage() == "request"]
@@ -213,7 +252,7 @@ def test_sigterm_drains_and_a_second_one_stops():
 
 def test_grace_ends():
     with process("--grace", "0.5") as (running, url):
-        client, reply, lines = stream(url, LONG)
+        client, _reply, lines = stream(url, LONG)
         running.send_signal(signal.SIGTERM)
         told = [line for line in lines if line]
         assert json.loads(told[-1].removeprefix("data: "))["error"]["code"] == "stopping"
@@ -230,19 +269,22 @@ def test_kill_and_restart():
         client.close()
     with process(port=int(url.rpartition(":")[2])) as (_, again):
         assert again == url
-        reply = httpx2.post(f"{again}/v1/chat/completions", json={"messages": [{"role": "user", "content": QUESTION}]}, timeout=60)
+        reply = httpx2.post(
+            f"{again}/v1/chat/completions", json={"messages": [{"role": "user", "content": QUESTION}]}, timeout=60
+        )
         assert reply.json()["choices"][0]["message"]["content"] == ANSWER
 
 
 def test_a_key_from_a_file_and_from_the_environment(tmp_path, monkeypatch):
     (tmp_path / "keys").write_text("# ours\nsk-one\nsk-two\n")
-    with process("--api-key-file", str(tmp_path / "keys"), "--host", "0.0.0.0") as (running, url):
-        url = url.replace("0.0.0.0", "127.0.0.1")
-        found = [httpx2.get(f"{url}/v1/models", headers={"authorization": f"Bearer {key}"}).status_code for key in ("sk-one", "sk-two", "x")]
+    with process("--api-key-file", str(tmp_path / "keys"), "--host", "0.0.0.0") as (_, anywhere):
+        url = anywhere.replace("0.0.0.0", "127.0.0.1")
+        found = [
+            httpx2.get(f"{url}/v1/models", headers={"authorization": f"Bearer {key}"}).status_code
+            for key in ("sk-one", "sk-two", "x")
+        ]
         assert found == [200, 200, 401]
     monkeypatch.setenv("UNMASK_API_KEY", "sk-env")
-    with process() as (running, url):
+    with process() as (_running, url):
         assert httpx2.get(f"{url}/v1/models").status_code == 401
         assert httpx2.get(f"{url}/v1/models", headers={"authorization": "Bearer sk-env"}).status_code == 200
-
-

@@ -31,7 +31,8 @@ async def ask(port, path, body, leave=None, key=None):
         own = f"authorization: Bearer {key}\r\n" if key else ""
         writer.write(
             f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\nconnection: close\r\n"
-            f"{own}content-length: {len(data)}\r\n\r\n".encode() + data
+            f"{own}content-length: {len(data)}\r\n\r\n".encode()
+            + data
         )
         try:
             await asyncio.wait_for(_read(reader, reply, began), leave)
@@ -53,7 +54,11 @@ async def _read(reader, reply, began):
             if line.startswith(b"data: {"):
                 _event(json.loads(line[6:]), reply, began)
         return
-    body = await reader.read() if "transfer-encoding: chunked" not in head else b"\n".join([one async for one in _lines(reader)])
+    body = (
+        await reader.read()
+        if "transfer-encoding: chunked" not in head
+        else b"\n".join([one async for one in _lines(reader)])
+    )
     value = json.loads(body)
     if reply.status != 200:
         reply.error = value["error"]["code"]

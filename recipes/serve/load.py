@@ -78,7 +78,11 @@ def main():
         tokens, seconds, own = served(args.port, made, args.concurrency)
         rates["served"].append(tokens / seconds)
         replies += own
-    streams = [reply.first for reply, (_, body) in zip(replies, made * args.rounds, strict=True) if body.get("stream") and reply.first]
+    streams = [
+        reply.first
+        for reply, (_, body) in zip(replies, made * args.rounds, strict=True)
+        if body.get("stream") and reply.first
+    ]
     found = {
         "requests": args.requests, "concurrency": args.concurrency, "rounds": args.rounds,
         **{f"{name}_tokens_per_second": [round(rate, 1) for rate in several] for name, several in rates.items()},

@@ -88,7 +88,12 @@ class Server(uvicorn.Server):
         while not await self.on_tick(counter):
             counter = (counter + 1) % 864000
             await asyncio.sleep(_TICK)
-            if self.service.draining and self.service.open and self.service.worker.alive and time.monotonic() > self._until:
+            if (
+                self.service.draining
+                and self.service.open
+                and self.service.worker.alive
+                and time.monotonic() > self._until
+            ):
                 _LOG.warning("%d responses have not finished and are ended", self.service.open)
                 self.service.worker.stop(0)
                 self._until = time.monotonic() + _TELL
@@ -144,6 +149,8 @@ def guarded(seconds: float) -> type[H11Protocol]:
     return Guarded
 
 
-def _cancelled(timer: asyncio.TimerHandle | None) -> None:
+def _cancelled(timer: asyncio.TimerHandle | None) -> asyncio.TimerHandle | None:
+    """None, once a timer is cancelled."""
     if timer is not None:
         timer.cancel()
+    return None

@@ -19,8 +19,8 @@ from ..core.errors import UnmaskError
 from ..engine.loop import Step
 from ..engine.outcome import Event, Outcome
 from ..engine.request import Request
-from ..engine.scheduler import Engine
 from .frames import Frame, frames
+from .lanes import Lanes
 
 _LOG = logging.getLogger(__name__)
 BEHIND = 1024  # forward passes that a reader of step events may be behind
@@ -89,14 +89,14 @@ class Worker:
 
     Args:
         lm: the model.
-        batch_size, memory: of the engine; see :class:`~unmask.engine.scheduler.Engine`.
+        batch_size, memory: of the engine; see :class:`~unmask.server.lanes.Lanes`.
         on_step: called on the engine's thread with every step.
     """
 
     def __init__(
         self, lm: Model, batch_size: int, memory: int | None, on_step: Callable[[Step], None] | None = None
     ) -> None:
-        self._make: Callable[[], Engine] = partial(lm.engine, batch_size, memory)
+        self._make: Callable[[], Lanes] = partial(Lanes, lm.engine, batch_size, memory)
         self.lm, self.engine, self.on_step = lm, self._make(), on_step
         self._orders: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._tickets: dict[Any, Ticket] = {}
