@@ -25,11 +25,9 @@ LONG = {
 }
 
 
-def head(length, path="/v1/completions", more=b""):
-    return (
-        b"POST %s HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nConnection: close\r\n%sContent-Length: %d\r\n\r\n"
-        % (path.encode(), more, length)
-    )
+def head(length, path="/v1/completions"):
+    lines = [f"POST {path} HTTP/1.1", "Host: 127.0.0.1", "Content-Type: application/json", "Connection: close"]
+    return "\r\n".join([*lines, f"Content-Length: {length}", "", ""]).encode()
 
 
 def answers(served):
