@@ -57,8 +57,8 @@ FLOORS = {  # the longest name that fits rules; what it may import, itself inclu
     "traceview": FILES_READ | {"traceview"},
     "cli": EVENTS
     | {"", "api", "registry", "inspection", "viz", "traceview", "profiles", "measure", "evaluation", "tasks", "cli"}
-    | {"core.heap", "core.threads", "core.waiting"},
-    "server": EVENTS | {"", "api", "registry", "server"},
+    | {"core.heap", "core.threads", "core.waiting", "server"},
+    "server": EVENTS | {"", "api", "registry", "server", "text", "stop", "core.schema", "core.policy", "core.cache"},
     "tasks": {"tasks"},
     "evaluation": EVENTS
     | {

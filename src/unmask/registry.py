@@ -13,7 +13,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from .core.cache import Cache
-from .core.config import Configured, Spec, parse, types
+from .core.config import Configured, Spec, accepted, parse, types
 from .core.errors import SpecError
 from .core.policy import Policy
 
@@ -145,3 +145,55 @@ def _resolve(kind: str | None, parameter: str, value: Any) -> Any:
             raise SpecError(f"{parameter} cannot be {value}")
         return value.name
     return value
+
+
+def describe(cls: type[Any]) -> dict[str, Any]:
+    """What there is to know of a policy or cache: paper, summary (from its docstring), what it refuses, parameters."""
+    summary = " ".join((cls.__doc__ or "").split("\n\n")[0].split()).replace("``", "`")
+    return {
+        "paper": cls.paper,
+        "summary": summary,
+        "refuses": cls.refuses,
+        "parameters": [_parameter(cls, f) for f in dataclasses.fields(cls) if not f.metadata.get("hidden")],
+        "hidden": [_parameter(cls, f) for f in dataclasses.fields(cls) if f.metadata.get("hidden")],
+    }
+
+
+def _parameter(cls: type[Any], field: dataclasses.Field[Any]) -> dict[str, Any]:
+    nested = field.name in parts(cls)
+    default = field.default if nested else getattr(cls(), field.name)
+    about = {
+        "name": field.name,
+        "required": nested and default is None,
+        "default": str(default) if nested and default is not None else default,
+        "accepted": accepted(cls, field.name),
+        "doc": field.metadata.get("doc", ""),
+    }
+    presets = next((f.metadata["choices"] for f in dataclasses.fields(cls) if f.name == "preset"), ())
+    values = {name: getattr(cls(preset=name), field.name) for name in presets if field.name != "preset"}
+    return about | ({"presets": values} if len(set(values.values())) > 1 else {})
+
+
+def json_schema(cls: type[Configured]) -> dict[str, Any]:
+    """The parameters of a policy or cache as a JSON schema; what holds another one is a text, its spec."""
+    about = describe(cls)
+    kinds, inside = types(cls), parts(cls)
+    made: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):
+        rule = field.metadata
+        (known,) = (one for one in (*about["parameters"], *about["hidden"]) if one["name"] == field.name)
+        words = {bool: "boolean", int: "integer", float: "number"}.get(kinds[field.name], "string")
+        own: dict[str, Any] = {"type": [words, "null"] if rule.get("optional") else words}
+        bounds = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum"}
+        own |= {theirs: rule[ours] for ours, theirs in bounds.items() if rule.get(ours) is not None}
+        if rule.get("choices"):
+            own["enum"] = [*rule["choices"], *([None] if rule.get("optional") else [])]
+        own |= {"description": known["doc"], "accepted": known["accepted"]}
+        own |= {} if known["required"] else {"default": known["default"]}
+        own |= {key: known[key] for key in ("presets",) if key in known}
+        own |= {"spec": inside[field.name]} if field.name in inside else {}
+        own |= {"hidden": True} if rule.get("hidden") else {}
+        own |= {"file": True} if rule.get("file") else {}
+        made[field.name] = own
+    required = [one["name"] for one in about["parameters"] if one["required"]]
+    return {"type": "object", "additionalProperties": False, "properties": made, "required": required}

@@ -51,6 +51,18 @@ class StopStrings:
             count -= 1
         return Ending(count, len(text.decode(ids[:count])) - first)
 
+    def safe(self, ids: Sequence[int]) -> str:
+        """The text of a response's first tokens that is certain to stand in front of every stop string."""
+        end = next((at for at, i in enumerate(ids) if i in self.control), None)
+        so_far = self.text.decode(ids[:end]).rstrip(_PARTIAL)
+        starts = (at for at in range(len(so_far)) for stop in self.stops if _meets(so_far, stop, at))
+        return so_far[: next(starts, len(so_far))]
+
+
+def _meets(so_far: str, stop: str, at: int) -> bool:
+    """Whether a stop string stands at a place of a text, or as much of it as the text has left."""
+    return so_far.startswith(stop, at) or (len(so_far) - at < len(stop) and stop.startswith(so_far[at:]))
+
 
 def _begun(so_far: str, stop: str, before: int) -> bool:
     """Whether a stop string that is not complete may have begun before a place."""

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass, fields, is_dataclass, make_dataclass
+from dataclasses import Field, dataclass, fields, is_dataclass, make_dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -130,15 +130,26 @@ class Decoding:
     watch: Watch = False
 
 
+def declared(field: Field[Any], name: str, text: str | None = None) -> Any:
+    """The annotation of an option for a field of a dataclass made with :func:`~unmask.core.config.param`."""
+    kinds: dict[str, Any] = {"float": float, "int": int, "bool": bool, "str": str}
+    text = text or field.metadata["doc"]
+    several, kind = str(field.type).startswith("tuple"), str(field.type).removesuffix(" | None")
+    option = typer.Option(
+        f"--{name.replace('_', '-')}",
+        help=text[0].upper() + text[1:] + ".",
+        metavar="TEXT" if several else None,
+    )
+    accepted = list[str] if several else kinds[kind]
+    return Annotated[accepted | None if several or kind != str(field.type) else accepted, option]
+
+
 def sampling_options() -> type:
     """A dataclass of options, one for each field of :class:`~unmask.engine.request.SamplingParams`."""
-    kinds: dict[str, Any] = {"float": float, "int": int, "int | None": int | None, "bool": bool}
-    made = []
-    for f in fields(SamplingParams):
-        several = str(f.type).startswith("tuple")
-        kind = list[str] | None if several else kinds[str(f.type)]
-        option = typer.Option(f"--{f.name.replace('_', '-')}", help=_doc(f.name), metavar="TEXT" if several else None)
-        made.append((f.name, Annotated[kind, option], None if several else f.default))
+    made = [
+        (f.name, declared(f, f.name), None if str(f.type).startswith("tuple") else f.default)
+        for f in fields(SamplingParams)
+    ]
     return make_dataclass("Sampling", made, frozen=True)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json as _json
 import shutil
 import sys
@@ -73,7 +72,7 @@ def _list(kind: str, as_json: bool) -> None:
     known = {}
     for name in registry.table(kind):
         try:
-            known[name] = describe(registry.lookup(kind, name))
+            known[name] = registry.describe(registry.lookup(kind, name))
         except SpecError as error:  # of another package; the rest can be shown
             print(f"warning: {error}", file=sys.stderr)
     if as_json:
@@ -95,36 +94,6 @@ def _list(kind: str, as_json: bool) -> None:
 
 def _wrapped(text: str, width: int, indent: int) -> str:
     return textwrap.fill(text, width, initial_indent=" " * indent, subsequent_indent=" " * indent)
-
-
-def describe(cls: type[Any]) -> dict[str, Any]:
-    """What there is to know of a policy or cache: paper, summary (from its docstring), what it refuses, parameters."""
-    summary = " ".join((cls.__doc__ or "").split("\n\n")[0].split()).replace("``", "`")
-    return {
-        "paper": cls.paper,
-        "summary": summary,
-        "refuses": cls.refuses,
-        "parameters": [_parameter(cls, f) for f in dataclasses.fields(cls) if not f.metadata.get("hidden")],
-        "hidden": [_parameter(cls, f) for f in dataclasses.fields(cls) if f.metadata.get("hidden")],
-    }
-
-
-def _parameter(cls: type[Any], field: dataclasses.Field[Any]) -> dict[str, Any]:
-    from ..core.config import accepted
-    from ..registry import parts
-
-    nested = field.name in parts(cls)
-    default = field.default if nested else getattr(cls(), field.name)
-    about = {
-        "name": field.name,
-        "required": nested and default is None,
-        "default": str(default) if nested and default is not None else default,
-        "accepted": accepted(cls, field.name),
-        "doc": field.metadata.get("doc", ""),
-    }
-    presets = next((f.metadata["choices"] for f in dataclasses.fields(cls) if f.name == "preset"), ())
-    values = {name: getattr(cls(preset=name), field.name) for name in presets if field.name != "preset"}
-    return about | ({"presets": values} if len(set(values.values())) > 1 else {})
 
 
 def _plain(value: Any) -> str:

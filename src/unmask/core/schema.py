@@ -49,7 +49,11 @@ def parse(model: type[T], value: Any, where: str) -> T:
 
 def explain(model: type[BaseModel], value: Any, error: ValidationError) -> str:
     """The first thing that is wrong, in one line."""
-    found = error.errors(include_url=False)
+    return described(model, value, error.errors(include_url=False))
+
+
+def described(model: type[BaseModel], value: Any, found: Sequence[ErrorDetails]) -> str:
+    """The first of the errors that pydantic has found, in one line."""
     first = found[0]
     place, message = _place(value, first), first["msg"].removeprefix("Value error, ")
     if first["type"] == "missing":

@@ -278,7 +278,7 @@ class Engine:
     def _admit(self) -> None:
         """Let waiting requests in, in their order, as long as they fit."""
         entering: list[tuple[Group, list[Row]]] = []
-        running, used = self.running, self._used()
+        running, used = self.running, self.used
         while self._waiting and running < self.batch_size:
             request = self._waiting[0]
             group, fresh = self._place(entering, request)
@@ -365,5 +365,7 @@ class Engine:
 
     # --- memory
 
-    def _used(self) -> int:
+    @property
+    def used(self) -> int:
+        """Bytes of the states of the rows that are being decoded; counted with a budget only."""
         return sum(group.row_bytes * len(group.rows) for group in self._groups)

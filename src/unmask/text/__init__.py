@@ -180,6 +180,10 @@ class Text:
         """Text of ids, special tokens left out; bytes that are no complete character become U+FFFD."""
         return self._tokens.decode(ids, hidden=True)
 
+    def piece(self, id: int) -> str:
+        """A token as the vocabulary writes it; "" for an id that it has no token for."""
+        return self._tokens.tokenizer.id_to_token(id) or ""
+
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """Text of each id by itself, special tokens shown by name."""
         return [self._tokens.decode([i], hidden=False) for i in ids]

@@ -1,0 +1,103 @@
+"""What serving costs: the same requests by the engine alone and over HTTP, in turns; times as clients see them.
+
+Usage: load.py PORT [--requests 256] [--concurrency 32] [--rounds 3] [--output FILE.json]
+"""
+
+import argparse
+import asyncio
+import json
+import statistics
+import time
+
+import client
+import mix
+
+import unmask
+
+SHORT = ("/v1/completions", {"prompt": "3+4=", "max_tokens": 8, "unmask": {"policy": "vanilla"}})
+
+
+def offline(lm, made):
+    """Tokens and seconds of the engine alone, all requests waiting from the start."""
+    requests = mix.requests(lm, made)
+    began, tokens = time.perf_counter(), 0
+    for event in lm.run(requests, 32):
+        if isinstance(event, unmask.Outcome):
+            tokens += lm.result(event).stats.tokens
+    return tokens, time.perf_counter() - began
+
+
+def served(port, made, concurrency):
+    """The same over HTTP, and the replies."""
+    began = time.perf_counter()
+    replies = asyncio.run(client.crowd(port, made, concurrency))
+    seconds = time.perf_counter() - began
+    wrong = [reply for reply in replies if reply.status != 200 or reply.error]
+    if wrong:
+        raise SystemExit(f"{len(wrong)} requests failed, the first: {wrong[0]}")
+    return sum(reply.tokens for reply in replies), seconds, replies
+
+
+def share(values, part):
+    """The value below which a part of the values lies."""
+    return sorted(values)[min(len(values) - 1, int(part * len(values)))]
+
+
+async def _beside(port, others, policy):
+    """Seconds of a short request alone, and beside long ones; the median of five."""
+    short = (SHORT[0], {**SHORT[1], "unmask": {"policy": policy}})
+    long = ("/v1/completions", {"prompt": "a", "max_tokens": 512, "ignore_eos": True, "unmask": {"policy": "vanilla"}})
+    alone = [(await client.ask(port, *short)).seconds for _ in range(6)][1:]
+    tasks = [asyncio.ensure_future(client.ask(port, *long)) for _ in range(others)]
+    await asyncio.sleep(3)
+    beside = [(await client.ask(port, *short)).seconds for _ in range(5)]
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    return statistics.median(alone), statistics.median(beside)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("port", type=int)
+    parser.add_argument("--requests", type=int, default=256)
+    parser.add_argument("--concurrency", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--others", type=int, default=31)
+    parser.add_argument("--output")
+    args = parser.parse_args()
+    lm = unmask.load(dtype="float32")
+    made = mix.jobs(args.requests, 7)
+    served(args.port, made[:16], 8)
+    offline(lm, made[:16])
+    rates = {"offline": [], "served": []}
+    replies = []
+    for _ in range(args.rounds):
+        tokens, seconds = offline(lm, made)
+        rates["offline"].append(tokens / seconds)
+        tokens, seconds, own = served(args.port, made, args.concurrency)
+        rates["served"].append(tokens / seconds)
+        replies += own
+    streams = [
+        reply.first
+        for reply, (_, body) in zip(replies, made * args.rounds, strict=True)
+        if body.get("stream") and reply.first
+    ]
+    found = {
+        "requests": args.requests, "concurrency": args.concurrency, "rounds": args.rounds,
+        **{f"{name}_tokens_per_second": [round(rate, 1) for rate in several] for name, several in rates.items()},
+        "served_to_offline": round(statistics.median(rates["served"]) / statistics.median(rates["offline"]), 3),
+        "first_token_seconds": {f"p{int(100 * p)}": round(share(streams, p), 3) for p in (0.5, 0.99)},
+        "response_seconds": {f"p{int(100 * p)}": round(share([r.seconds for r in replies], p), 3) for p in (0.5, 0.99)},
+    }  # fmt: skip
+    for policy in ("vanilla", "threshold"):
+        alone, beside = asyncio.run(_beside(args.port, args.others, policy))
+        found[f"short_{policy}"] = {"alone": round(alone, 3), f"beside_{args.others}_long": round(beside, 3)}
+    print(json.dumps(found, indent=1))
+    if args.output:
+        with open(args.output, "w", encoding="utf-8") as file:
+            json.dump(found, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""Run the application: the socket, signals, and clients that do not send or read."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import time
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from ..core.errors import UnmaskError
+from .service import Service
+from .settings import Settings
+
+_LOG = logging.getLogger("unmask.server")
+_TICK = 0.1  # seconds between two looks at what is still running
+_TELL = 5.0  # seconds in which clients are told that their responses have been ended
+
+
+def listen(settings: Settings) -> socket.socket:
+    """The socket of a server, bound.
+
+    Raises:
+        UnmaskError: nobody may listen there without a key, or the address cannot be used.
+    """
+    if settings.exposed and not settings.keys and not settings.allow_anonymous:
+        raise UnmaskError(
+            f"--host {settings.host} can be reached by others, and there is no key; give --api-key, --api-key-file or "
+            "UNMASK_API_KEY, or --allow-anonymous"
+        )
+    made: socket.socket | None = None
+    try:
+        found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        made = socket.socket(family, kind, protocol)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(address)
+    except OSError as error:
+        if made:
+            made.close()
+        why = error.strerror or error
+        raise UnmaskError(f"cannot listen on {settings.host}, port {settings.port}: {why}") from None
+    return made
+
+
+def run(app: FastAPI, settings: Settings, listener: socket.socket) -> None:
+    """Serve until a signal ends it. The first SIGTERM or SIGINT lets what is running finish, the second stops it."""
+    config = uvicorn.Config(
+        app, http=guarded(settings.stall), ws="none", access_log=False, log_config=None, server_header=False,
+        timeout_keep_alive=75, timeout_graceful_shutdown=2, lifespan="on",
+    )  # fmt: skip
+    server = Server(config, app.state.service, settings)
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    _LOG.info("serving on http://%s:%d", shown, port)
+    server.run(sockets=[listener])
+    _LOG.info("stopped")
+
+
+class Server(uvicorn.Server):
+    """Uvicorn with another idea of signals."""
+
+    def __init__(self, config: uvicorn.Config, service: Service, settings: Settings) -> None:
+        super().__init__(config)
+        self.service, self.settings = service, settings
+        self._until = 0.0
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Drain at the first signal, stop at the second."""
+        name = signal.Signals(sig).name
+        if self.service.draining:
+            _LOG.warning("%s: stopping at once", name)
+            self.should_exit = self.force_exit = True
+            return
+        _LOG.info("%s: %d responses have %g seconds to finish", name, self.service.open, self.settings.grace)
+        self.service.draining = True
+        self._until = time.monotonic() + self.settings.grace
+
+    async def main_loop(self) -> None:
+        """Until it is told to end, and nothing is running or the time for it is over."""
+        counter = 0
+        while not await self.on_tick(counter):
+            counter = (counter + 1) % 864000
+            await asyncio.sleep(_TICK)
+            if (
+                self.service.draining
+                and self.service.open
+                and self.service.worker.alive
+                and time.monotonic() > self._until
+            ):
+                _LOG.warning("%d responses have not finished and are ended", self.service.open)
+                self.service.worker.stop(0)
+                self._until = time.monotonic() + _TELL
+            self.should_exit = self.should_exit or (
+                self.service.draining and (self.service.open == 0 or time.monotonic() > self._until)
+            )
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End the engine first, so that no response is waited for, then the connections."""
+        self.service.worker.stop(0)
+        await super().shutdown(sockets)
+        if self.force_exit:
+            await self.lifespan.shutdown()
+
+
+def guarded(seconds: float) -> type[H11Protocol]:
+    """The HTTP protocol of uvicorn that cuts off clients which do not send a request's head, or do not read a reply,
+    for so many seconds.
+    """
+
+    class Guarded(H11Protocol):
+        _head: asyncio.TimerHandle | None = None
+        _stall: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._head = self.loop.call_later(seconds, self._cut, "has not sent a request")
+
+        def data_received(self, data: bytes) -> None:
+            before = self.cycle
+            super().data_received(data)
+            if self.cycle is not before or (before is not None and not before.response_complete):
+                self._head = _cancelled(self._head)
+            elif self._head is None:  # the next request on a connection that is kept alive
+                self._head = self.loop.call_later(seconds, self._cut, "has not sent a request")
+
+        def pause_writing(self) -> None:
+            self.flow.pause_writing()
+            self._stall = self._stall or self.loop.call_later(seconds, self._cut, "does not read its reply")
+
+        def resume_writing(self) -> None:
+            self.flow.resume_writing()
+            self._stall = _cancelled(self._stall)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._head, self._stall = _cancelled(self._head), _cancelled(self._stall)
+            super().connection_lost(exc)
+
+        def _cut(self, why: str) -> None:
+            _LOG.info("a client is cut off: it %s within %g seconds", why, seconds)
+            self.transport.abort()
+
+    return Guarded
+
+
+def _cancelled(timer: asyncio.TimerHandle | None) -> asyncio.TimerHandle | None:
+    """None, once a timer is cancelled."""
+    if timer is not None:
+        timer.cancel()
+    return None

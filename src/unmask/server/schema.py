@@ -1,0 +1,151 @@
+"""Bodies of requests. Sampling parameters are derived from :class:`~unmask.engine.request.SamplingParams`."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from ..core.schema import Schema
+from ..engine.request import SEEDS, SamplingParams
+from .errors import wrong
+
+MOST_STOPS = 32
+_Ids = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
+_Several = Annotated[list[str], Field(min_length=1)]
+_Tokens = Annotated[int, Field(ge=1, lt=2**31)]
+_NEUTRAL: dict[str, tuple[Any, ...]] = {  # what cannot be honoured, and the values that ask for nothing
+    "logit_bias": ({},),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "repetition_penalty": (1,),
+    "min_p": (0,),
+    "best_of": (1,),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "audio": (),
+    "prediction": (),
+    "web_search_options": (),
+}
+
+
+class Options(Schema):
+    """The object ``unmask`` of a request: what OpenAI's parameters have no word for."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    policy: str | None = Field(None, min_length=1, max_length=1000, description='policy, such as "threshold(tau=0.9)"')
+    cache: str | None = Field(None, min_length=1, max_length=1000, description='cache, such as "dllm(kp=2,kr=1)"')
+    max_nfe: int | None = Field(None, ge=1, lt=2**31, description="most forward passes; the response ends with them")
+    stream: str | None = Field(None, pattern="^(text|steps)$", description='"steps": what every forward pass does')
+    timeout: float | None = Field(None, gt=0, lt=2**31, description="seconds after which the request ends with 504")
+
+
+class StreamOptions(BaseModel):
+    """OpenAI's ``stream_options``."""
+
+    include_usage: bool | None = None
+
+
+class _Base(Schema):
+    """What all requests have."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str | None = Field(None, description="name of the model; none: the one that is served")
+    n: int | None = Field(None, ge=1, le=1024, description="responses to each prompt")
+    stream: bool | None = Field(None, description="send the response as server-sent events while it is decoded")
+    stream_options: StreamOptions | None = None
+    unmask: Options = Field(Options.model_validate({}), description="what OpenAI's parameters have no word for")
+
+    def ignored(self) -> list[str]:
+        """Names of the fields that have no effect.
+
+        Raises:
+            Refused: one that cannot be honoured asks for something; names it.
+        """
+        extra = self.model_extra or {}
+        for name, value in extra.items():
+            if name in _NEUTRAL and value is not None and value not in _NEUTRAL[name]:
+                neutral = "".join(f", or {accepted!r}" for accepted in _NEUTRAL[name])
+                raise wrong(f"{name} is not supported; leave it out{neutral}", name, "unsupported_parameter")
+        return sorted(extra)
+
+    def sampling(self) -> dict[str, Any]:
+        """The sampling parameters that are given."""
+        return {name: value for name in _NAMES if (value := getattr(self, name, None)) is not None}
+
+
+def _sampling() -> Any:
+    """One field for each of SamplingParams, with its bounds and description; null: not given."""
+    made: dict[str, Any] = {}
+    for f in fields(SamplingParams):
+        rule, kind = f.metadata, str(f.type)
+        bounds = {key: rule[key] for key in ("ge", "gt", "le") if rule[key] is not None}
+        accepted: Any = {"float": float, "int": int, "int | None": int, "bool": bool}.get(kind)
+        if accepted is int:
+            bounds = {"ge": -SEEDS, "le": SEEDS - 1} | bounds
+        if "str | int" in kind:
+            accepted = list[str | int]
+        elif kind.startswith("tuple"):
+            accepted, bounds = str | list[str], {}
+        default = rule["doc"] + (
+            "" if kind.startswith("tuple") else f" (default {f.default!r})".replace("None", "none")
+        )
+        made[f.name] = (accepted | None, Field(None, description=default, **bounds))
+    return create_model("Sampling", __base__=_Base, **made)
+
+
+_NAMES = tuple(f.name for f in fields(SamplingParams))
+Sampling: Any = _sampling()
+
+
+class Completion(Sampling):  # type: ignore[misc]
+    """A request to ``/v1/completions``."""
+
+    prompt: str | _Several | _Ids | Annotated[list[_Ids], Field(min_length=1)] = Field(
+        title="a text, a list of texts, a list of ids or a list of these", description="text as it is, or ids"
+    )
+    suffix: str | None = Field(None, description="text behind the response, which then fills the gap between the two")
+    max_tokens: _Tokens | None = Field(None, description="tokens of the response, exact; none: the server's default")
+    logprobs: int | None = Field(None, ge=0, le=1, description="1: of each token, its logarithm at its commit")
+    echo: bool | None = Field(None, description="begin the text with the prompt")
+
+
+class Message(Schema):
+    """One message of a conversation."""
+
+    model_config = ConfigDict(extra="allow")
+
+    role: str
+    content: Any = Field(title="a text or a list of parts", description="a text, or parts of the type text")
+
+
+class Chat(Sampling):  # type: ignore[misc]
+    """A request to ``/v1/chat/completions``."""
+
+    messages: list[Message] = Field(
+        min_length=1, description="the conversation; a last one of the assistant is continued"
+    )
+    max_tokens: _Tokens | None = Field(None, description="tokens of the response, exact; none: the server's default")
+    max_completion_tokens: _Tokens | None = Field(None, description="another name of max_tokens")
+    logprobs: bool | None = Field(None, description="of each token, the logarithm of its probability at its commit")
+    top_logprobs: int | None = Field(None, ge=0, le=1, description="no more than the token itself is known")
+
+
+class Infill(Sampling):  # type: ignore[misc]
+    """A request to ``/v1/infill``."""
+
+    text: str | _Several | _Ids = Field(
+        title="a text, a list of texts or a list of ids",
+        description="text with gaps [MASK] or [MASK*12]; ids with mask ids",
+    )
+    prompt: str | list[Message] | None = Field(
+        None, title="a text or a conversation", description="what the text is the answer to; in the chat template"
+    )
+    chat: bool | None = Field(None, description="apply the chat template to prompt; none: if the model is for chat")

@@ -1,0 +1,331 @@
+"""From a plan to its reply: queueing, waiting, streaming, and what happens when a client or the clock gives up."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
+
+from sse_starlette import EventSourceResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from ..api import Model
+from ..core.errors import RequestError, UnmaskError
+from .errors import Refused, Reply
+from .metrics import Metrics
+from .plan import Plan, numbered, refusal
+from .replies import Answer, Replies
+from .settings import Settings
+from .stable import Stable
+from .worker import BEHIND, Ticket, Worker
+
+_PARAM = {"text_completion": "prompt", "chat.completion": "messages", "infill": "text"}
+IGNORED = "x-unmask-ignored"  # the response header that lists fields without effect
+
+
+class Service:
+    """What stands between HTTP and the engine.
+
+    Args:
+        lm: the model.
+        settings: limits.
+        model: the model's name.
+        metrics: what is counted.
+    """
+
+    def __init__(self, lm: Model, settings: Settings, model: str, metrics: Metrics) -> None:
+        self.lm, self.settings, self.model, self.metrics = lm, settings, model, metrics
+        memory = None if settings.memory is None else max(1, int(settings.memory * 2**20))
+        self.worker = Worker(lm, settings.batch_size, memory, metrics.step)
+        self.open = 0  # responses that are queued or being decoded
+        self.draining = False
+        self._next = 0
+        self._pace = 0.0  # seconds between two responses that end, of late
+        self._last = time.perf_counter()
+        metrics.watch(self)
+
+    # --- admission
+
+    async def submit(self, plan: Plan) -> list[Ticket]:
+        """Queue the requests of a plan.
+
+        Raises:
+            Refused: the server is stopping, its queue is full, or the engine cannot decode one of them.
+        """
+        self._room(len(plan.requests))
+        loop = asyncio.get_running_loop()
+        requests = numbered(plan.requests, self._next)
+        self._next += len(requests)
+        tickets = [Ticket(request, plan.watch, plan.max_nfe, loop.create_future()) for request in requests]
+        self.open += len(tickets)
+        self.worker.add(tickets)
+        try:
+            await tickets[0].accepted
+        except asyncio.CancelledError:
+            self.release(tickets)
+            raise
+        except UnmaskError as error:
+            self.open -= len(tickets)
+            known = error if isinstance(error, RequestError) else RequestError(str(error))
+            raise refusal(known, _PARAM[plan.kind]) from None
+        except Exception as error:
+            self.open -= len(tickets)
+            raise Refused(500, f"the request could not be begun: {type(error).__name__}", "internal_error") from error
+        return tickets
+
+    def _room(self, count: int) -> None:
+        if self.draining or not self.worker.alive:
+            raise Refused(503, "the server is stopping", "stopping", headers={"retry-after": "5"})
+        limit = self.settings.batch_size + self.settings.max_queue
+        if count > limit:
+            raise Refused(400, f"{count} responses are asked for; at most {limit} are accepted", "invalid_value", "n")
+        if self.open + count > limit:
+            wait = min(120, max(1, math.ceil((self.open + count - limit) * self._pace)))
+            self.metrics.rejected.inc()
+            message = f"{self.open} responses are being decoded or wait; at most {limit} may"
+            raise Refused(429, message, "queue_full", headers={"retry-after": str(wait)})
+
+    def release(self, tickets: Sequence[Ticket]) -> None:
+        """Give up what has not ended, and note that a plan is over."""
+        left = [ticket.request.id for ticket in tickets if not ticket.ended]
+        if left:
+            self.worker.abort(left)
+        self.open -= len(tickets)
+        now = time.perf_counter()
+        self._pace = 0.8 * self._pace + 0.2 * min(10.0, (now - self._last) / len(tickets))
+        self._last = now
+
+    # --- replies
+
+    async def answer(self, plan: Plan, http: HttpRequest) -> Response:
+        """The reply to a plan."""
+        replies = Replies(self.lm, plan, self.model)
+        log = http.scope.setdefault("unmask.log", {})
+        log |= plan.log
+        began = time.perf_counter()
+        seconds = min(self.settings.timeout, plan.timeout or math.inf)
+        tickets = await self.submit(plan)
+        headers = {IGNORED: ascii(", ".join(plan.ignored))[1:-1][:1000]} if plan.ignored else {}
+        if plan.stream:
+            left = seconds - (time.perf_counter() - began)
+            return _Stream(
+                self._stream(plan, replies, tickets, left, log),
+                lambda: self.release(tickets),
+                headers=headers,
+                ping=self.settings.keep_alive,
+                sep="\n",
+                send_timeout=self.settings.stall,
+            )
+        try:
+            await self._unless_gone(http, self._all(tickets), seconds)
+            answers = self._answers(tickets, log)
+            body = await run_in_threadpool(replies.whole, answers)
+        finally:
+            self.release(tickets)
+        if self.settings.log_prompts:
+            log["text"] = [answer.result.text for answer in answers]
+        return Reply(body, headers=headers)
+
+    async def _all(self, tickets: Sequence[Ticket]) -> None:
+        for ticket in tickets:
+            while not ticket.ended:
+                ticket.news.clear()
+                if not ticket.ended:
+                    await ticket.news.wait()
+
+    async def _unless_gone(self, http: HttpRequest, work: Awaitable[None], seconds: float) -> None:
+        """Wait for work, as long as the client is there and there is time.
+
+        Raises:
+            Refused: 504, the time is over; 499, the client has left.
+        """
+        main, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(http))
+        try:
+            await asyncio.wait((main, gone), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if main.done():
+                await main
+            elif gone.done():
+                raise Refused(499, "the client has closed the connection", "client_closed_request")
+            else:
+                raise _late(seconds)
+        finally:
+            main.cancel()
+            gone.cancel()
+
+    def _answers(self, tickets: Sequence[Ticket], log: dict[str, Any]) -> list[Answer]:
+        """The results of tickets that have ended.
+
+        Raises:
+            Refused: one of them has failed.
+        """
+        answers = []
+        for ticket in tickets:
+            if ticket.outcome is None:
+                status, code = (503, "stopping") if self.draining else (500, "internal_error")
+                raise Refused(status, ticket.failure or "the engine failed", code)
+            answers.append(Answer(ticket, ticket.outcome, self.lm.result(ticket.outcome)))
+        for answer in answers:
+            self.metrics.ended(answer)
+        stats = [answer.result.stats for answer in answers]
+        log |= {"tokens": sum(one.tokens for one in stats), "nfe": sum(one.nfe for one in stats)}
+        log["finish"] = ",".join(dict.fromkeys(answer.reason for answer in answers))
+        failed = next((answer.result.error for answer in answers if answer.result.error is not None), None)
+        if failed is not None:
+            raise Refused(500, failed, "decoding_failed")
+        return answers
+
+    # --- streams
+
+    async def _stream(
+        self, plan: Plan, replies: Replies, tickets: Sequence[Ticket], seconds: float, log: dict[str, Any]
+    ) -> AsyncIterator[dict[str, str]]:
+        """The events of a streamed reply. What goes wrong behind its first byte is an event as well."""
+        deadline = time.perf_counter() + seconds
+        sources = [_Choice(self, plan, replies, index, ticket) for index, ticket in enumerate(tickets)]
+        try:
+            for source in sources:
+                if (first := replies.begin(source.index)) is not None:
+                    yield _event(first)
+            async for source in _ready(sources, deadline, seconds):
+                for chunk in source.take(log):
+                    yield _event(chunk)
+            if plan.usage:
+                yield _event(replies.last([source.answer for source in sources if source.answer]))
+            yield {"data": "[DONE]"}
+        except Refused as error:
+            log["error"] = error.code
+            yield _event(error.body())
+
+
+class _Stream(EventSourceResponse):
+    """A streamed reply; ``over`` is called at its end, whether it has begun or not."""
+
+    def __init__(self, events: AsyncIterator[dict[str, str]], over: Callable[[], None], **options: Any) -> None:
+        super().__init__(events, **options)
+        self.over = over
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.over()
+
+
+class _Choice:
+    """One choice of a stream."""
+
+    def __init__(self, service: Service, plan: Plan, replies: Replies, index: int, ticket: Ticket) -> None:
+        self.service, self.plan, self.replies, self.index, self.ticket = service, plan, replies, index, ticket
+        request = ticket.request
+        lead = list(request.prompt)[request.begin :] if request.begin is not None and not plan.gap else []
+        text = service.lm.text
+        self.stable = Stable(text, request.params.stop, lead) if text else None
+        self.sure: dict[int, float] = {}
+        self.answer: Answer | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether its last chunk has been taken."""
+        return self.answer is not None
+
+    def take(self, log: dict[str, Any]) -> Sequence[dict[str, Any]]:
+        """The chunks of what has happened since the last call.
+
+        Raises:
+            Refused: the response failed, or the client is too far behind.
+        """
+        ticket, chunks = self.ticket, []
+        if ticket.overrun:
+            raise Refused(400, f"the client is more than {BEHIND} forward passes behind", "stalled")
+        while ticket.told:
+            progress = ticket.told.popleft()
+            frame = progress.frame
+            if frame:
+                self.sure.update({at: p for at, _, p in frame.committed})
+            ids = self._own(progress.ids)
+            delta = self.stable.push(ids) if self.stable else ""
+            told = self.replies.step(frame) if frame and self.plan.steps else None
+            if delta or told:
+                chunks.append(self.replies.chunk(self.index, delta, told, **self._logs(delta)))
+        if ticket.ended and not self.done:
+            chunks.append(self._last(log))
+        return chunks
+
+    def _own(self, ids: list[int]) -> list[int]:
+        """Of final tokens, those that belong to the text: before an end of text, and in front of a suffix."""
+        request, spec = self.ticket.request, self.service.lm.denoiser.spec
+        if self.plan.gap and self.stable:
+            ids = ids[: max(0, min(request.fixed, default=request.gen_length) - len(self.stable.ids))]
+        closing = max(request.fixed, default=0)
+        at = len(self.stable.ids) if self.stable else 0
+        end = next((i for i, one in enumerate(ids) if one in spec.eos and at + i >= closing), None)
+        return ids[:end]
+
+    def _last(self, log: dict[str, Any]) -> dict[str, Any]:
+        (answer,) = self.service._answers([self.ticket], log)
+        text = self.replies.text(answer.result)
+        rest = self.stable.finish(text) if self.stable else ""
+        if rest is None:
+            raise Refused(500, "the text that was streamed is no beginning of the response", "internal_error")
+        self.answer = answer
+        return self.replies.end(self.index, rest, answer, **self._logs(rest, answer))
+
+    def _logs(self, delta: str, answer: Answer | None = None) -> dict[str, Any]:
+        """The probabilities of the tokens whose text is in a delta."""
+        if not (self.plan.logprobs and self.stable):
+            return {}
+        known = self.stable.ids
+        if answer:
+            count = len(answer.result.spans[0].tokens) if self.plan.gap else answer.result.stats.tokens
+            known = answer.result.tokens[:count]
+            self.sure = dict(enumerate(answer.result.confidence))
+        offset = len(self.replies.lead(self.index)) + len(self.stable.sent) - len(delta)
+        before = self.stable.counted
+        own = self.stable.tokens(known)
+        return {"logprobs": self.replies.listed(own, [self.sure.get(before + at) for at in range(len(own))], offset)}
+
+
+async def _ready(sources: Sequence[_Choice], deadline: float, seconds: float) -> AsyncIterator[_Choice]:
+    """The choices, whenever one has news, until all are done.
+
+    Raises:
+        Refused: the time is over.
+    """
+    waiting: dict[asyncio.Task[Any], _Choice] = {}
+    try:
+        for source in sources:
+            waiting[asyncio.ensure_future(source.ticket.news.wait())] = source
+        while waiting:
+            left = deadline - time.perf_counter()
+            done, _ = await asyncio.wait(waiting, timeout=max(0.0, left), return_when=asyncio.FIRST_COMPLETED)
+            if not done:
+                raise _late(seconds)
+            for task in sorted(done, key=lambda one: waiting[one].index):
+                source = waiting.pop(task)
+                source.ticket.news.clear()
+                yield source
+                if not source.done:
+                    waiting[asyncio.ensure_future(source.ticket.news.wait())] = source
+    finally:
+        for task in waiting:
+            task.cancel()
+
+
+def _late(seconds: float) -> Refused:
+    return Refused(504, f"the response has not ended within {seconds:g} seconds", "timeout")
+
+
+async def _gone(http: HttpRequest) -> None:
+    """Wait until the client has closed the connection."""
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _event(value: Any) -> dict[str, str]:
+    return {"data": json.dumps(value, separators=(",", ":"), allow_nan=False)}
