@@ -62,7 +62,7 @@ class UnmaskLM(TemplateLM):  # type: ignore[misc]
             ``apply_chat_template``.
         add_bos_token: put the begin-of-text token before every prompt, as Dream's evaluation does.
         ignore_eos: fill all of a response, as the published code does, do not stop at its end of text.
-        device, dtype, revision, adapter, block_length: as in :func:`unmask.load`.
+        device, dtype, revision, adapter, block_length, quantize: as in :func:`unmask.load`.
         ledger: file of answers that a later run with the same arguments continues; None: none.
         max_batch_size: not used; the harness's command hands it over.
 
@@ -93,6 +93,7 @@ class UnmaskLM(TemplateLM):  # type: ignore[misc]
         revision: str | None = None,
         adapter: str | None = None,
         block_length: int | None = None,
+        quantize: str = "auto",
         ledger: str | Path | None = None,
         max_batch_size: int | None = None,
     ) -> None:
@@ -111,7 +112,8 @@ class UnmaskLM(TemplateLM):  # type: ignore[misc]
             if spec is not None:
                 known(spec)  # before the model is loaded, which takes long
         self.name = pretrained or BUNDLED_NAME
-        self.lm: Model = load(pretrained, device, dtype, revision=revision, adapter=adapter, block_length=block_length)
+        where = {"revision": revision, "adapter": adapter, "block_length": block_length, "quantize": quantize}
+        self.lm: Model = load(pretrained, device, dtype, **where)  # type: ignore[arg-type]
         self.policy, self.cache = self.lm.setting(policy, cache)
         self.files = files(str(self.policy))
         if self.lm.text is None:
