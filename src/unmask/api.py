@@ -24,6 +24,7 @@ from .models.denoiser import Denoiser
 from .models.family import Recommended
 from .models.graphs import Graphs
 from .models.kernels import compiled
+from .models.packing import Scheme
 from .models.placement import pick_device, pick_dtype
 from .models.recommended import recommended
 from .models.transformer import EAGER
@@ -50,6 +51,7 @@ def load(
     adapter: str | Path | None = None,
     block_length: int | None = None,
     cuda_graphs: str = "auto",
+    quantize: str = "auto",
 ) -> Model:
     """Load a masked diffusion language model.
 
@@ -67,10 +69,13 @@ def load(
             weights; policies have a parameter of the same name.
         cuda_graphs: ``"auto"``: on CUDA the layers of short forward passes are recorded and launched at once;
             ``"off"``: never.
+        quantize: ``"int8"``: weights and activations of the layers in 8 bits, products of integers; ``"int4"``: weights
+            in 4 bits; with ``"+head"`` the head as well; ``"none"``: floating point numbers; ``"auto"``: as the
+            checkpoint is stored. See docs/quantize.md.
 
     Raises:
         ModelError: no such model, unsupported family or variant, missing, truncated or mismatched weights, unknown
-            device or dtype, nothing to compile with, a block length that is not known.
+            device, dtype or kind of quantisation, nothing to compile with, a block length that is not known.
     """
     if not isinstance(compile, bool):
         raise ModelError(f"compile must be True or False, got {compile!r}")
@@ -78,6 +83,7 @@ def load(
         raise ModelError(f"cuda_graphs must be 'auto' or 'off', got {cuda_graphs!r}")
     path = BUNDLED if path_or_id is None else path_or_id
     checkpoint = Checkpoint.find(path, revision=revision, adapter=adapter, block_length=block_length)
+    scheme = Scheme.parse(quantize, checkpoint.stored)
     where = pick_device(device)
     kind = pick_dtype(dtype, checkpoint, where)
     text = Text.find(checkpoint.folder)
@@ -86,7 +92,7 @@ def load(
         unknown = tuple(i for i in text.unknown if i < spec.limit)
         spec = replace(spec, tokenizer=str(checkpoint.folder), unknown=unknown)
     kernels = compiled(EAGER, where.type) if compile else EAGER  # refused before weights are read
-    denoiser = load_denoiser(checkpoint, spec, where, kind)
+    denoiser = load_denoiser(checkpoint, spec, where, kind, scheme)
     denoiser.network.use(kernels)
     if cuda_graphs == "auto" and where.type == "cuda" and not denoiser.network.waits:
         denoiser.graphs = Graphs()

@@ -135,7 +135,8 @@ def fingerprint(lm: Model) -> str:
     made.update(f"{spec.vocab} {spec.mask} {spec.eos} {spec.shift}".encode())
     made.update(f"{[(f.name, v) for f in fields(arch) if (v := getattr(arch, f.name)) != f.default]}".encode())
     for name, weight in sorted(lm.denoiser.network.named_parameters()):
-        flat = weight.detach().flatten()
+        plain = weight.detach().to_dense() if weight.is_mkldnn else weight.detach()  # a packed weight has no elements
+        flat = plain.flatten()
         some = flat[:: max(1, len(flat) // _SAMPLES)][:_SAMPLES].to(torch.bfloat16)
         made.update(f"{name} {tuple(weight.shape)}".encode() + some.view(torch.int16).cpu().numpy().tobytes())
     return made.hexdigest()[:16]

@@ -20,6 +20,7 @@ from .bench import bench
 from .evaluate import evaluate
 from .generate import generate
 from .infill import infill
+from .quantize import quantize
 from .report import report
 from .serve import serve
 from .show import caches, inspect, policies
@@ -76,7 +77,7 @@ app = typer.Typer(
     cls=Group, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, context_settings={
         "help_option_names": ["-h", "--help"], "max_content_width": 100}
 )  # fmt: skip
-for command in (generate, infill, serve, bench, report, tune, inspect, policies, caches):
+for command in (generate, infill, serve, bench, report, tune, quantize, inspect, policies, caches):
     app.command()(command)
 app.add_typer(trace, name="trace")
 app.command("eval")(evaluate)

@@ -93,7 +93,7 @@ def decode(
     if check:
         check(lm)
     name = "".join((where.model or _bundled(), *(f"@{x}" for x in (where.revision,) if x),
-                    *(f"+{x}" for x in (where.adapter,) if x)))  # fmt: skip
+                    *(f"+{x}" for x in (where.adapter, where.quantize) if x and x != "auto")))  # fmt: skip
     jobs: list[Job] = []
     for record in records:
         jobs += _jobs(lm, record, given, make, name, len(jobs))

@@ -127,6 +127,7 @@ def evaluate(
             revision=where.revision,
             adapter=where.adapter,
             block_length=where.block_length,
+            quantize=where.quantize,
             ledger=ledger,
             **responses.arguments,
             **likelihoods.arguments,

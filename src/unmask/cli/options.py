@@ -51,6 +51,9 @@ Compile = Annotated[bool, typer.Option("--compile", help="Compile parts of the m
 CudaGraphs = Annotated[
     str, typer.Option("--cuda-graphs", help="auto: on CUDA record layers and launch them at once; off: never.")
 ]
+Quantize = Annotated[
+    str, typer.Option(help="int8, int4, with +head for the head as well, none, or auto: as the checkpoint is stored.")
+]
 GenLength = Annotated[
     int | None,
     typer.Option("--gen-length", "-n", min=1, help="Tokens of the response; none: what the model recommends."),
@@ -81,6 +84,7 @@ class Loading:
     adapter: Adapter = None
     block_length: BlockLength = None
     cuda_graphs: CudaGraphs = "auto"
+    quantize: Quantize = "auto"
 
     @contextmanager
     def begun(self) -> Iterator[None]:
@@ -106,6 +110,7 @@ class Loading:
                 adapter=self.adapter,
                 block_length=self.block_length,
                 cuda_graphs=self.cuda_graphs,
+                quantize=self.quantize,
             )
 
 

@@ -21,12 +21,13 @@ def inspect(
     revision: o.Revision = None,
     adapter: o.Adapter = None,
     block_length: o.BlockLength = None,
+    quantize: o.Quantize = "auto",
     json: _Json = False,
 ) -> None:
     """Print what a checkpoint is: family, attention, sizes, ids, tokenizer, files. Only headers of weights are read."""
     from ..inspection import inspect as look
 
-    report = look(model, revision=revision, adapter=adapter, block_length=block_length)
+    report = look(model, revision=revision, adapter=adapter, block_length=block_length, quantize=quantize)
     if json:
         print(_json.dumps(report, ensure_ascii=False, indent=2))
         return

@@ -62,7 +62,7 @@ class UnmaskLM(TemplateLM):  # type: ignore[misc]
             ``apply_chat_template``.
         add_bos_token: put the begin-of-text token before every prompt, as Dream's evaluation does.
         ignore_eos: fill all of a response, as the published code does, do not stop at its end of text.
-        device, dtype, revision, adapter, block_length: as in :func:`unmask.load`.
+        device, dtype, revision, adapter, block_length, quantize: as in :func:`unmask.load`.
         ledger: file of answers that a later run with the same arguments continues; None: none.
         max_batch_size: not used; the harness's command hands it over.
 
@@ -93,6 +93,7 @@ class UnmaskLM(TemplateLM):  # type: ignore[misc]
         revision: str | None = None,
         adapter: str | None = None,
         block_length: int | None = None,
+        quantize: str = "auto",
         ledger: str | Path | None = None,
         max_batch_size: int | None = None,
     ) -> None:
@@ -101,17 +102,17 @@ class UnmaskLM(TemplateLM):  # type: ignore[misc]
         self.gen_length = _count("gen_length", gen_length)
         self.mc_num, self.mc_batch_size = _count("mc_num", mc_num), _count("mc_batch_size", mc_batch_size)
         self.mc_seed, self.seed = integer("mc_seed", mc_seed), integer("seed", seed)
-        self.temperature, self.top_p, self.cfg = temperature, top_p, float(cfg)
+        self.temperature, self.top_p, self.cfg, self.add_bos = temperature, top_p, float(cfg), add_bos_token
         SamplingParams(0.0 if temperature is None else temperature, 1.0 if top_p is None else top_p)
         if not 0 <= self.cfg <= 100:
             raise RequestError(f"cfg must be in [0, 100] (0: off), got {cfg}")
-        self.check_greedy, self.chat, self.add_bos = is_check_greedy, chat, add_bos_token
-        self.ignore_eos = ignore_eos
+        self.check_greedy, self.chat, self.ignore_eos = is_check_greedy, chat, ignore_eos
         for known, spec in ((registry.policy, policy), (registry.cache, cache)):
             if spec is not None:
                 known(spec)  # before the model is loaded, which takes long
         self.name = pretrained or BUNDLED_NAME
-        self.lm: Model = load(pretrained, device, dtype, revision=revision, adapter=adapter, block_length=block_length)
+        more: Any = {"revision": revision, "adapter": adapter, "block_length": block_length, "quantize": quantize}
+        self.lm: Model = load(pretrained, device, dtype, **more)
         self.policy, self.cache = self.lm.setting(policy, cache)
         self.files = files(str(self.policy))
         if self.lm.text is None:

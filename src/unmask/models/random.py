@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..core.errors import ModelError
 from .denoiser import Denoiser
+from .loading import blank
+from .packing import Scheme, place
+from .quantised import KINDS, Packed
 from .shapes import SHAPES as MORE
 from .tensors import read_json
-from .transformer import Transformer
 from .weights import Checkpoint, parameter_count
 
 _STD = 0.02
@@ -28,6 +31,18 @@ SHAPES: dict[str, dict[str, Any]] = {  # what the published config.json files sa
         "rope_theta": 500000.0,
         "mask_token_id": 126336,
         "eos_token_id": 126081,
+    },
+    "llada-220m": {  # of no published model: what a laptop decodes in a moment
+        "architectures": ["LLaDAModelLM"],
+        "d_model": 1024,
+        "n_heads": 16,
+        "n_layers": 16,
+        "mlp_hidden_size": 2816,
+        "embedding_size": 8192,
+        "max_sequence_length": 4096,
+        "rope_theta": 500000.0,
+        "mask_token_id": 8191,
+        "eos_token_id": 8190,
     },
     "dream-7b": {
         "architectures": ["DreamModel"],
@@ -64,27 +79,35 @@ def shape(name: str) -> Checkpoint:
     return found
 
 
-def random_denoiser(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Denoiser:
+def random_denoiser(
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, scheme: Scheme | None = None
+) -> Denoiser:
     """A model of that architecture; weights are drawn where they stay, with seed 0.
+
+    With a ``scheme`` they are drawn and quantised one by one: at no time are all of them floating point numbers.
 
     Raises:
         ModelError: more weights than the machine has memory.
     """
     d = checkpoint.description
-    size = parameter_count(d) * torch.empty(0, dtype=dtype).element_size()
+    size = parameter_count(d) * (torch.empty(0, dtype=dtype).element_size() if scheme is None else scheme.bits / 8)
     memory = _memory() if device.type == "cpu" else None
     if memory is not None and size > memory:
         raise ModelError(
             f"random weights of {checkpoint.folder} take {size / 1e9:.1f} GB, the machine has {memory / 1e9:.1f} GB"
         )
-    with torch.device("meta"):
-        network = Transformer(d.arch, d.context)
-        network.to(dtype)  # before there are values: in float32 they would take twice the memory
-    network = network.to_empty(device=device)
-    draw = torch.Generator(device).manual_seed(0)
-    with torch.no_grad():
-        for name, weight in network.named_parameters():
-            weight.fill_(1.0) if "norm" in name else weight.normal_(0.0, _STD, generator=draw)
+    network = blank(d.arch, d.context).to(dtype)
+    draw, made = torch.Generator(device).manual_seed(0), dict[str, Packed]()
+    packed = {} if scheme is None else scheme.chosen(network)
+    for name, weight in list(network.named_parameters()):
+        path, _, kind = name.rpartition(".")
+        drawn = torch.empty(weight.shape, dtype=dtype, device=device)
+        drawn.fill_(1.0) if "norm" in name else drawn.normal_(0.0, _STD, generator=draw)
+        if scheme is not None and path in packed and kind == "weight":
+            made[path] = KINDS[scheme.kind].of(drawn)
+        else:
+            setattr(network.get_submodule(path), kind, nn.Parameter(drawn, requires_grad=False))
+    place(network, made, device, dtype)
     network.make_rotary(d.context, device)
     return Denoiser(network.requires_grad_(False), checkpoint.spec())
 

@@ -81,7 +81,12 @@ class SafetensorsFiles(_Files):
 
     def read(self, name: str) -> Tensor:
         """See :class:`Tensors`."""
-        return _checked(self._get(name, "get_tensor"), name, self.file(name))
+        return _checked(self.raw(name), name, self.file(name))
+
+    def raw(self, name: str) -> Tensor:
+        """As :meth:`read`, of any dtype."""
+        found: Tensor = self._get(name, "get_tensor")
+        return found
 
     def _get(self, name: str, how: str) -> Any:
         try:

@@ -11,6 +11,7 @@ import torch
 
 from ..core.canvas import ModelSpec
 from ..core.errors import ModelError
+from . import gguf_config
 from .adapter import CONFIG as ADAPTER_CONFIG
 from .adapter import Adapted, Adapter
 from .blocks import block_length
@@ -19,16 +20,20 @@ from .denoiser import Denoiser
 from .dream import Dream
 from .family import Description, Family, describe, pick
 from .fast_dllm import FastDllm
+from .gguf_tensors import Gguf, opened
+from .gguf_tensors import names as gguf_names
 from .hub import find_folder
 from .llada import Llada
 from .llada2 import Llada2
 from .llada_moe import LladaMoe
 from .loading import blank, fill, matched
+from .packing import Scheme, fill_packed
+from .quantised_files import PackedFiles
 from .rnd1 import Rnd1
 from .sdar import Sdar, SdarMoe
 from .stable_diffcoder import StableDiffcoder
 from .tensors import Tensors, first_dtype, named_dtype, read_json, tensors_of
-from .transformer import Transformer
+from .transformer import Architecture, Transformer
 
 FAMILIES: tuple[Family[Description], ...] = (
     Llada(),
@@ -45,7 +50,8 @@ FAMILIES: tuple[Family[Description], ...] = (
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder with ``config.json`` and weights, and the LoRA adapter that is merged into them, if any.
+    """A folder with ``config.json`` and weights, and the LoRA adapter that is merged into them, if any; or a file of
+    llama.cpp, ``gguf``, which holds what a folder does.
 
     ``name``: the folder or hub id as it was asked for; ``block_length``: what was given for it.
     """
@@ -55,6 +61,7 @@ class Checkpoint:
     adapter: Adapter | None = None
     name: str = ""
     block_length: int | None = None
+    gguf: Gguf | None = field(default=None, repr=False)
 
     @staticmethod
     def find(
@@ -78,6 +85,8 @@ class Checkpoint:
             ModelError: neither a folder nor a hub id that can be fetched, no readable ``config.json`` in it, an adapter
                 that cannot be merged.
         """
+        if str(path_or_id).endswith(gguf_config.ENDING):
+            return Checkpoint._of_gguf(path_or_id, revision, adapter, block_length)
         folder = find_folder(path_or_id, weights, revision)
         beside = (folder / ADAPTER_CONFIG).exists()
         if beside and not (folder / "config.json").exists():
@@ -95,6 +104,18 @@ class Checkpoint:
         merged = None if where is None else Adapter.read(where)
         return Checkpoint(folder, config, merged, str(path_or_id), block_length)
 
+    @staticmethod
+    def _of_gguf(
+        path: str | Path, revision: str | None, adapter: str | Path | None, block_length: int | None
+    ) -> Checkpoint:
+        """A file of llama.cpp; what a folder says in other files stands in it."""
+        for name, given in (("revision", revision), ("adapter", adapter)):
+            if given is not None:
+                raise ModelError(f"{name} {str(given)!r}: {path} is a GGUF file, which has none")
+        file = Path(path).expanduser().absolute()
+        gguf = opened(file)
+        return Checkpoint(gguf_config.Inside(file), gguf_config.config(gguf), None, str(path), block_length, gguf)
+
     @cached_property
     def family(self) -> Family[Description]:
         """The family that the config's ``architectures`` names."""
@@ -108,7 +129,15 @@ class Checkpoint:
             ModelError: a key that is missing, or makes no sense, or changes the computation in a way that is not known;
                 quantised weights.
         """
-        return describe(self.family, self.config, self.folder)
+        own: dict[str, Any] = {} if self.stored is None else {"quantization_config": None}
+        return describe(self.family, self.config | own, self.folder)
+
+    @cached_property
+    def stored(self) -> Scheme | None:
+        """How the weights are quantised as they are stored; None: not. Those of GGUF are kept in 8 bits."""
+        if self.gguf is not None:
+            return Scheme("int8") if self.gguf.quantised else None
+        return Scheme.stored(self.config)
 
     @cached_property
     def block(self) -> int | None:
@@ -123,7 +152,10 @@ class Checkpoint:
     @cached_property
     def names(self) -> dict[str, str]:
         """From our parameter names to those of the tensors."""
-        return self.family.names(self.description.arch)
+        return self._names(self.description.arch)
+
+    def _names(self, arch: Architecture) -> dict[str, str]:
+        return self.family.names(arch) if self.gguf is None else gguf_names(arch)
 
     @cached_property
     def tensors(self) -> Tensors:
@@ -132,7 +164,11 @@ class Checkpoint:
         Raises:
             ModelError: no weights, a missing shard, a truncated or unreadable file, an adapter of another model.
         """
+        if self.gguf is not None:
+            return gguf_config.tensors(self.gguf)
         base = tensors_of(self.folder)
+        if self.stored is not None:
+            base = PackedFiles(base, self.stored.kind)
         if self.adapter is None:
             return base
         known = set(self.names.values()) & set(base.names())
@@ -144,15 +180,28 @@ class Checkpoint:
         """What the weights are stored in: the config's word for it (old key or new), else that of the first weight."""
         return named_dtype(self.config) or first_dtype(self.tensors)
 
-    def load(self, network: Transformer, device: torch.device, dtype: torch.dtype) -> None:
-        """Read the weights into a network made on the meta device.
+    def load(
+        self, network: Transformer, device: torch.device, dtype: torch.dtype, scheme: Scheme | None = None
+    ) -> None:
+        """Read the weights into a network made on the meta device, quantised by a ``scheme``.
 
         Raises:
             ModelError: missing or surplus weights, wrong shapes, truncated files.
         """
-        untied = self.family.names(replace(network.arch, tied=False))  # a tied head may come along
-        found = matched(network, self.names, set(untied.values()), self.tensors, self.folder)
-        fill(network, found, self.tensors, device, dtype)
+        found = self.check(network)
+        if scheme is None:
+            fill(network, found, self.tensors, device, dtype)
+        else:
+            fill_packed(network, found, self.tensors, device, dtype, scheme)
+
+    def check(self, network: Transformer) -> dict[str, str]:
+        """The tensors to read, and the parameter of a network (made on the meta device) that each is for.
+
+        Raises:
+            ModelError: missing or surplus weights, wrong shapes, truncated files.
+        """
+        untied = self._names(replace(network.arch, tied=False))  # a tied head may come along
+        return matched(network, self.names, set(untied.values()), self.tensors, self.folder)
 
     def spec(self, limit: int | None = None, more_eos: tuple[int, ...] = ()) -> ModelSpec:
         """The ids; ``limit`` is the tokenizer's size, ``more_eos`` what it adds to the config's end-of-text ids.
@@ -186,11 +235,17 @@ class Checkpoint:
         return Config(read_json(file) if file.exists() else {}, self.family.name, file.name)
 
 
-def load_denoiser(checkpoint: Checkpoint, spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Denoiser:
-    """Build the network and read its weights."""
+def load_denoiser(
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    device: torch.device,
+    dtype: torch.dtype,
+    scheme: Scheme | None = None,
+) -> Denoiser:
+    """Build the network and read its weights, quantised by a ``scheme``."""
     d = checkpoint.description
     network = blank(d.arch, d.context)
-    checkpoint.load(network, device, dtype)
+    checkpoint.load(network, device, dtype, scheme)
     network.make_rotary(d.context, device)
     return Denoiser(network.requires_grad_(False), spec)
 
