@@ -127,12 +127,19 @@ class Decoding:
 
 def sampling_options() -> type:
     """A dataclass of options, one for each field of :class:`~unmask.engine.request.SamplingParams`."""
-    kinds: dict[str, Any] = {"float": float, "int": int, "int | None": int | None, "bool": bool}
+    kinds: dict[str, Any] = {
+        "float": float,
+        "int": int,
+        "int | None": int | None,
+        "str | None": str | None,
+        "bool": bool,
+    }
     made = []
     for f in fields(SamplingParams):
         several = str(f.type).startswith("tuple")
         kind = list[str] | None if several else kinds[str(f.type)]
-        option = typer.Option(f"--{f.name.replace('_', '-')}", help=_doc(f.name), metavar="TEXT" if several else None)
+        metavar = "FILE" if f.metadata["file"] else "TEXT" if several else None
+        option = typer.Option(f"--{f.name.replace('_', '-')}", help=_doc(f.name), metavar=metavar)
         made.append((f.name, Annotated[kind, option], None if several else f.default))
     return make_dataclass("Sampling", made, frozen=True)
 
