@@ -137,6 +137,9 @@ def _read(
         )
     records = from_file(options.batch, form) if options.batch is not None else [from_argument(value or "", form)]
     given = {**common, "policy": options.policy, "cache": options.cache, "n": options.n, "chat": options.chat}
+    for f in fields(SamplingParams):
+        if f.metadata["file"] and given.get(f.name) is not None:
+            given[f.name] = _contents(f.name, given[f.name])
     SamplingParams(**{f.name: given[f.name] for f in fields(SamplingParams) if given.get(f.name) is not None})
     from .. import registry
 
@@ -145,6 +148,16 @@ def _read(
             if spec is not None:
                 _prefixed(line, known, spec)
     return records, given
+
+
+def _contents(name: str, path: str) -> str:
+    """What a file holds whose name is an option's value."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise RequestError(f"--{name.replace('_', '-')}: cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise RequestError(f"--{name.replace('_', '-')}: {path} is not UTF-8 text") from None
 
 
 def _title(request: Request) -> str:

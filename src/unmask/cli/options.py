@@ -143,7 +143,7 @@ def declared(field: Field[Any], name: str, text: str | None = None) -> Any:
     option = typer.Option(
         f"--{name.replace('_', '-')}",
         help=text[0].upper() + text[1:] + ".",
-        metavar="TEXT" if several else None,
+        metavar="FILE" if field.metadata.get("file") else "TEXT" if several else None,
     )
     accepted = list[str] if several else kinds[kind]
     return Annotated[accepted | None if several or kind != str(field.type) else accepted, option]

@@ -30,7 +30,7 @@ class Policy(Configured, ABC):
     @property
     def needs(self) -> frozenset[str]:
         """Parts of a prediction beyond token and confidence: ``"entropy"``, ``"margin"``, ``"gap"``, ``"logits"``;
-        ``"tempered"``: confidences of the distribution after temperature, top-k and top-p.
+        ``"tempered"``: confidences of the distribution after temperature, top-k and top-p; ``"allowed"``.
         """
         return frozenset()
 
@@ -54,6 +54,11 @@ class Policy(Configured, ABC):
     @property
     def remasks(self) -> bool:
         """Whether it may re-mask or replace tokens that it has committed; of block models in the current block."""
+        return False
+
+    @property
+    def chooses(self) -> bool:
+        """Whether it may commit other tokens than the predicted ones. In rows with a constraint they are checked."""
         return False
 
     @property
@@ -127,6 +132,10 @@ class Wrapper(Policy):
     @property
     def remasks(self) -> bool:
         return self.policy.remasks
+
+    @property
+    def chooses(self) -> bool:
+        return self.policy.chooses
 
     @property
     def reuses(self) -> bool:

@@ -92,6 +92,26 @@ def read(
     return found | {"logits": source} if "logits" in needs else found
 
 
+def choose(
+    logits: Tensor, canvas: Canvas, sampling: Sampling, row: Tensor, position: Tensor, step: Tensor
+) -> dict[str, Tensor]:
+    """``token`` and ``confidence`` as :func:`read` has them, of accepted texts in rows that have a constraint.
+
+    Args:
+        logits: ``[N, V]``.
+        canvas: the rows.
+        sampling: ``[B]`` parameters.
+        row, position: ``[N]`` batch row and absolute position of each line of logits.
+        step: ``[B]`` the rows' own steps.
+    """
+    found = read(logits, sampling, frozenset(), row, position, step[row])
+    if sampling.bound is not None:
+        search = sampling.bound.search(canvas, sampling, frozenset(), row, position, step)
+        search.add(slice(0, len(logits)), logits, found)
+        search.finish()
+    return found
+
+
 def delayed(canvas: Canvas, token: Tensor, confidence: Tensor, sampling: Sampling) -> Tensor:
     """Confidences ``[B, T]`` of predicted tokens, next to 0 for an end of text where the row wants that last."""
     if not sampling.delays or sampling.late_eos is None:

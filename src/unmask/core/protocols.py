@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .canvas import Canvas, Update
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,8 @@ class Prediction:
             still masked.
         score: ``[B, T]`` float64, the probability that the network gives to a token where that stands; 0 where not
             scored.
+        allowed: ``[N, V]`` the tokens that a row's constraint accepts at each line of ``logits``, behind the predicted
+            ones; only for policies whose ``needs`` has ``"allowed"``. None: no row has a constraint.
         fresh: ``[B, T]`` positions whose answer was computed anew in all layers, not in part taken from a cache.
         aside: ``[B, T]`` float64, for the cache alone: the likeliest token's probability at the positions of its
             plan's ``read``, -inf elsewhere. None: it wanted none.
@@ -97,6 +102,7 @@ class Prediction:
     fresh: Tensor | None = None
     aside: Tensor | None = None
     drawn: Tensor | None = None
+    allowed: Tensor | None = None
     where: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -120,7 +126,34 @@ class Prediction:
         row, position = self.lines
         inside = window[row, position]
         where, logits = (row[inside], position[inside]), self.logits[inside]
-        return replace(self, confidence=confidence, logits=logits, where=where, **kept)
+        allowed = None if self.allowed is None else self.allowed[inside]
+        return replace(self, confidence=confidence, logits=logits, allowed=allowed, where=where, **kept)
+
+
+class Search(Protocol):
+    """The texts that constraints accept, of one forward pass; see :class:`unmask.constraints.search.Search`."""
+
+    def add(self, piece: slice, logits: Tensor, read: dict[str, Tensor]) -> None:
+        """Note the logits ``[n, V]`` of some lines and what was read of them."""
+
+    def finish(self) -> None:
+        """Put tokens of accepted texts in place of what was read."""
+
+
+class Constraints(Protocol):
+    """The constraints of rows; see :class:`unmask.constraints.batch.Constraints`."""
+
+    @property
+    def active(self) -> bool:
+        """Whether any row has one; known on the host."""
+
+    def search(
+        self, canvas: Canvas, sampling: Sampling, needs: frozenset[str], row: Tensor, position: Tensor, step: Tensor
+    ) -> Search:
+        """The search for one forward pass: ``row``, ``position [N]`` of each line of logits, ``step [B]``."""
+
+    def hold(self, canvas: Canvas, update: Update, token: Tensor, chooses: bool) -> Update:
+        """An update after which every row can still become an accepted text; ``token [B, T]`` are predicted."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +163,7 @@ class Sampling:
 
     ``suppress [B, K]`` are ids with probability zero, plus 1 (0 = none); ``inside [B, K]`` likewise, but in front of
     the row's last fixed token only. None: nothing. ``late_eos [B]``: rows whose end of text is committed last.
+    ``constraints``: what the rows' texts must be; None: anything.
     ``samples``, ``filters``, ``delays``: whether any row has a temperature, top-p or top-k, a late end of text; known
     on the host.
     """
@@ -141,9 +175,15 @@ class Sampling:
     suppress: Tensor | None = None
     inside: Tensor | None = None
     late_eos: Tensor | None = None
+    constraints: Constraints | None = None
     samples: bool = True
     filters: bool = True
     delays: bool = False
+
+    @property
+    def bound(self) -> Constraints | None:
+        """The constraints, where any row has one."""
+        return self.constraints if self.constraints is not None and self.constraints.active else None
 
 
 @dataclass(frozen=True)

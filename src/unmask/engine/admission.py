@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import torch
 
+from ..constraints.batch import Constraints
 from ..core.canvas import Canvas, ModelSpec
 from ..core.policy import Policy
 from ..core.protocols import Sampling
@@ -62,6 +63,7 @@ def _sampling(requests: Sequence[Request], spec: ModelSpec, device: torch.device
         _ids([list(map(int, p.suppress)) for p in params], device),
         _ids([spec.eos if r.inside else () for r in requests], device),
         torch.tensor(late, device=device),
+        Constraints.of([r.constraint for r in requests], [r.state for r in requests], device),
         samples=any(p.temperature > 0 for p in params),
         filters=any(p.top_k > 0 or p.top_p < 1 for p in params),
         delays=any(late),

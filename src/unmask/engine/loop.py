@@ -166,6 +166,8 @@ def step(
     )
     own = replace(answer.prediction, confidence=answer.prediction.confidence.clone())  # which it may change in place
     update, policy_state = policy.decide(canvas, own, state.policy)
+    if (bound := state.sampling.bound) is not None:
+        update = bound.hold(canvas, update, answer.prediction.token, policy.chooses)
     plain, free = answer.state.plain, answer.state.free
     learn = partial(cache.note, update, answer.prediction)
     cache_state = replace(answer.state, plain=learn(plain), free=learn(free) if policy.guidance else None)

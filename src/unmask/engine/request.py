@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from ..core.errors import RequestError
 from ..core.values import integer, is_list, number
 
 if TYPE_CHECKING:  # the command line declares its options by what stands here, and shall not wait for torch
+    from ..constraints.automaton import Automaton
     from ..core.cache import Cache
     from ..core.canvas import ModelSpec
     from ..core.policy import Policy
@@ -39,6 +41,19 @@ def _tokens(name: str, value: Any) -> tuple[str | int, ...]:
     return tuple(dict.fromkeys(i if isinstance(i, str) else integer(f"{name}: an id", i) for i in given))
 
 
+def _schema(value: Any) -> str | None:
+    """A JSON schema as text, in the order of its keys."""
+    try:
+        found = json.loads(value) if isinstance(value, str) else value
+        if found is None and not isinstance(value, str):
+            return None
+        if isinstance(found, (Mapping, bool)):
+            return json.dumps(found, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RequestError(f"json_schema must be a JSON schema: {error}") from None
+    raise RequestError(f"json_schema must be a JSON schema (an object, or true), got {value!r:.80}")
+
+
 @dataclass(frozen=True)
 class SamplingParams:
     """How tokens are chosen and where a response ends.
@@ -60,6 +75,11 @@ class SamplingParams:
     )
     ignore_eos: bool = param(False, "fill all of gen_length, do not stop at an end of text")
     late_eos: bool = param(False, "commit an end of text only where nothing else is left to commit")
+    regex: str | None = param(
+        None, "the response matches all of this regular expression, as Python's re.fullmatch does"
+    )
+    json_schema: str | None = param(None, "the response is JSON that is valid by this schema", file=True)
+    choices: tuple[str, ...] = param((), "the response is this text; can be several, of which it is one")
 
     def __post_init__(self) -> None:
         put: Any = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
@@ -78,9 +98,21 @@ class SamplingParams:
                 raise RequestError(f"seed must fit in 64 bits, got {self.seed}")
         put("stop", _texts("stop", self.stop))
         put("suppress", _tokens("suppress", self.suppress))
+        put("json_schema", _schema(self.json_schema))
+        put("choices", _texts("choices", self.choices))
+        if self.regex is not None and not isinstance(self.regex, str):
+            raise RequestError(f"regex must be a regular expression, got {self.regex!r:.80}")
+        if len(self.constraint) > 1:
+            raise RequestError(f"give one of {' and '.join(self.constraint)}, not both")
         for name in ("ignore_eos", "late_eos"):
             if not isinstance(getattr(self, name), bool):
                 raise RequestError(f"{name} must be True or False, got {getattr(self, name)!r}")
+
+    @property
+    def constraint(self) -> dict[str, str | tuple[str, ...]]:
+        """What the text must be, by kind; nothing, or one."""
+        kinds = {"regex": self.regex, "json_schema": self.json_schema, "choices": self.choices or None}
+        return {kind: value for kind, value in kinds.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -95,6 +127,8 @@ class Request:
         params: with ``suppress`` as ids and a ``seed`` that is a number.
         fixed: tokens of the response that are given, {position in the response: id}.
         begin: where on the canvas the text of the result begins; None: behind the prompt.
+        constraint: what that text must be; None: as ``params`` say. The engine compiles these when it is added.
+        state: the state of ``constraint`` behind the prompt, set by the engine.
     """
 
     id: Any
@@ -105,6 +139,8 @@ class Request:
     params: SamplingParams = SamplingParams(seed=0)
     fixed: Mapping[int, int] = field(default_factory=dict)
     begin: int | None = None
+    constraint: Automaton | None = None
+    state: int = 0
 
     def check(self, spec: ModelSpec) -> None:
         """Refuse what cannot be decoded; called once for each request.

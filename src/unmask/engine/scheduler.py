@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..constraints.compile import begin, check_fit, compile_constraint
 from ..core.canvas import ModelSpec
 from ..core.errors import RequestError
 from ..core.state import append, places, select, slabs, survivors
@@ -93,10 +94,11 @@ class Engine:
 
         Raises:
             RequestError, ModelError: see :meth:`Request.check`; stop strings without a tokenizer, a row that alone does
-                not fit the memory.
+                not fit the memory, a constraint that cannot be followed or does not fit the response.
         """
         request.check(self.spec)
         self.model.check(request.policy, request.cache, request.id)
+        self._constrained(request)
         if request.params.stop and self.text is None:
             raise RequestError("stop: the model has no tokenizer.json, so that its responses have no text", request.id)
         if self.memory is not None:
@@ -116,11 +118,29 @@ class Engine:
             RequestError, ModelError: see :meth:`check`; an id that is in use. Nothing is queued then.
         """
         self.check(request)
+        request = self._constrained(request)
         with self.model.lock:
             if request.id in self._ids:
                 raise RequestError("a request with this id is being decoded already", request.id)
             self._ids.add(request.id)
             self._waiting.append(request)
+
+    def _constrained(self, request: Request) -> Request:
+        """The request with its constraint compiled; it fits the response."""
+        params, made = request.params, request.constraint
+        if made is None and not params.constraint:
+            return request
+        suppress = tuple(map(int, params.suppress))
+        try:
+            if made is None:
+                [(kind, value)] = params.constraint.items()
+                made = compile_constraint(kind, value, self.text, self.spec, suppress)
+            ids = [] if request.begin is None else request.prompt[request.begin :]
+            state = begin(made, ids, self.text.hidden if self.text else frozenset())
+            check_fit(made, state, request.gen_length, request.fixed)
+        except RequestError as error:
+            raise error.of(request.id) from None
+        return replace(request, constraint=made, state=state)
 
     @torch.no_grad()
     def abort(self, id: Any) -> None:

@@ -163,7 +163,8 @@ class Denoiser:
             hidden = torch.stack(found, 1) if guidance else found[0]
         (_, (row, position), asked), *others = outputs.split(hidden)
         parts = list[dict[str, Tensor]]()
-        more = _SAMPLING if hot(sampling, needs) else 1
+        more, bound = _SAMPLING if hot(sampling, needs) else 1, sampling.bound
+        search = None if bound is None else bound.search(canvas, sampling, needs, row, position, step)
         for piece, logits in self._logits(asked, guidance, clock, more):
             with for_work(self._head_work(len(logits))):
                 suppress(logits, sampling, canvas, row[piece], position[piece])
@@ -172,6 +173,10 @@ class Denoiser:
                 if ask.heat is not None:
                     logits.div_(ask.heat.to(logits.dtype)[row[piece], None])
                 parts.append(read(logits, sampling, needs, row[piece], position[piece], step[row[piece]]))
+                if search is not None:
+                    search.add(piece, logits, parts[-1])
+        if search is not None:
+            search.finish()
         fresh = canvas.targets(plans[0].compute if plans[0].fresh is None else plans[0].fresh)
         prediction = replace(_spread(canvas, row, position, parts, needs, sampling), fresh=fresh)
         for name, place, part in others:
@@ -326,7 +331,9 @@ def _spread(
     for name, values in spread.items() if parts else ():
         values[row, position] = torch.cat([part[name] for part in parts]).to(values.dtype)
     spread["confidence"] = delayed(canvas, spread["token"], spread["confidence"], sampling)
-    logits = None
+    logits = allowed = None
     if "logits" in needs:
         logits = torch.cat([part["logits"] for part in parts]) if parts else like.new_zeros(0, canvas.spec.vocab)
-    return Prediction(**spread, logits=logits, where=(row, position))
+    if parts and "allowed" in parts[0]:
+        allowed = torch.cat([part["allowed"] for part in parts])
+    return Prediction(**spread, logits=logits, allowed=allowed, where=(row, position))

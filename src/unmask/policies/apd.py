@@ -58,7 +58,11 @@ class Apd(Policy):
 
     @property
     def needs(self) -> frozenset[str]:
-        return frozenset({"logits"})
+        return frozenset({"logits", "allowed"})
+
+    @property
+    def chooses(self) -> bool:
+        return self.preset == "reference"
 
     @cached_property
     def judge(self) -> CausalModel:
@@ -81,14 +85,19 @@ class Apd(Policy):
     def decide(self, canvas: Canvas, prediction: Prediction, state: ApdState) -> tuple[Update, ApdState]:
         asked = prediction.confidence > -torch.inf
         row, position = prediction.lines
-        logits = prediction.logits
+        logits, allowed = prediction.logits, prediction.allowed
         assert logits is not None
+        if allowed is not None:
+            logits = logits.masked_fill(~allowed, -torch.inf)
         draft = prediction.token[row, position]
         if self.preset == "reference":
             draft = self._reheated(logits, row, position, state)
         tokens = canvas.tokens.index_put((row, position), draft)
         judged, memory = self.judge.score(tokens, row, position, state.memory)
-        choice = self._choice(logits, _aligned(judged, logits.shape[1], canvas.spec), row, position, state)
+        judged = _aligned(judged, logits.shape[1], canvas.spec)
+        if allowed is not None:
+            judged.masked_fill_(~allowed, -torch.inf)
+        choice = self._choice(logits, judged, row, position, state)
         agreed = torch.zeros_like(asked).index_put((row, position), draft == choice)
         agreed = agreed | (canvas.position == canvas.frontier[:, None])
         write = asked & ((asked & ~agreed).cumsum(1) == 0)

@@ -11,7 +11,7 @@ from ..core.canvas import Canvas, Update
 from ..core.config import param
 from ..core.pick import at_least, best
 from ..core.policy import Policy
-from ..core.predict import delayed, likeliest, read
+from ..core.predict import choose, delayed, likeliest
 from ..core.protocols import Ask, Prediction, Sampling
 
 
@@ -50,6 +50,7 @@ class Credit(Policy):
     paper = "arXiv 2510.08666"
     needs = frozenset({"logits"})
     threshold = "tau"
+    chooses = True
 
     tau: float = param(0.9, "confidence, credit included, from which a position is committed", ge=0, le=2)
     alpha: float = param(0.7, "weight of the credit in the logits", ge=0)
@@ -86,7 +87,7 @@ class Credit(Policy):
         credit = torch.where(earns, credit + probability[:, None].pow(self.gamma).float(), credit)
         bonus = (self.alpha * credit.log1p()).to(prediction.logits.dtype)
         raised = prediction.logits.scatter_add(1, (token - 1).clamp(min=0).long(), bonus)
-        answer = read(raised, state.sampling, frozenset(), row, position, state.count[row])
+        answer = choose(raised, canvas, state.sampling, row, position, state.count)
         chosen = prediction.token.index_put(where, answer["token"])
         confidence = torch.full_like(prediction.confidence, -torch.inf).index_put(where, answer["confidence"])
         confidence = delayed(canvas, chosen, confidence, state.sampling)

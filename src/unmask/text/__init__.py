@@ -64,6 +64,21 @@ class Text:
         return {i: piece for piece, i in self._tokens.vocabulary.items()}
 
     @property
+    def added(self) -> Mapping[int, str]:
+        """Tokens beside the model's vocabulary, which stand for themselves, control tokens among them."""
+        return self._tokens.added
+
+    @property
+    def decoder(self) -> Mapping[str, Any] | None:
+        """How pieces become text, as ``tokenizer.json`` says."""
+        return self._tokens.decoder
+
+    @property
+    def hidden(self) -> frozenset[int]:
+        """Ids that the readable text leaves out."""
+        return self._tokens.hidden
+
+    @property
     def eos(self) -> tuple[int, ...]:
         """End-of-text ids that the tokenizer knows of."""
         known = (self._id(name) for name in (self._roles.get("eos_token"), *_MORE_EOS))

@@ -31,6 +31,8 @@ class Sealed:
         control: id of each control token by its name: what is marked special, has a role in ``tokenizer_config.json``
             or the model's configs, is written ``<|...|>``, or stands in brackets in the chat template.
         hidden: ids that the readable text leaves out: of these, the special ones and those with a role.
+        added: tokens beside the model's vocabulary, which stand for themselves.
+        decoder: how pieces become text, as ``tokenizer.json`` says.
     """
 
     def __init__(self, files: Files) -> None:
@@ -46,6 +48,8 @@ class Sealed:
         self.control: dict[str, int] = {t["content"]: t["id"] for t in added if t["content"] in self._seal}
         self.hidden = frozenset(self.control[name] for name in hidden)
         some = "|".join(map(re.escape, sorted(control, key=len, reverse=True))) or "(?!)"
+        self.added: dict[int, str] = {t["id"]: t["content"] for t in added}
+        self.decoder: Mapping[str, Any] | None = table.get("decoder")
         self._written = re.compile(f"{MARK}{MARK}|{MARK}(?:{some})?|{some}")
         self._spelled = re.compile(f"(?={some})|{MARK}")
 

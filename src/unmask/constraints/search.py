@@ -1,0 +1,180 @@
+"""Where the paths come in between the model and the policy: their tokens take the place of the likeliest ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core.predict import gumbel, temper
+from ..core.protocols import Sampling
+from .classes import Classes, classes_of
+from .paths import Bools, Floats, Ints, backward, forward
+from .rows import Rows
+
+_CELLS = 1 << 23  # most scores of rows that are searched at a time
+_FILTERED = 1e4  # how far, in log-odds, tokens that top-k or top-p leave out are behind all others
+
+
+@dataclass(frozen=True, eq=False)
+class _Lines:
+    """Lines of logits of one piece whose rows have one automaton.
+
+    Attributes:
+        line: ``[n]`` which of all lines.
+        at: ``[n]`` which of the piece.
+        kind: the automaton's classes.
+        value: ``[n, C]`` the best score of each class, noise included.
+        mass: ``[n, C]`` what a class is worth altogether; None: what its best token is.
+        token: ``[n, C]`` the best token of each.
+        sure: ``[n, C]`` its probability.
+        read: what was read of the piece.
+    """
+
+    line: Ints
+    at: Tensor
+    kind: Classes
+    value: Floats
+    mass: Floats | None
+    token: Ints
+    sure: Floats
+    read: dict[str, Tensor]
+
+
+class Search:
+    """The paths of one forward pass: takes logits piece by piece, then replaces what was read of them.
+
+    Rows at temperature 0 get the most probable accepted text; the others one drawn from the product of the tempered
+    distributions, given that it is accepted.
+
+    Args:
+        text: the rows that have a constraint.
+        sampling: ``[B]`` parameters.
+        needs: of the policy. With ``"allowed"`` it is also read, ``[n, V]``, which tokens may stand behind the path so
+            far.
+        row, position: ``[N]`` of each line of logits.
+        step: ``[B]`` forward passes of each row.
+    """
+
+    def __init__(
+        self, text: Rows, sampling: Sampling, needs: frozenset[str], row: Tensor, position: Tensor, step: Tensor
+    ) -> None:
+        self.text, self.sampling, self.needs = text, sampling, needs
+        self.row, self.position, self.step = row, position, step
+        rows, places = torch.stack([row, position]).cpu().numpy()
+        slot, first = np.full((2, len(step)), -1)
+        slot[text.rows], first[text.rows] = np.arange(len(text.rows)), text.first
+        self.slot = slot[rows]  # of each line the row among those that are searched; -1: none
+        self.place = places - first[rows]
+        hot = (sampling.temperature > 0).cpu().numpy()[text.rows]
+        distinct = list(dict.fromkeys(text.automata))
+        self.kinds = [(classes_of(own), warm) for own in distinct for warm in (False, True)]
+        kind = [2 * distinct.index(own) + warm for own, warm in zip(text.automata, hot.tolist(), strict=True)]
+        self.kind = np.append(np.array(kind, np.int64), -1)[self.slot]  # of each line; -1: none
+        self.lines: list[_Lines] = []
+
+    def add(self, piece: slice, logits: Tensor, read: dict[str, Tensor]) -> None:
+        """Note the best token of each class.
+
+        Args:
+            piece: which of all lines.
+            logits: ``[n, V]`` of these, suppressed ids at -inf.
+            read: what :func:`unmask.core.predict.read` has made of them.
+        """
+        if "allowed" in self.needs:
+            read["allowed"] = torch.ones_like(logits, dtype=torch.bool)
+        own = self.kind[piece]
+        for number, (kind, warm) in enumerate(self.kinds):
+            mine = np.flatnonzero(own == number)
+            if len(mine):
+                at = torch.from_numpy(mine).to(logits.device)
+                part = logits if len(mine) == len(logits) else logits[at]
+                self.lines.append(self._noted(piece.start + mine, at, kind, warm, part, read))
+
+    def _noted(
+        self, line: Ints, at: Tensor, kind: Classes, warm: bool, logits: Tensor, read: dict[str, Tensor]
+    ) -> _Lines:
+        index = torch.from_numpy(line).to(logits.device)
+        row, mass, source = self.row[index], None, logits
+        if "tempered" in self.needs:
+            source = temper(logits, self.sampling, row)
+        if warm:
+            plain = self._tempered(logits, row)
+            noise = gumbel(self.sampling.seed[row], self.position[index], self.step[row], logits.shape[1])
+            mass = kind.mass(plain)
+            value, token = kind.best(plain + noise)
+        else:
+            value, token = kind.best(logits)
+        ids = torch.from_numpy(token).to(logits.device)
+        if warm:
+            sure = (source.gather(1, ids).double() - source.double().logsumexp(1, keepdim=True)).exp()
+        else:  # the token read is the likeliest
+            odds = source.gather(1, ids).double() - source.gather(1, read["token"][at][:, None]).double()
+            sure = odds.exp() * read["confidence"][at][:, None].double()
+        return _Lines(line, at, kind, value, mass, token, sure.cpu().numpy(), read)
+
+    def _tempered(self, logits: Tensor, row: Tensor) -> Tensor:
+        """``[n, V]`` tempered log-odds; filtered tokens, which a path may need, are far behind the others."""
+        plain = temper(logits, self.sampling, row)
+        if not self.sampling.filters:
+            return plain
+        bare = temper(logits, replace(self.sampling, filters=False), row)
+        return torch.where(plain > -torch.inf, plain, bare - _FILTERED)
+
+    def finish(self) -> None:
+        """Put the paths' tokens and their probabilities in place of what was read.
+
+        Raises:
+            RuntimeError: a row holds tokens with which nothing is accepted.
+        """
+        places = len(self.text.given)
+        width = self.text.union.step.shape[2] if len(self.text.rows) else 1
+        size = max(1, _CELLS // max(1, places * width))
+        for begin in range(0, len(self.text.rows), size):
+            self._solve(slice(begin, begin + size))
+
+    def _solve(self, some: slice) -> None:
+        """The paths of some of the rows."""
+        text = self.text.part(some)
+        score, sums = text.blank(), np.zeros((len(text.given), len(text.rows)), bool)
+        mine = []
+        for own in self.lines:
+            inside = (self.slot[own.line] >= some.start) & (self.slot[own.line] < some.stop)
+            which = np.flatnonzero(inside)
+            place, slot = self.place[own.line[which]], self.slot[own.line[which]] - some.start
+            mine.append((own, which, place, slot))
+            score[place, slot, : own.kind.count] = own.value[which]
+        mass = score
+        if any(own.mass is not None for own in self.lines):
+            mass = score.copy()
+            for own, which, place, slot in mine:
+                if own.mass is not None:
+                    mass[place, slot, : own.kind.count] = own.mass[which]
+                    sums[place, slot] = True
+        value = backward(text.union, mass, text.length, text.after(), sums if mass is not score else None)
+        if (value[0, np.arange(len(text.rows)), text.start] == -np.inf).any():
+            raise RuntimeError("a response cannot be completed to a text that its constraint accepts")
+        classes, states = forward(text.union, score, value, text.start, text.length)
+        for own, which, place, slot in mine:
+            if len(which):
+                self._put(own, which, classes[place, slot])
+                if "allowed" in self.needs:
+                    ways = text.union.step[text.union.which[slot], states[place, slot]]
+                    live = value[place + 1, slot][np.arange(len(slot))[:, None], ways] + score[place, slot] > -np.inf
+                    self._allow(own, which, live[:, : own.kind.count])
+
+    @staticmethod
+    def _put(own: _Lines, which: Ints, classes: Ints) -> None:
+        """Replace token and confidence at some lines by those of the path's classes."""
+        at, read = own.at[torch.from_numpy(which).to(own.at.device)], own.read
+        for name, values in (("token", own.token), ("confidence", own.sure)):
+            made = torch.from_numpy(values[which, classes]).to(at.device, read[name].dtype)
+            read[name] = read[name].index_put((at,), made)
+
+    @staticmethod
+    def _allow(own: _Lines, which: Ints, live: Bools) -> None:
+        """Note the tokens of the classes ``live [n, C]`` as those that may stand at some lines."""
+        at, read = own.at[torch.from_numpy(which).to(own.at.device)], own.read
+        read["allowed"] = read["allowed"].index_put((at,), own.kind.allowed(live, at))
