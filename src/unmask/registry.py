@@ -50,6 +50,8 @@ CACHES = {
 DRAFTERS = {
     "ngram": "unmask.speculative.drafters.ngram:Ngram",
     "specdiff": "unmask.speculative.drafters.specdiff:SpecDiff",
+    "swift": "unmask.speculative.drafters.swift:Swift",
+    "aded": "unmask.speculative.drafters.aded:Aded",
 }
 _BASES: dict[str, type[Configured]] = {"policy": Policy, "cache": Cache, "drafter": Drafter}
 _EXAMPLE = {"policy": "slowfast(tau_high=0.9)", "cache": "every(dual,4)", "drafter": "ngram(n=3)"}

@@ -3,7 +3,7 @@
 The rule of Leviathan et al. (arXiv 2211.17192) for chains, and its extension to several candidates for one position:
 a candidate x, drawn from q, is accepted with probability min(1, p(x) / q(x)); after a rejection p becomes what is left
 of it, norm(max(p - q, 0)), for the next candidate or, where there is none, for the token that the target draws itself.
-A candidate that was not drawn is one of a q that has all its probability on it. Greedy decoding is the case of a p with
+The next candidate was drawn from q without those before it (without replacement). A candidate that was not drawn is one of a q that has all its probability on it. Greedy decoding is the case of a p with
 all its probability on one token.
 """
 
@@ -86,10 +86,11 @@ def _sampled(tree: Tree, logits: Tensor, sampling: Sampling, place: Tensor, coun
     first, following = _links(tree)
     chance = uniform(sampling.seed, place, moment(count, ACCEPT), max(1, tree.size))
     at, left, child = torch.zeros_like(row), share[:, 0], first[:, 0]
+    gone = torch.zeros_like(left, dtype=torch.bool)  # candidates rejected at this place
     while bool((child != ROOT).any()):
         live, node = child != ROOT, child.clamp(min=0)
         token = tree.token[row, node]
-        draft = _draft(tree, token, row, node, vocab)
+        draft = _draft(tree, token, row, node, gone)
         mine, theirs = left[row, token], draft[row, token]
         taken = live & (chance[row, node] * theirs < mine)
         rest = (left - draft).clamp(min=0)
@@ -97,6 +98,7 @@ def _sampled(tree: Tree, logits: Tensor, sampling: Sampling, place: Tensor, coun
         rest = torch.where(total > 0, rest / total, left)  # nothing left: rejecting had no probability
         at = torch.where(taken, node + 1, at)
         left = torch.where(taken[:, None], share[row, at], torch.where(live[:, None], rest, left))
+        gone = (gone | torch.zeros_like(gone).scatter_(1, token[:, None], True)) & ~taken[:, None]
         child = torch.where(taken, first[row, at], torch.where(live, following[row, node], ROOT))
     noise = gumbel(sampling.seed, place, moment(count, FINAL), vocab)
     noise = torch.where((sampling.temperature > 0)[:, None], noise, 0.0)
@@ -105,11 +107,14 @@ def _sampled(tree: Tree, logits: Tensor, sampling: Sampling, place: Tensor, coun
     return Verdict(nodes, tokens)
 
 
-def _draft(tree: Tree, token: Tensor, row: Tensor, node: Tensor, vocab: int) -> Tensor:
-    """``[B, V]`` the distribution that one node of each row was drawn from."""
+def _draft(tree: Tree, token: Tensor, row: Tensor, node: Tensor, gone: Tensor) -> Tensor:
+    """``[B, V]`` the distribution that one node of each row was drawn from, once the candidates that are ``gone`` were."""
+    certain = torch.zeros(gone.shape, dtype=torch.float64, device=token.device).scatter_(1, token[:, None], 1.0)
     if tree.share is None or tree.source is None:
-        return torch.zeros(len(row), vocab, dtype=torch.float64, device=token.device).scatter_(1, token[:, None], 1.0)
-    return tree.share[row, tree.source[row, node]]
+        return certain
+    rest = tree.share[row, tree.source[row, node]].masked_fill(gone, 0.0)
+    total = rest.sum(-1, keepdim=True)
+    return torch.where(total > 0, rest / total, certain)  # none left: filled up with what has no probability
 
 
 def _links(tree: Tree) -> tuple[Tensor, Tensor]:

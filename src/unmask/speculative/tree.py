@@ -22,6 +22,7 @@ class Shape:
         first, next: of each place (the text's last token, then the nodes) its first child, and of each node the next
             one with the same parent, as node numbers; -1: none.
         chain: whether each node is the parent of the one after it.
+        above: ``[N, N]`` which nodes (columns) lead to each node, itself included.
     """
 
     depth: tuple[int, ...]
@@ -29,7 +30,6 @@ class Shape:
     next: tuple[int, ...]
     chain: bool
     above: Tensor
-    """``[N, N]`` which nodes (columns) lead to each node, itself included."""
 
 
 @lru_cache(maxsize=4096)
@@ -67,8 +67,8 @@ class Tree:
         parents: of each row the parent of each node, an earlier one, or :data:`ROOT`. Siblings are tried in order.
         share: ``[B, K, V]`` float64, distributions that tokens were drawn from. None: no token was drawn, each is
             certain.
-        source: ``[B, N]`` the distribution in ``share`` that each token was drawn from, given that the siblings before
-            it had been drawn and rejected. It must not depend on tokens that stand behind the node.
+        source: ``[B, N]`` the distribution in ``share`` that each token was drawn from; siblings are drawn from one of
+            them, without replacement. It must not depend on tokens that stand behind the node.
         probe: of each row the nodes that are no candidates: the target predicts behind them, for the drafter alone.
         passes: forward passes of a drafter's network that it took.
     """

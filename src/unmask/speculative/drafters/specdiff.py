@@ -144,12 +144,7 @@ class SpecDiff(Drafter):
         parents = tuple(parents for parents, _, _ in shapes)
         if not context.sampling.samples:
             return Tree(token, parents)
-        left = [share]  # of each rank, given that the ranks before it have been drawn
-        for r in range(1, ranks):
-            rest = left[-1].scatter(-1, order[..., r - 1 : r], 0.0)
-            total = rest.sum(-1, keepdim=True)
-            left.append(torch.where(total > 0, rest / total, torch.zeros_like(rest).scatter(-1, order[..., r : r + 1], 1)))
-        return Tree(token, parents, torch.stack(left, 2).flatten(1, 2), depth * ranks + rank)
+        return Tree(token, parents, share, depth)
 
     def _pass(self, context: Context, state: Window, drawn: list[Tensor], gamma: int, end: int) -> Tensor:
         """Hidden states ``[B, gamma, C]`` that predict the window: computes the tokens that are new, what is ``drawn``
