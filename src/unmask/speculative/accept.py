@@ -3,8 +3,9 @@
 The rule of Leviathan et al. (arXiv 2211.17192) for chains, and its extension to several candidates for one position:
 a candidate x, drawn from q, is accepted with probability min(1, p(x) / q(x)); after a rejection p becomes what is left
 of it, norm(max(p - q, 0)), for the next candidate or, where there is none, for the token that the target draws itself.
-The next candidate was drawn from q without those before it (without replacement). A candidate that was not drawn is one of a q that has all its probability on it. Greedy decoding is the case of a p with
-all its probability on one token.
+The next candidate was drawn from q without those before it (without replacement). A candidate that
+was not drawn is one of a q that has all its probability on it. Greedy decoding is the case of a p with all its
+probability on one token.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ def _sampled(tree: Tree, logits: Tensor, sampling: Sampling, place: Tensor, coun
 
 
 def _draft(tree: Tree, token: Tensor, row: Tensor, node: Tensor, gone: Tensor) -> Tensor:
-    """``[B, V]`` the distribution that one node of each row was drawn from, once the candidates that are ``gone`` were."""
+    """``[B, V]`` the distribution that a node of each row was drawn from, without the candidates that are ``gone``."""
     certain = torch.zeros(gone.shape, dtype=torch.float64, device=token.device).scatter_(1, token[:, None], 1.0)
     if tree.share is None or tree.source is None:
         return certain

@@ -124,7 +124,9 @@ def rounds(target: Target, drafter: Drafter | None, jobs: Sequence[Job], ends: f
             _grow(row, news[i], drafts, i, drafting, bool(finite[i]), ends)
             row.seconds = time.perf_counter() - began
         done = tuple(row for row in rows if row.finish_reason)
-        yield Round(index, tuple(row.job.id for row in rows), tree, nodes, news, time.perf_counter() - start, drafting, done)
+        yield Round(
+            index, tuple(row.job.id for row in rows), tree, nodes, news, time.perf_counter() - start, drafting, done
+        )
         index, count, waiting = index + 1, count + 1, [[own[-1]] for own in news]
         if done:
             left = [i for i, row in enumerate(rows) if not row.finish_reason]
@@ -200,7 +202,7 @@ def _suppress(logits: torch.Tensor, sampling: Sampling) -> None:
     """Give suppressed tokens probability zero, in ``logits [B, 1 + N, V]``."""
     if sampling.suppress is None:
         return
-    batch, places, vocab = logits.shape
+    batch, _, vocab = logits.shape
     silent = torch.zeros(batch, vocab + 1, dtype=torch.bool, device=logits.device)
     silent.scatter_(1, sampling.suppress, True)
     logits.masked_fill_(silent[:, None, 1:], -torch.inf)

@@ -145,9 +145,7 @@ class CausalLM:
         found = {row.job.id: row for event in self.run(jobs, drafter, batch_size) for row in event.finished}
         return [self.result(found[job.id]) for job in jobs]
 
-    def run(
-        self, jobs: Sequence[Job], drafter: str | Drafter | None = None, batch_size: int = 8
-    ) -> Iterator[Round]:
+    def run(self, jobs: Sequence[Job], drafter: str | Drafter | None = None, batch_size: int = 8) -> Iterator[Round]:
         """Decode prepared jobs, so many together; yields every round as it happens.
 
         Raises:

@@ -59,6 +59,11 @@ class Node:
     total: float = 0.0
     children: list[Node] | None = None
 
+    @property
+    def mean(self) -> float:
+        """Q, the mean value of the searches through it."""
+        return self.total / self.visits if self.visits else 0.0
+
 
 @dataclass(frozen=True)
 class Aded(Drafter):
@@ -163,7 +168,9 @@ def _descend(root: Node, before: int, table: Trigrams, depth: int, ends: frozens
         if not node.children:
             break
         weight = (_BASE + math.log((node.visits + _SLOPE + 1) / _SLOPE)) * math.sqrt(max(1, node.visits))
-        child = max(node.children, key=lambda c: (c.total / c.visits if c.visits else 0.0) + weight * c.prior / (1 + c.visits))
+        child = max(
+            node.children, key=lambda c: (c.total / c.visits if c.visits else 0.0) + weight * c.prior / (1 + c.visits)
+        )
         path.append(child)
         last = node.token
         if not child.visits:

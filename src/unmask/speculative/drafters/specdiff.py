@@ -1,4 +1,4 @@
-"""SpecDiff (arXiv 2408.05636) and SpecDiff-2 (arXiv 2511.00606): a masked diffusion model drafts for a causal target."""
+"""SpecDiff (arXiv 2408.05636), SpecDiff-2 (arXiv 2511.00606): a masked diffusion model drafts for a causal target."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ...api import load
 from ...core.config import param
-from ...core.errors import ModelError
+from ...core.errors import SpecError
 from ...core.predict import forbid, gumbel
 from ...models.denoiser import Denoiser
 from ...models.slots import Memory, Reading, read
@@ -80,7 +81,7 @@ class SpecDiff(Drafter):
         spec = self.denoiser(target).spec
         target.model.fits(spec)
         if self.steps > 1 and self.tree:
-            raise ModelError(f"{self.name}: a tree is drafted in one pass, got steps={self.steps}; leave out one of them")
+            raise SpecError(f"{self.name}: a tree takes one pass, got steps={self.steps}; leave out steps or tree")
 
     def begin(self, context: Context) -> Window:
         target, rows = context.target, len(context.texts)
@@ -101,7 +102,7 @@ class SpecDiff(Drafter):
         drawn: list[Tensor] = []
         shares: list[Tensor] = []
         noise = self._noise(context, gamma, vocab)
-        for begin, end in zip(bounds, bounds[1:], strict=False):
+        for begin, end in pairwise(bounds):
             hidden = self._pass(context, state, drawn, gamma, end)
             logits = forbid(denoiser.network.logits(hidden[:, begin:end].flatten(0, 1)), denoiser.spec)
             logits = F.pad(logits, (0, max(0, vocab - logits.shape[1])), value=-torch.inf)[:, :vocab]
@@ -130,7 +131,7 @@ class SpecDiff(Drafter):
 
     def _branched(self, share: Tensor, noise: Tensor, context: Context) -> Tree:
         """A tree of the best combinations, by probabilities that do not depend on which tokens are drawn."""
-        batch, gamma, _ = share.shape
+        batch = len(share)
         ranks = min(self.branches, share.shape[2])
         expected = share.topk(ranks, -1).values.tolist()
         shapes = [_best_first(tuple(tuple(line) for line in own), self.tree) for own in expected]
@@ -152,7 +153,9 @@ class SpecDiff(Drafter):
         """
         denoiser, device = self.denoiser(context.target), context.count.device
         texts, spec, first = context.texts, denoiser.spec, not drawn
-        new = [text[at:] for text, at in zip(texts, state.read, strict=True)] if first else [text[-1:] for text in texts]
+        new = (
+            [text[at:] for text, at in zip(texts, state.read, strict=True)] if first else [text[-1:] for text in texts]
+        )
         fresh = max((max(0, len(t) + gamma - f) for t, f in zip(texts, state.filled, strict=True)), default=0)
         wide = self._ahead if first and fresh else gamma
         width = max(map(len, new))

@@ -1,4 +1,4 @@
-"""SWIFT (arXiv 2410.06916): the target drafts itself, without some of its sublayers, which it chooses while decoding."""
+"""SWIFT (arXiv 2410.06916): the target drafts itself, without some sublayers, which it chooses while decoding."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..drafter import Accepted, Context, Drafter
 from ..target import Target
 from ..tree import ROOT, Tree
 
-_STEPS = ((0.95, 3, 1), (0.8, 5, 3), (0.5, 8, 5), (0.0, 10, 10))  # from this probability on: siblings, when sampling
+_STEPS = ((0.95, (3, 1)), (0.8, (5, 3)), (0.5, (8, 5)), (-1.0, (10, 10)))  # above it so many siblings; and sampling
 _MOST = 10
 _PATIENCE, _PROPOSALS, _ENOUGH = 300, 1000, 0.95  # of the search: without gain, in all, a match that is good enough
 _BAYES, _KAPPA, _POOL, _HELD = 25, 2.576, 256, 128
@@ -100,7 +100,8 @@ def _bound(seen: Tensor, score: Tensor, new: Tensor) -> Tensor:
     cross = kernel(new, seen)
     solved = torch.linalg.solve(inner, torch.cat([((score - score.mean()) / spread)[:, None], cross.T], 1))
     mean, variance = cross @ solved[:, 0], 1 - (cross * solved[:, 1:].T).sum(1)
-    return mean + _KAPPA * variance.clamp(min=0).sqrt()
+    bound: Tensor = mean + _KAPPA * variance.clamp(min=0).sqrt()
+    return bound
 
 
 @dataclass(frozen=True)
@@ -136,8 +137,8 @@ class Swift(Drafter):
         layers = target.network.arch.layers
         if int(2 * (layers - 2) * self.ratio) < 1:
             raise ModelError(
-                f"{self.name}: ratio={self.ratio:g} of a model of {layers} layers skips nothing: the first and the last "
-                "layer stay; give a larger ratio, or a deeper model"
+                f"{self.name}: ratio={self.ratio:g} of a model of {layers} layers skips nothing: the first and last "
+                "layers stay; give a larger ratio, or a deeper model"
             )
 
     def begin(self, context: Context) -> Search:
@@ -195,7 +196,7 @@ class Swift(Drafter):
             for depth, line in enumerate(sure):
                 if line[row] < 0:
                     break
-                siblings = next(s[1 + sampled] for s in _STEPS if line[row] > s[0] or s[0] == 0)
+                siblings = next(counts[sampled] for least, counts in _STEPS if line[row] > least)
                 siblings = min(siblings, order[depth].shape[1])
                 first = len(above)
                 above += [last] * siblings
