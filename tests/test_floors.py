@@ -48,6 +48,7 @@ FLOORS = {  # the longest name that fits rules; what it may import, itself inclu
     "registry": {"core", "speculative.drafter"},
     "speculative": {"core", "models", "engine.request", "registry", "text", "checks", "stop", "api", "speculative"},
     "speculative.drafter": {"core", "speculative.tree", "speculative.target"},
+    "speculative.tree": {"models.slots"},
     "text": {"core", "text"},
     "checks": {"core"},
     "infill": {"core", "checks", "text"},

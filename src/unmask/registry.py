@@ -36,6 +36,7 @@ POLICIES = {
     "adaptive": "unmask.policies.adaptive:Adaptive",
     "lookahead": "unmask.policies.lookahead:Lookahead",
     "prophet": "unmask.policies.prophet:Prophet",
+    "refine": "unmask.policies.refine:Refine",
     "slowfast": "unmask.policies.slowfast:SlowFast",
 }
 CACHES = {
@@ -51,6 +52,7 @@ DRAFTERS = {
     "ngram": "unmask.speculative.drafters.ngram:Ngram",
     "specdiff": "unmask.speculative.drafters.specdiff:SpecDiff",
     "swift": "unmask.speculative.drafters.swift:Swift",
+    "space": "unmask.speculative.drafters.space:Space",
     "aded": "unmask.speculative.drafters.aded:Aded",
 }
 _BASES: dict[str, type[Configured]] = {"policy": Policy, "cache": Cache, "drafter": Drafter}

@@ -6,6 +6,7 @@ and diffusion drafters (:mod:`unmask.speculative`) are read by it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +19,8 @@ from .transformer import Architecture, Transformer
 ATTENTION, FEED = "attention", "feed"
 Sublayer = tuple[int, str]
 """A layer's number, and which of its two parts."""
+Lift = Callable[[int, Tensor], Tensor]
+"""What hidden states ``[B, Q, C]`` become behind a layer; -1: behind the embedding."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +74,27 @@ class Reading:
     extent: int
 
 
-def read(network: Transformer, reading: Reading, memory: Memory, skip: frozenset[Sublayer] = frozenset()) -> Tensor:
-    """Hidden states ``[B, Q, C]`` of some tokens, written into the memory; ``skip``: parts of layers left out."""
+def read(
+    network: Transformer,
+    reading: Reading,
+    memory: Memory,
+    skip: frozenset[Sublayer] = frozenset(),
+    lift: Lift | None = None,
+) -> Tensor:
+    """Hidden states ``[B, Q, C]`` of some tokens, written into the memory.
+
+    Args:
+        network: its layers run.
+        reading: the tokens.
+        memory: of these rows; written in place.
+        skip: parts of layers left out.
+        lift: changes hidden states behind each layer; None: nothing does.
+    """
     extent, slot = reading.extent, reading.slot
     row = torch.arange(len(slot), device=slot.device)[:, None]
     rotary = network.rotary[reading.place.clamp(max=len(network.rotary) - 1)]
     hidden: Tensor = network.embed(reading.token)
+    hidden = hidden if lift is None else lift(-1, hidden)
     blocks: Any = enumerate(zip(network.blocks, memory.key, memory.value, strict=True))
     with for_work(slot.numel() * (weights(network) + 2 * extent * network.arch.width)):
         for index, (block, stored_key, stored_value) in blocks:
@@ -87,6 +105,7 @@ def read(network: Transformer, reading: Reading, memory: Memory, skip: frozenset
                 hidden = hidden + block.attend(query, *seen, reading.keys)
             if (index, FEED) not in skip:
                 hidden = hidden + block.mlp(hidden)
+            hidden = hidden if lift is None else lift(index, hidden)
     return hidden
 
 

@@ -44,7 +44,11 @@ class Target:
             Hidden states ``[B, P + N, C]``, and logits ``[B, 1 + N, V]`` behind the last new token and each node.
         """
         reading = self.reading(waiting, tree)
-        hidden = read(self.network, reading, self.memory)
+        lift = None
+        if tree is not None and tree.lift is not None:
+            before = torch.zeros_like(reading.token[:, : reading.token.shape[1] - tree.size], dtype=torch.bool)
+            lift = tree.lift(torch.cat([before, tree.silent], 1))
+        hidden = read(self.network, reading, self.memory, lift=lift)
         self.passes += 1
         last = torch.tensor([len(own) - 1 for own in waiting], device=self.device)
         row = torch.arange(len(waiting), device=self.device)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
+
+from ..models.slots import Lift
 
 ROOT = -1
 """The parent of nodes that follow the text itself."""
@@ -71,6 +73,7 @@ class Tree:
             them, without replacement. It must not depend on tokens that stand behind the node.
         probe: of each row the nodes that are no candidates: the target predicts behind them, for the drafter alone.
         passes: forward passes of a drafter's network that it took.
+        lift: makes, of the places ``[B, Q]`` of a reading that are probes, what changes their hidden states.
     """
 
     token: Tensor
@@ -79,6 +82,7 @@ class Tree:
     source: Tensor | None = None
     probe: tuple[frozenset[int], ...] | None = None
     passes: int = 0
+    lift: Callable[[Tensor], Lift] | None = None
 
     @staticmethod
     def of(
@@ -125,6 +129,14 @@ class Tree:
             count = len(shape.depth)
             made[row, :count, :count] = shape.above
         return made.to(self.token.device)
+
+    @cached_property
+    def silent(self) -> Tensor:
+        """``[B, N]`` the nodes that are probes."""
+        flags = torch.zeros(len(self.parents), self.size, dtype=torch.bool)
+        for row, own in enumerate(self.probe or ()):
+            flags[row, list(own)] = True
+        return flags.to(self.token.device)
 
     def path(self, row: int, node: int) -> list[int]:
         """The nodes that lead to one, itself included; none for :data:`ROOT`."""

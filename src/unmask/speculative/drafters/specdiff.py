@@ -54,11 +54,11 @@ class SpecDiff(Drafter):
     paper = "arXiv 2408.05636, arXiv 2511.00606"
     wants = "a diffusion model of the same tokenizer"
 
-    gamma: int = param(12, "masked positions of the window", ge=1, le=256)
+    gamma: int = param(24, "masked positions of the window", ge=1, le=256)
     steps: int = param(1, "forward passes that fill the window; with a tree: 1", ge=1, le=64)
     tree: int = param(0, "nodes of the token tree; 0: a chain of gamma tokens", ge=0, le=512)
     branches: int = param(3, "candidates per position of a tree", ge=1, le=16)
-    context: int = param(32, "masked positions that the model sees from the text's end on", ge=1)
+    context: int = param(64, "masked positions that the model sees from the text's end on", ge=1)
     model: str | None = param(None, "folder or hub id of the diffusion model; none: the bundled one", file=True)
 
     @property
