@@ -17,10 +17,13 @@ if TYPE_CHECKING:
     from .engine.scheduler import Engine
     from .profiles import profile
     from .results import Result, Span, Stats
+    from .speculative.model import CausalLM, Continuation, load_causal
 
 __version__ = "0.1.0"
 __all__ = [
+    "CausalLM",
     "Commit",
+    "Continuation",
     "Engine",
     "Model",
     "ModelError",
@@ -35,6 +38,7 @@ __all__ = [
     "Step",
     "UnmaskError",
     "load",
+    "load_causal",
     "profile",
 ]
 _HOME = {
@@ -44,6 +48,7 @@ _HOME = {
     "Outcome": "engine.outcome",
     **dict.fromkeys(("Result", "Span", "Stats"), "results"),
     "profile": "profiles",
+    **dict.fromkeys(("CausalLM", "Continuation", "load_causal"), "speculative.model"),
     **{name: "core.errors" for name in __all__ if name.endswith("Error")},
 }
 

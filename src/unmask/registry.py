@@ -1,6 +1,6 @@
-"""Every policy and cache by name; loaded when asked for.
+"""Every policy, cache and drafter by name; loaded when asked for.
 
-Another package adds its own through the entry points ``unmask.policies`` and ``unmask.caches``.
+Another package adds its own through the entry points ``unmask.policies``, ``unmask.caches`` and ``unmask.drafters``.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from .core.cache import Cache
 from .core.config import Configured, Spec, accepted, parse, types
 from .core.errors import SpecError
 from .core.policy import Policy
+from .speculative.drafter import Drafter
 
 POLICIES = {
     "vanilla": "unmask.policies.vanilla:Vanilla",
@@ -35,6 +36,7 @@ POLICIES = {
     "adaptive": "unmask.policies.adaptive:Adaptive",
     "lookahead": "unmask.policies.lookahead:Lookahead",
     "prophet": "unmask.policies.prophet:Prophet",
+    "refine": "unmask.policies.refine:Refine",
     "slowfast": "unmask.policies.slowfast:SlowFast",
     "sdar": "unmask.policies.sdar:Sdar",
     "edit": "unmask.policies.edit:Edit",
@@ -50,8 +52,15 @@ CACHES = {
     "every": "unmask.caches.every:Every",
     "blockwise": "unmask.caches.blockwise:BlockwiseCache",
 }
-_BASES: dict[str, type[Configured]] = {"policy": Policy, "cache": Cache}
-_EXAMPLE = {"policy": "slowfast(tau_high=0.9)", "cache": "every(dual,4)"}
+DRAFTERS = {
+    "ngram": "unmask.speculative.drafters.ngram:Ngram",
+    "specdiff": "unmask.speculative.drafters.specdiff:SpecDiff",
+    "swift": "unmask.speculative.drafters.swift:Swift",
+    "space": "unmask.speculative.drafters.space:Space",
+    "aded": "unmask.speculative.drafters.aded:Aded",
+}
+_BASES: dict[str, type[Configured]] = {"policy": Policy, "cache": Cache, "drafter": Drafter}
+_EXAMPLE = {"policy": "slowfast(tau_high=0.9)", "cache": "every(dual,4)", "drafter": "ngram(n=3)"}
 _NESTED = {"policy": "prophet(threshold)", "cache": "every(dual,4)"}
 
 
@@ -75,10 +84,21 @@ def cache(spec: str | Spec | Cache) -> Cache:
     return made
 
 
+def drafter(spec: str | Spec | Drafter) -> Drafter:
+    """Build a drafter from a spec such as ``"ngram(n=3)"``; a drafter is returned as it is.
+
+    Raises:
+        SpecError: unknown name or parameter, or a value out of range.
+    """
+    made: Drafter = _build("drafter", spec)
+    return made
+
+
 @memoise
 def table(kind: str) -> Mapping[str, str]:
-    """Names of ``kind`` ("policy" or "cache") and where their classes are, entry points included."""
-    own, group = {"policy": (POLICIES, "unmask.policies"), "cache": (CACHES, "unmask.caches")}[kind]
+    """Names of ``kind`` ("policy", "cache" or "drafter") and where their classes are, entry points included."""
+    own = {"policy": POLICIES, "cache": CACHES, "drafter": DRAFTERS}[kind]
+    group = {"policy": "unmask.policies", "cache": "unmask.caches", "drafter": "unmask.drafters"}[kind]
     return own | {point.name: point.value for point in entry_points(group=group) if point.name not in own}
 
 

@@ -23,7 +23,8 @@ from .infill import infill
 from .quantize import quantize
 from .report import report
 from .serve import serve
-from .show import caches, inspect, policies
+from .show import caches, drafters, inspect, policies
+from .speculate import speculate
 from .trace import trace
 from .tune import tune
 
@@ -77,7 +78,9 @@ app = typer.Typer(
     cls=Group, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, context_settings={
         "help_option_names": ["-h", "--help"], "max_content_width": 100}
 )  # fmt: skip
-for command in (generate, infill, serve, bench, report, tune, quantize, inspect, policies, caches):
+for command in (
+    generate, infill, speculate, serve, bench, report, tune, quantize, inspect, policies, caches, drafters,
+):  # fmt: skip
     app.command()(command)
 app.add_typer(trace, name="trace")
 app.command("eval")(evaluate)

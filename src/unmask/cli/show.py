@@ -1,4 +1,4 @@
-"""``unmask inspect``, ``unmask policies`` and ``unmask caches``."""
+"""``unmask inspect``, ``unmask policies``, ``unmask caches`` and ``unmask drafters``."""
 
 from __future__ import annotations
 
@@ -44,6 +44,11 @@ def policies(json: _Json = False) -> None:
 def caches(json: _Json = False) -> None:
     """List the caches: which positions to compute in each forward."""
     _list("cache", json)
+
+
+def drafters(json: _Json = False) -> None:
+    """List the drafters of `unmask speculate`: what proposes tokens for a causal model to verify."""
+    _list("drafter", json)
 
 
 def _words(key: str, value: Any) -> str:

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
@@ -20,11 +19,12 @@ from torch import Tensor
 from ..core.canvas import Canvas, ModelSpec
 from ..core.errors import ModelError, RequestError
 from ..core.precision import native
-from . import llama
+from . import llama, packed
 from .config import Config
 from .family import Family, describe, pick
 from .hub import find_folder
 from .loading import blank, fill, matched
+from .slots import Memory, Reading, read
 from .tensors import Tensors, first_dtype, named_dtype, read_json, tensors_of
 from .transformer import Architecture, Transformer
 from .vocabulary import pieces_of
@@ -83,21 +83,6 @@ FAMILIES: tuple[Family[Causal], ...] = (
     Kin("qwen2", ("Qwen2ForCausalLM",), qkv_bias=True),
     Kin("qwen3", ("Qwen3ForCausalLM",), qk_norm=True, switches=("attention_bias",), head_dim=128),
 )
-
-
-@dataclass(frozen=True)
-class Memory:
-    """What a causal model has read: per layer keys and values ``[B, T + 1, H_kv, D]`` by position on the canvas, the
-    last one for what is to be thrown away; and ``known [B]``, how many positions from the left hold the row's text.
-    """
-
-    key: list[Tensor]
-    value: list[Tensor]
-    known: Tensor
-
-    def cropped(self, known: Tensor) -> Memory:
-        """Forget what lies behind the first ``known [B]`` positions."""
-        return replace(self, known=torch.minimum(self.known, known))
 
 
 class CausalModel:
@@ -178,11 +163,7 @@ class CausalModel:
 
     def empty(self, rows: int, total: int, device: torch.device, dtype: torch.dtype | None = None) -> Memory:
         """Room for so many rows of so many positions."""
-        arch, kind = self.description.arch, dtype or self.dtype(device)
-        like = torch.zeros(rows, total + 1, arch.kv_heads, arch.head_dim, dtype=kind, device=device)
-        known = torch.zeros(rows, dtype=torch.long, device=device)
-        layers = range(arch.layers)
-        return Memory([like.clone() for _ in layers], [like.clone() for _ in layers], known)
+        return Memory.empty(self.description.arch, rows, total, device, dtype or self.dtype(device))
 
     @torch.no_grad()
     def score(self, tokens: Tensor, row: Tensor, position: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
@@ -248,6 +229,8 @@ class CausalModel:
         made, tensors, found = self._matched()
         fill(made, found, tensors, device, dtype)
         made.make_rotary(self.description.context, device)
+        if packed.usable(device, dtype):
+            packed.pack(made)
         return made.eval().requires_grad_(False)
 
     def _matched(self) -> tuple[Transformer, Tensors, dict[str, str]]:
@@ -271,17 +254,10 @@ def _read(network: Transformer, tokens: Tensor, place: Tensor, real: Tensor, ext
     the first ``extent`` positions are attended to, each place to those up to itself.
     """
     total = tokens.shape[1]
-    at, row = torch.where(real, place, total), torch.arange(len(tokens), device=tokens.device)[:, None]
     inside = place.clamp(max=total - 1)
-    rotary, keys = network.rotary[inside], torch.arange(extent, device=tokens.device) <= place[:, :, None]
-    hidden: Tensor = network.embed(torch.where(real, tokens.gather(1, inside), 0))
-    blocks: Any = zip(network.blocks, memory.key, memory.value, strict=True)
-    for block, stored_key, stored_value in blocks:
-        query, key, value = block.qkv(hidden, rotary)
-        stored_key[row, at], stored_value[row, at] = key, value
-        hidden = hidden + block.attend(query, stored_key[:, :extent], stored_value[:, :extent], keys)
-        hidden = hidden + block.mlp(hidden)
-    return hidden
+    keys = torch.arange(extent, device=tokens.device) <= place[:, :, None]
+    token = torch.where(real, tokens.gather(1, inside), 0)
+    return read(network, Reading(token, inside, torch.where(real, place, total), keys, extent), memory)
 
 
 _alive: WeakValueDictionary[tuple[str, str], CausalModel] = WeakValueDictionary()

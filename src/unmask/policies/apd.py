@@ -15,8 +15,9 @@ from ..core.config import param
 from ..core.policy import Policy
 from ..core.predict import forbid, gumbel, temper
 from ..core.protocols import Ask, Prediction, Sampling
-from ..models.causal import CausalModel, Memory
+from ..models.causal import CausalModel
 from ..models.causal import load as load_verifier
+from ..models.slots import Memory
 
 _LINES = 1 << 23  # elements of [positions, vocabulary] compared at a time: 64 MiB in float64
 

@@ -1,0 +1,1 @@
+"""One file per drafter; :mod:`unmask.registry` knows them by name."""

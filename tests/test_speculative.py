@@ -1,0 +1,422 @@
+"""Speculative decoding: the text is the target's own, token for token or in distribution, whatever drafts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+import unmask
+from helpers import SPEC, tiny
+from refusals import refuses
+from unmask import registry
+from unmask.core.errors import ModelError, RequestError, SpecError
+from unmask.core.protocols import Sampling
+from unmask.engine.request import SamplingParams
+from unmask.measure.problems import source
+from unmask.models.causal import CausalModel
+from unmask.models.denoiser import Denoiser
+from unmask.speculative.accept import verify
+from unmask.speculative.drafter import Context, Drafter
+from unmask.speculative.drafters.specdiff import SpecDiff
+from unmask.speculative.loop import Job
+from unmask.speculative.model import CausalLM, load_causal
+from unmask.speculative.tree import ROOT, Tree, shape_of
+
+SHIPPED = Path(unmask.__file__).parent / "assets" / "verifier"
+FAMILIES = ("word_problem", "record", "sudoku", "waiting_line", "multi")
+DRAFTERS = {
+    "ngram": ["ngram", "ngram(n=1,length=3)", "ngram(n=5,least=3,length=40)"],
+    "specdiff": [
+        "specdiff",
+        "specdiff(gamma=5,steps=2)",
+        "specdiff(gamma=6,tree=14,branches=3)",
+        "specdiff(gamma=24,context=64)",
+    ],
+    "swift": ["swift", "swift(ratio=0.3,stop=0.3,tree=false,interval=3)"],
+    "aded": ["aded", "aded(size=5,depth=3,searches=20)"],
+}
+SPECS = [spec for specs in DRAFTERS.values() for spec in specs]
+V = 5
+
+
+def test_every_drafter_is_tested() -> None:
+    assert set(DRAFTERS) == set(registry.table("drafter"))
+
+
+@pytest.fixture(scope="module")
+def lm() -> CausalLM:
+    return load_causal(dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def prompts(lm: CausalLM) -> list[list[int]]:
+    assert lm.text is not None
+    return [lm.text.encode(item.prompt) for name in FAMILIES for item in source(name, 2, "test").items]
+
+
+@pytest.fixture(scope="module")
+def greedy(prompts: list[list[int]]) -> list[list[int]]:
+    """What ``transformers`` generates: tokens with the end of text."""
+    model = AutoModelForCausalLM.from_pretrained(SHIPPED, dtype=torch.float32).eval()
+    found = []
+    for ids in prompts:
+        out = model.generate(torch.tensor([ids]), max_new_tokens=48, do_sample=False)
+        found.append(out[0, len(ids) :].tolist())
+    return found
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+@pytest.mark.parametrize("spec", [None, *SPECS])
+def test_greedy_text_is_that_of_transformers(
+    spec: str | None, batch_size: int, lm: CausalLM, prompts: list[list[int]], greedy: list[list[int]]
+) -> None:
+    found = lm.generate(prompts, 48, spec, batch_size=batch_size)
+    assert [r.tokens for r in found] == greedy
+    assert {r.finish_reason for r in found} == {"eos", "length"}
+    assert all(r.stats.rounds <= len(r.tokens) for r in found)
+    if spec:
+        assert sum(r.stats.accepted for r in found) > 0
+        assert sum(r.stats.rounds for r in found) < sum(len(r.tokens) for r in found)
+
+
+@pytest.mark.parametrize("spec", [None, *DRAFTERS["ngram"], *DRAFTERS["specdiff"]])
+def test_a_sample_does_not_depend_on_the_batch(spec: str | None, lm: CausalLM, prompts: list[list[int]]) -> None:
+    kind = load_causal(dtype="float64")
+    alone, together = (
+        [r.tokens for r in kind.generate(prompts[:5], 24, spec, batch_size=n, temperature=0.8, top_p=0.95, seed=5)]
+        for n in (1, 5)
+    )
+    assert alone == together
+
+
+# --- the rule, against all that can happen
+
+
+def p_value(counts: Counter[Any], expected: dict[Any, float]) -> float:
+    """Of Pearson's statistic; what is expected less than five times counts as one."""
+    n = counts.total()
+    if any(expected.get(what, 0) == 0 for what in counts):
+        return 0.0
+    usual = {what: p * n for what, p in expected.items() if p * n >= 5}
+    pairs = [(counts[what], mean) for what, mean in usual.items()]
+    rest = n - sum(seen for seen, _ in pairs), n - sum(usual.values())
+    pairs += [rest] if rest[1] >= 1 else []
+    statistic = sum((seen - mean) ** 2 / mean for seen, mean in pairs)
+    half = torch.tensor([(len(pairs) - 1) / 2, statistic / 2], dtype=torch.float64)
+    return float(torch.special.gammaincc(half[0], half[1]))
+
+
+DEPTH, ROWS = 3, 40000
+
+
+@cache
+def worlds() -> tuple[Tensor, Tensor]:
+    """Of a target ``[V + 1, V + 1, V + 1, V]`` logits behind each prefix of up to three tokens (V: none), and of a
+    drafter ``[DEPTH, V]`` probabilities by depth.
+    """
+    draw = torch.Generator().manual_seed(3)
+    target = torch.randn(V + 1, V + 1, V + 1, V, generator=draw)
+    return target, (torch.randn(DEPTH, V, generator=draw) * 1.5).double().softmax(-1)
+
+
+def behind(tokens: Tensor) -> Tensor:
+    """The target's logits ``[..., V]`` behind ``tokens [..., <= DEPTH]``."""
+    padded = torch.full((*tokens.shape[:-1], DEPTH), V)
+    padded[..., : tokens.shape[-1]] = tokens
+    return worlds()[0][padded[..., 0], padded[..., 1], padded[..., 2]]
+
+
+def drawn(share: Tensor, count: int = 1, seed: int = 0) -> Tensor:
+    """``[ROWS, count]`` tokens drawn without replacement."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.multinomial(share.expand(ROWS, -1), count, generator=generator)
+
+
+def first_two(tree: Tree, paths: list[list[int]]) -> Counter[tuple[int, ...]]:
+    """The first two tokens of the text, where a missing one is drawn from the target."""
+    logits = [behind(tree.token[:, :0])]
+    logits += [behind(tree.token[:, path]) for path in paths]
+    every = torch.arange(ROWS)
+    sampling = Sampling(torch.ones(ROWS), torch.ones(ROWS), torch.zeros(ROWS).long(), every, filters=False)
+    found = verify(tree, torch.stack(logits, 1), sampling, torch.full((ROWS,), 7), torch.zeros(ROWS).long())
+    texts = [[*(int(tree.token[i, n]) for n in tree.path(i, node)), token]
+             for i, (node, token) in enumerate(zip(found.node, found.bonus, strict=True))]  # fmt: skip
+    short = torch.tensor([text[0] for text in texts])[:, None]
+    more = torch.multinomial(behind(short).softmax(-1), 1, generator=torch.Generator().manual_seed(9))[:, 0].tolist()
+    return Counter((text[0], text[1] if len(text) > 1 else more[i]) for i, text in enumerate(texts))
+
+
+@cache
+def pairs() -> dict[tuple[int, ...], float]:
+    """How likely the target's first two tokens are."""
+    none = behind(torch.zeros(1, 0).long())[0].softmax(-1)
+    after = behind(torch.arange(V)[:, None]).softmax(-1)
+    return {(a, b): float(none[a] * after[a, b]) for a, b in product(range(V), repeat=2)}
+
+
+CHAIN = [[0], [0, 1], [0, 1, 2]]
+
+
+def chain(share: Tensor | None, lie: Callable[[Tensor], Tensor] = lambda q: q) -> Tree:
+    parents = ((-1, 0, 1),) * ROWS
+    if share is None:
+        return Tree(torch.tensor([[1, 3, 0]]).expand(ROWS, -1), parents)
+    token = torch.cat([drawn(share[depth], seed=depth) for depth in range(DEPTH)], 1)
+    return Tree(token, parents, lie(share).expand(ROWS, -1, -1), torch.arange(DEPTH).expand(ROWS, -1))
+
+
+def branched(share: Tensor) -> Tree:
+    """Three candidates for the first token, two behind each of the first two; drawn without replacement."""
+    first, second = drawn(share[0], 3, 1), drawn(share[1], 2, 2)
+    token = torch.cat([first, second, second], 1)
+    source = torch.tensor([0, 0, 0, 1, 1, 1, 1]).expand(ROWS, -1)
+    return Tree(token, ((-1, -1, -1, 0, 0, 1, 1),) * ROWS, share.expand(ROWS, -1, -1), source)
+
+
+def test_a_drawn_chain_leaves_the_targets_distribution() -> None:
+    assert p_value(first_two(chain(worlds()[1]), CHAIN), pairs()) > 1e-3
+
+
+def test_a_certain_chain_leaves_the_targets_distribution() -> None:
+    assert p_value(first_two(chain(None), CHAIN), pairs()) > 1e-3
+
+
+def test_a_drawn_tree_leaves_the_targets_distribution() -> None:
+    paths = [[0], [1], [2], [0, 3], [0, 4], [1, 5], [1, 6]]
+    assert p_value(first_two(branched(worlds()[1]), paths), pairs()) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        lambda q: (q * 0 + 1) / V,
+        lambda q: q.sqrt() / q.sqrt().sum(-1, keepdim=True),
+        lambda q: q.roll(1, -1),
+    ],
+    ids=["uniform", "flatter", "another"],
+)
+def test_a_drafter_that_lies_is_found_out(lie: Callable[[Tensor], Tensor]) -> None:
+    assert p_value(first_two(chain(worlds()[1], lie), CHAIN), pairs()) < 1e-6
+
+
+def test_siblings_drawn_with_replacement_are_not_exact() -> None:
+    share = worlds()[1]
+    tree = branched(share)
+    first = torch.cat([drawn(share[0], seed=seed) for seed in range(3)], 1)
+    tree = replace(tree, token=torch.cat([first, tree.token[:, 3:]], 1))
+    paths = [[0], [1], [2], [0, 3], [0, 4], [1, 5], [1, 6]]
+    assert p_value(first_two(tree, paths), pairs()) < 1e-6
+
+
+def test_a_draft_that_depends_on_what_stands_behind_it_is_not_exact() -> None:
+    """The second token is drawn first and the first one given it, as a diffusion model would in the order of its
+    confidence. Each has the probability it was drawn with, and still the text's distribution is another: tokens behind
+    an accepted one are no longer drawn from what they were drawn from. So drafters fill their window from the left.
+    """
+    draw = torch.Generator().manual_seed(5)
+    behind_ = (torch.randn(V, generator=draw) * 1.0).double().softmax(-1)
+    given = (torch.randn(V, V, generator=draw) * 2.5).double().softmax(-1)
+    second = drawn(behind_, seed=1)
+    first = torch.multinomial(given[second[:, 0]], 1, generator=torch.Generator().manual_seed(2))
+    share = torch.stack([given[second[:, 0]], behind_.expand(ROWS, -1)], 1)
+    tree = Tree(torch.cat([first, second], 1), ((-1, 0),) * ROWS, share, torch.arange(2).expand(ROWS, -1))
+    assert p_value(first_two(tree, CHAIN[:2]), pairs()) < 1e-6
+
+
+# --- whole loops, against all texts of three tokens
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> CausalLM:
+    """A random causal model of five ids in float64."""
+    folder = tmp_path_factory.mktemp("small")
+    torch.manual_seed(1)
+    sizes = {"vocab_size": V, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3, "eos_token_id": None}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    LlamaForCausalLM(LlamaConfig(**sizes | heads | {"initializer_range": 0.3})).double().save_pretrained(folder)
+    return CausalLM(CausalModel(str(folder), "target"), None, torch.device("cpu"), torch.float64)
+
+
+@pytest.fixture(scope="module")
+def texts(small: CausalLM) -> dict[tuple[int, ...], float]:
+    """The probability of every text of three tokens behind a prompt, at temperature 0.8."""
+    model = AutoModelForCausalLM.from_pretrained(small.target.model.folder).double().eval()
+    found = {}
+    with torch.inference_mode():
+        for text in product(range(V), repeat=3):
+            share = (model(torch.tensor([[1, 2, 1, *text]])).logits[0] / 0.8).softmax(-1)
+            found[text] = float(share[2, text[0]] * share[3, text[1]] * share[4, text[2]])
+    return found
+
+
+def small_specdiff(**values: Any) -> SpecDiff:
+    """A random diffusion model of the same five ids drafts."""
+    drafter = SpecDiff(**values)
+    network = tiny(dtype=torch.float64).network
+    drafter._held[torch.device("cpu"), torch.float64] = Denoiser(network, replace(SPEC, limit=V, tokenizer=None))
+    return drafter
+
+
+def jobs(count: int, **params: Any) -> Iterator[Job]:
+    for i in range(count):
+        yield Job(i, [1, 2, 1], 3, SamplingParams(temperature=0.8, seed=i, ignore_eos=True, **params))
+
+
+LOOPS: dict[str, Callable[[], Drafter | None]] = {
+    "none": lambda: None,
+    "ngram": lambda: registry.drafter("ngram(n=2,length=3)"),
+    "specdiff": lambda: small_specdiff(gamma=2),
+    "specdiff, steps": lambda: small_specdiff(gamma=2, steps=2),
+    "swift": lambda: registry.drafter("swift(ratio=0.5,stop=0.1,length=4,window=4)"),
+    "aded": lambda: registry.drafter("aded"),
+    "specdiff, tree": lambda: small_specdiff(gamma=2, tree=7, branches=3),
+}
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_sampled_texts_have_the_targets_distribution(
+    name: str, small: CausalLM, texts: dict[tuple[int, ...], float]
+) -> None:
+    drafter = LOOPS[name]()
+    found = [row for event in small.run(list(jobs(6000)), drafter, 1000) for row in event.finished]
+    assert p_value(Counter(tuple(row.tokens) for row in found), texts) > 1e-3
+    assert drafter is None or sum(row.accepted for row in found) > 200
+
+
+def test_a_model_that_lies_about_its_probabilities_is_found_out(
+    small: CausalLM, texts: dict[tuple[int, ...], float]
+) -> None:
+    class Liar(SpecDiff):
+        def propose(self, context: Context, state: Any) -> Tree | None:
+            tree = super().propose(context, state)
+            assert tree is not None
+            assert tree.share is not None
+            return replace(tree, share=tree.share**2 / (tree.share**2).sum(-1, keepdim=True))
+
+    honest = small_specdiff(gamma=2)
+    drafter = Liar(gamma=2)
+    drafter._held.update(honest._held)
+    found = [row for event in small.run(list(jobs(6000)), drafter, 1000) for row in event.finished]
+    assert p_value(Counter(tuple(row.tokens) for row in found), texts) < 1e-6
+
+
+def test_filters_hold_for_the_target(small: CausalLM) -> None:
+    """With top-k 1 sampling is greedy."""
+    [plain] = small.generate([[1, 2, 1]], 12, ignore_eos=True)
+    for drafter in (None, "ngram(n=2,length=3)", small_specdiff(gamma=3), small_specdiff(gamma=3, tree=8)):
+        [found] = small.generate([[1, 2, 1]], 12, drafter, ignore_eos=True, temperature=2.0, top_k=1, seed=3)
+        assert found.tokens == plain.tokens
+
+
+# --- trees
+
+
+def test_shapes_of_trees() -> None:
+    shape = shape_of((-1, 0, 0, -1, 3))
+    assert shape.depth == (1, 2, 2, 1, 2)
+    assert shape.first == (0, 1, -1, -1, 4, -1)
+    assert shape.next == (3, 2, -1, -1, -1)
+    assert shape.above[4].tolist() == [False, False, False, True, True]
+    assert not shape.chain
+    assert shape_of((-1, 0, 1)).chain
+    with pytest.raises(ValueError, match="parent"):
+        shape_of((0,))
+
+
+def test_a_tree_is_read_as_its_paths_are(lm: CausalLM, prompts: list[list[int]]) -> None:
+    """Logits behind each node are those behind its path, in rows of different lengths and trees."""
+    rows, target = [prompts[0], prompts[3][:9]], lm.target
+    parents = [(-1, -1, 0, 1, 1, 2), (-1, 0, 0)]
+    tree = Tree.of([[5, 6, 7, 8, 9, 10], [11, 12, 13]], parents, target.device)
+    with torch.inference_mode():
+        target.begin(2, 400)
+        _, logits = target.read(rows, tree)
+        model = AutoModelForCausalLM.from_pretrained(SHIPPED, dtype=torch.float32).eval()
+        for row, own in enumerate(parents):
+            for node in [ROOT, *range(len(own))]:
+                path = [int(tree.token[row, n]) for n in tree.path(row, node)]
+                expected = model(torch.tensor([[*rows[row], *path]])).logits[0, -1]
+                torch.testing.assert_close(logits[row, node + 1], expected, rtol=1e-3, atol=2e-3)
+        target.keep(rows, [[1, 4], [0, 2]])  # the memory goes on behind the accepted path
+        _, logits = target.read([[20, 21], [22]], None)
+        for row, text in enumerate([[*rows[0], 6, 9, 20, 21], [*rows[1], 11, 13, 22]]):
+            expected = model(torch.tensor([text])).logits[0, -1]
+            torch.testing.assert_close(logits[row, 0], expected, rtol=1e-3, atol=2e-3)
+
+
+# --- ends and refusals
+
+
+@pytest.mark.parametrize("spec", [None, "ngram", "specdiff"])
+def test_stop_strings_and_suppressed_tokens(spec: str | None, lm: CausalLM, prompts: list[list[int]]) -> None:
+    [plain] = lm.generate([prompts[0]], 48)
+    [stopped] = lm.generate([prompts[0]], 48, spec, stop="Answer")
+    assert stopped.finish_reason == "stop"
+    assert stopped.text == plain.text[: plain.text.index("Answer")]
+    [silent] = lm.generate([prompts[0]], 16, spec, suppress=[plain.tokens[0]])
+    assert plain.tokens[0] not in silent.tokens
+    [on] = lm.generate([prompts[0]], 64, spec, ignore_eos=True)
+    assert len(on.tokens) == 64
+    assert on.finish_reason == "length"
+
+
+def test_what_a_round_tells(lm: CausalLM, prompts: list[list[int]]) -> None:
+    events = list(lm.run(lm.jobs([prompts[0]], 48), "specdiff(gamma=6)"))
+    [row] = [row for event in events for row in event.finished]
+    assert [e.index for e in events] == list(range(row.rounds))
+    said = [token for e in events for token in e.tokens[0]]
+    assert said[: len(row.tokens)] == row.tokens
+    assert row.drafted == sum(len(e.tree.parents[0]) for e in events if e.tree)
+    assert row.accepted == sum(len(e.nodes[0]) for e in events)
+    assert row.draft_passes == len([e for e in events if e.tree])
+
+
+@pytest.mark.parametrize(
+    ("error", "parameter", "call"),
+    [
+        (SpecError, "drafter", lambda m: m.generate("a", drafter="nothing")),
+        (SpecError, "n", lambda m: m.generate("a", drafter="ngram(n=0)")),
+        (SpecError, "gamma", lambda m: m.generate("a", drafter="specdiff(gamma=0)")),
+        (RequestError, "gen_length", lambda m: m.generate("a", 0)),
+        (RequestError, "context", lambda m: m.generate("a", 3000)),
+        (RequestError, "context", lambda m: m.generate("a", 3, Wide())),
+        (RequestError, "empty", lambda m: m.generate([[]], 3)),
+        (RequestError, "900", lambda m: m.generate([[900]], 3)),
+        (RequestError, "late_eos", lambda m: m.generate("a", 3, late_eos=True)),
+        (RequestError, "suppress", lambda m: m.generate("a", 3, suppress=[5000])),
+        (RequestError, "batch_size", lambda m: m.generate("a", 3, batch_size=0)),
+        (RequestError, "temp", lambda m: m.generate("a", 3, temp=1)),
+        (SpecError, "steps", lambda m: m.generate("a", 3, "specdiff(steps=2,tree=4)")),
+        (ModelError, "missing", lambda m: m.generate("a", 3, 'specdiff(model="missing")')),
+        (ModelError, "dtype", lambda m: load_causal(dtype="int3")),
+        (ModelError, "absent", lambda m: load_causal("absent")),
+    ],
+)
+def test_refusals(error: type[Exception], parameter: str, call: Callable[[CausalLM], Any], lm: CausalLM) -> None:
+    with refuses(error, parameter):
+        call(lm)
+
+
+@dataclasses.dataclass(frozen=True)
+class Wide(Drafter):
+    """Would draft more than the context holds."""
+
+    name = "wide"
+
+    @property
+    def nodes(self) -> int:
+        return 1 << 20
+
+    def propose(self, context: Context, state: Any) -> Tree | None:
+        return None
