@@ -17,6 +17,7 @@ from ..core.errors import UnmaskError
 from ..core.heap import keep_freed
 from ..core.waiting import bound_waiting
 from .bench import bench
+from .chat import chat
 from .evaluate import evaluate
 from .generate import generate
 from .infill import infill
@@ -76,7 +77,7 @@ app = typer.Typer(
     cls=Group, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, context_settings={
         "help_option_names": ["-h", "--help"], "max_content_width": 100}
 )  # fmt: skip
-for command in (generate, infill, serve, bench, report, tune, inspect, policies, caches):
+for command in (generate, infill, chat, serve, bench, report, tune, inspect, policies, caches):
     app.command()(command)
 app.add_typer(trace, name="trace")
 app.command("eval")(evaluate)
