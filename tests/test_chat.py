@@ -322,7 +322,13 @@ def test_in_a_terminal(tmp_path):
     assert history.stat().st_mode & 0o077 == 0
     with terminal("--history", history, "-n", 64, "--no-watch") as screen:
         screen.until("> ")
-        screen.type("\x1b[A\r")
+        screen.type(f"\x1b[200~{SUDOKU}\x1b[201~\r")  # pasted: one message
+        screen.until("3214\r\n4132\r\n1423\r\n2341\r\n")
+        screen.until("> ")
+        screen.type("/undo\r")
+        screen.until("undone: Solve the sudoku: 0214")
+        screen.until("> ")
+        screen.type("\x1b[A" * 6 + "\r")
         assert "forward pass 1" not in screen.until("Answer: 12\r\n")
         screen.until("> ")
         screen.type("/quit\r")
