@@ -335,7 +335,8 @@ def test_parameters_are_sent_as_they_stand(show):
         "stream": True, "max_tokens": 9, "temperature": 0.5, "seed": 7,
         "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}],
         "unmask": {
-            "policy": "slowfast(tau_high=0.95,block_length=none)", "cache": "every(cache=dllm(kp=2,kr=1))", "stream": "steps",
+            "policy": "slowfast(tau_high=0.95,block_length=none)", "cache": "every(cache=dllm(kp=2,kr=1))",
+            "stream": "steps",
         },
     }  # fmt: skip
     page.locator("#a-policy").select_option("")

@@ -48,6 +48,10 @@ Compile = Annotated[bool, typer.Option("--compile", help="Compile parts of the m
 CudaGraphs = Annotated[
     str, typer.Option("--cuda-graphs", help="auto: on CUDA record layers and launch them at once; off: never.")
 ]
+Ray = Annotated[int | None, typer.Option(min=1, help="Spread the batch over so many workers of a Ray cluster.")]
+RayAddress = Annotated[
+    str | None, typer.Option(help="Ray cluster, as HOST:PORT or auto; none: one started on this machine.")
+]
 GenLength = Annotated[
     int | None,
     typer.Option("--gen-length", "-n", min=1, help="Tokens of the response; none: what the model recommends."),
@@ -123,6 +127,8 @@ class Decoding:
     picture: Picture = None
     animate: Animate = False
     watch: Watch = False
+    ray: Ray = None
+    ray_address: RayAddress = None
 
 
 def declared(field: Field[Any], name: str, text: str | None = None) -> Any:

@@ -91,6 +91,9 @@ class Display:
     def add(self, step: Step, done: Mapping[int, Result]) -> None:
         """One step was made; ``done`` are the results that it finished."""
 
+    def ended(self, results: Sequence[Result]) -> None:
+        """Responses have ended somewhere else, where nobody sees the steps."""
+
     def stop(self) -> None:
         """Leave the terminal as it was; may be called twice."""
 
@@ -117,10 +120,14 @@ class Bar(Display):
 
     def add(self, step: Step, done: Mapping[int, Result]) -> None:
         """Move on."""
-        if done:
-            self.tokens += sum(r.stats.tokens for r in done.values())
+        self.ended([*done.values()])
+
+    def ended(self, results: Sequence[Result]) -> None:
+        """Move on."""
+        if results:
+            self.tokens += sum(r.stats.tokens for r in results)
             rate = f"{self.tokens / (time.perf_counter() - self.began):.0f} tokens/s"
-            self.meter.update(advance=len(done), rate=rate)
+            self.meter.update(advance=len(results), rate=rate)
 
     def stop(self) -> None:
         """Take the bar away."""
