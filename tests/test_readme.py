@@ -100,7 +100,7 @@ def test_links_lead_somewhere():
                 assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
 
 
-@pytest.mark.parametrize("command", ["generate", "infill"])
+@pytest.mark.parametrize("command", ["generate", "infill", "chat"])
 def test_options_are_documented(command):
     page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     text = fine(cli(command, "--help"))

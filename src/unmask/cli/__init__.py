@@ -17,6 +17,7 @@ from ..core.errors import UnmaskError
 from ..core.heap import keep_freed
 from ..core.waiting import bound_waiting
 from .bench import bench
+from .chat import chat
 from .evaluate import evaluate
 from .generate import generate
 from .infill import infill
@@ -79,7 +80,7 @@ app = typer.Typer(
         "help_option_names": ["-h", "--help"], "max_content_width": 100}
 )  # fmt: skip
 for command in (
-    generate, infill, speculate, serve, bench, report, tune, quantize, inspect, policies, caches, drafters,
+    generate, infill, chat, serve, speculate, bench, report, tune, quantize, inspect, policies, caches, drafters,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(trace, name="trace")

@@ -18,6 +18,7 @@ import typer
 
 from ..core.errors import RequestError, SpecError
 from ..engine.request import SamplingParams, wrapped
+from .cluster import check_options, decoded, elsewhere
 from .inputs import Form, Record, from_argument, from_file
 from .options import Decoding, Loading
 from .outputs import Output, Results, Trace, check_distinct, check_writable, finished_lines
@@ -88,8 +89,8 @@ def decode(
         typer.Exit: with code 1 where a request failed, after the others are written.
     """
     options = replace(options, output=None if options.output == "-" else options.output)
-    records, given = _read(value, form, options, common)
-    lm = where.load()
+    records, given = _read(value, form, where, options, common)
+    lm = (where if options.ray is None else elsewhere(where)).load()
     if check:
         check(lm)
     name = "".join((where.model or _bundled(), *(f"@{x}" for x in (where.revision,) if x),
@@ -104,31 +105,40 @@ def decode(
         held = finished_lines(output, [job.key for job in jobs]) if options.resume else {}
         waiting = [job for job in jobs if job.request.id not in held]
         for job in waiting:
-            _prefixed(f"{job.record.where}: ", engine.add, job.request)
+            _prefixed(f"{job.record.where}: ", engine.add if options.ray is None else engine.check, job.request)
         results = Results(output, options.json or options.batch is not None, name, form.spans, held)
         traces = None if options.trace is None else stack.enter_context(Output.at(options.trace))
         observer = Trace(traces, lm, [job.request for job in waiting], {"model": name}) if traces else None
         scrolls = options.output is None and sys.stdout.isatty()  # the results themselves show how far it is
         bar = options.batch is not None and not scrolls
         display = stack.enter_context(_display(lm, [job.request for job in waiting], options.watch, bar))
-        finished = _listen(lm, engine, waiting, results, observer, display)
+        if options.ray is None:
+            finished = _listen(lm, engine, waiting, results, observer, display)
+            _draw(lm, finished, options)
+        else:
+            del lm, engine  # they have checked the lines; each worker has its own
+            finished = _hand_on(waiting, where, options, results, display)
         results.close()
         display.close([result for _, result in finished])
-    if options.picture is not None and finished:
-        from ..viz import svg
-
-        Path(options.picture).write_text(svg(lm, finished, animate=options.animate), encoding="utf-8")
     if results.failed:
         what = f"{results.count} of {len(jobs)} responses were written" if len(jobs) > 1 else "no response was written"
         print(f"error: {results.failed[0]}; {what}", file=sys.stderr)
         raise typer.Exit(1)
 
 
+def _draw(lm: Model, finished: Sequence[tuple[str, Result]], options: Decoding) -> None:
+    if options.picture is not None and finished:
+        from ..viz import svg
+
+        Path(options.picture).write_text(svg(lm, finished, animate=options.animate), encoding="utf-8")
+
+
 def _read(
-    value: str | None, form: Form, options: Decoding, common: Mapping[str, Any]
+    value: str | None, form: Form, where: Loading, options: Decoding, common: Mapping[str, Any]
 ) -> tuple[list[Record], dict[str, Any]]:
     """The records, and how they are decoded where they do not say; refused before a model is loaded."""
     check_files(options)
+    check_options(options, where)
     if options.memory is not None and not 0 < options.memory < math.inf:
         raise RequestError(f"--memory must be a number of MiB above 0, got {options.memory:g}")
     if (value is None) == (options.batch is None):
@@ -260,3 +270,17 @@ def _listen(
                 if result.error is None:
                     finished[at] = result
     return [(_title(by_id[at].request), finished[at]) for at in sorted(finished)]
+
+
+def _hand_on(
+    jobs: Sequence[Job], where: Loading, options: Decoding, results: Results, display: Display
+) -> list[tuple[str, Result]]:
+    """Let a cluster decode; titles and results as :func:`_listen` has them."""
+    finished = []
+    with _counted(results, len(jobs) + len(results.held), display):
+        for job, result in decoded(jobs, where, options) if jobs else ():
+            display.ended([result])
+            results.add(job, result)
+            if result.error is None:
+                finished.append((_title(job.request), result))
+    return finished

@@ -54,6 +54,10 @@ CudaGraphs = Annotated[
 Quantize = Annotated[
     str, typer.Option(help="int8, int4, with +head for the head as well, none, or auto: as the checkpoint is stored.")
 ]
+Ray = Annotated[int | None, typer.Option(min=1, help="Spread the batch over so many workers of a Ray cluster.")]
+RayAddress = Annotated[
+    str | None, typer.Option(help="Ray cluster, as HOST:PORT or auto; none: one started on this machine.")
+]
 GenLength = Annotated[
     int | None,
     typer.Option("--gen-length", "-n", min=1, help="Tokens of the response; none: what the model recommends."),
@@ -133,6 +137,8 @@ class Decoding:
     picture: Picture = None
     animate: Animate = False
     watch: Watch = False
+    ray: Ray = None
+    ray_address: RayAddress = None
 
 
 def declared(field: Field[Any], name: str, text: str | None = None) -> Any:

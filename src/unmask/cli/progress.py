@@ -91,6 +91,9 @@ class Display:
     def add(self, step: Step, done: Mapping[int, Result]) -> None:
         """One step was made; ``done`` are the results that it finished."""
 
+    def ended(self, results: Sequence[Result]) -> None:
+        """Responses have ended somewhere else, where nobody sees the steps."""
+
     def stop(self) -> None:
         """Leave the terminal as it was; may be called twice."""
 
@@ -117,10 +120,14 @@ class Bar(Display):
 
     def add(self, step: Step, done: Mapping[int, Result]) -> None:
         """Move on."""
-        if done:
-            self.tokens += sum(r.stats.tokens for r in done.values())
+        self.ended([*done.values()])
+
+    def ended(self, results: Sequence[Result]) -> None:
+        """Move on."""
+        if results:
+            self.tokens += sum(r.stats.tokens for r in results)
             rate = f"{self.tokens / (time.perf_counter() - self.began):.0f} tokens/s"
-            self.meter.update(advance=len(done), rate=rate)
+            self.meter.update(advance=len(results), rate=rate)
 
     def stop(self) -> None:
         """Take the bar away."""
@@ -128,18 +135,24 @@ class Bar(Display):
 
 
 class Watch(Display):
-    """The canvas as it fills. Each step stays for a moment, so times measured while watching mean little."""
+    """The canvas as it fills. Each step stays for a moment, so times measured while watching mean little.
 
-    def __init__(self, lm: Model, requests: Sequence[Request]) -> None:
+    Args:
+        lm: the model.
+        requests: what is decoded.
+        last: whether the last canvas of each request stays on the screen.
+    """
+
+    def __init__(self, lm: Model, requests: Sequence[Request], last: bool = True) -> None:
         from rich.console import Console
 
-        self.lm, self.requests = lm, {r.id: r for r in requests}
+        self.lm, self.requests, self.last = lm, {r.id: r for r in requests}, last
         self.console = Console(stderr=True)
         self.live: Any = None
         self.shown = 0.0
 
     def add(self, step: Step, done: Mapping[int, Result]) -> None:
-        """Draw the rows of this step; finished rows stay on the screen."""
+        """Draw the rows of this step; finished rows stay on the screen, or leave it."""
         forwards = (step.forward + 1).tolist()
         if self.console.is_terminal:
             self._show([self._row(row, *self._text(step, i), forwards[i]) for i, row in enumerate(step.rows)])
@@ -150,7 +163,8 @@ class Watch(Display):
             if self.requests[row].params.stop:  # nothing behind it stays
                 tokens, steps = done[row].tokens, done[row].steps
             self.stop()
-            self.console.print(self._row(row, tokens, steps, forwards[i], final=True))
+            if self.last:
+                self.console.print(self._row(row, tokens, steps, forwards[i], final=True))
 
     def _text(self, step: Step, i: int) -> tuple[list[int], list[int]]:
         """A row's tokens from where its text begins, and the forward pass that committed each."""

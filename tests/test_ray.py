@@ -1,0 +1,169 @@
+"""Batches and servers on Ray, which is started here with two workers. Without Ray (extra `ray`) nothing of this runs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from helpers import cli
+
+COMMAND = [sys.executable, "-c", "from unmask.cli import main; main()"]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+TIMES = ("seconds", "tokens_per_second")
+
+
+@pytest.fixture
+def batch(tmp_path):
+    """60 lines with their own lengths, policies and sampling."""
+    lines = []
+    for i in range(60):
+        line = {"prompt": f"Mia has {i % 8 + 2} pens. Mia buys {i % 7 + 2} pens. How many pens does Mia have now?"}
+        line |= {"gen_length": (24, 40, 64)[i % 3], "id": f"q{i}"}
+        line |= ({}, {"policy": "threshold(tau=0.95)", "cache": "dual"}, {"temperature": 0.7})[i % 3]
+        lines.append(json.dumps(line) + "\n")
+    path = tmp_path / "batch.jsonl"
+    path.write_text("".join(lines))
+    return path
+
+
+def command(batch, output, *more):
+    return [*COMMAND, "generate", "--batch", str(batch), "--dtype", "float32", "--seed", "3", "--batch-size", "8",
+            "-o", str(output), *more]  # fmt: skip
+
+
+def timeless(path):
+    """Results of a file without what a clock has said."""
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    for one in found:
+        for name in TIMES:
+            del one["stats"][name]
+    return found
+
+
+def descendants(of):
+    """Ids and command lines of the processes below one."""
+    parents, names_ = {}, {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                stat = (entry / "stat").read_text()
+                names_[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ")
+            except OSError:  # it has just ended
+                continue
+            parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
+    found, new = set(), {of}
+    while new:
+        new = {one for one, parent in parents.items() if parent in new}
+        found |= new
+    return {one: names_.get(one, "") for one in found}
+
+
+def until(what, seconds=120):
+    """Wait for something to be true."""
+    ends = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < ends, "it did not happen"
+        time.sleep(0.05)
+    return found
+
+
+# --- what needs no Ray
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        (("Hi", "--ray", 2), "--batch"),
+        (("--batch", "in.jsonl", "--ray", 2, "--trace", "t.jsonl"), "--trace"),
+        (("--batch", "in.jsonl", "--ray", 2, "--picture", "p.svg"), "--picture"),
+        (("--batch", "in.jsonl", "--ray", 2, "--watch"), "--watch"),
+        (("--batch", "in.jsonl", "--ray", 2, "--device", "cuda:1"), "--device"),
+        (("--batch", "in.jsonl", "--ray-address", "auto"), "--ray"),
+        (("--batch", "in.jsonl", "--ray", 0), "--ray"),
+    ],
+)
+def test_refused_before_anything_is_loaded(options, what, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in.jsonl").write_text('{"prompt": "Hi"}\n')
+    monkeypatch.setattr("unmask.cli.options.Loading.load", lambda _: pytest.fail("the model was loaded"))
+    result = cli("generate", *options)
+    assert result.exit_code == 2
+    assert what in result.stderr
+
+
+def test_without_ray(tmp_path, monkeypatch):
+    monkeypatch.setattr("unmask.cli.cluster.find_spec", lambda _: None)
+    (tmp_path / "in.jsonl").write_text('{"prompt": "Hi"}\n')
+    result = cli("generate", "--batch", tmp_path / "in.jsonl", "--ray", 1, "-o", tmp_path / "out.jsonl")
+    assert result.exit_code == 2
+    assert "unmask[ray]" in result.stderr
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+# --- batches
+
+
+@pytest.fixture
+def ray():
+    return pytest.importorskip("ray", reason="Ray is not installed: pip install 'unmask[ray]'")
+
+
+@pytest.mark.slow
+def test_a_batch_on_two_workers_one_of_which_is_killed(ray, batch, tmp_path):
+    """The lines of one process, in the order of the batch, though a worker dies on the way."""
+    subprocess.run(command(batch, tmp_path / "one.jsonl"), env=ENVIRONMENT, check=True)
+    with subprocess.Popen(
+        command(batch, tmp_path / "two.jsonl", "--ray", "2"), env=ENVIRONMENT, stderr=subprocess.PIPE
+    ) as process:
+        try:
+            until(lambda: (tmp_path / "two.jsonl").exists() and (tmp_path / "two.jsonl").read_text().count("\n") >= 1)
+            workers = [one for one, name in descendants(process.pid).items() if name.startswith("ray::MapWorker")]
+            assert len(workers) == 2
+            os.kill(workers[0], signal.SIGKILL)
+            _, errors = process.communicate(timeout=240)
+        finally:
+            process.kill()
+    assert process.returncode == 0, errors
+    found = timeless(tmp_path / "two.jsonl")
+    assert [one["index"] for one in found] == list(range(60))
+    assert found == sorted(timeless(tmp_path / "one.jsonl"), key=lambda one: one["index"])
+
+
+@pytest.mark.slow
+def test_a_batch_that_is_killed_is_resumed(ray, batch, tmp_path):
+    """No finished line is decoded again, and none is lost; the rest may be decoded by one process."""
+    output = tmp_path / "out.jsonl"
+    with subprocess.Popen(command(batch, output, "--ray", "2"), env=ENVIRONMENT, stderr=subprocess.PIPE) as process:
+        until(lambda: output.exists() and output.read_text().count("\n") >= 3)
+        started = descendants(process.pid)
+        process.kill()
+    before = output.read_text().splitlines()
+    assert 3 <= len(before) < 60
+    workers = [one for one, name in started.items() if name.startswith("ray::MapWorker")]
+    assert len(workers) == 2
+    until(lambda: not [one for one in workers if Path(f"/proc/{one}").exists()])  # they end with who started them
+    done = subprocess.run(
+        command(batch, output, "--ray", "1", "--resume"), env=ENVIRONMENT, capture_output=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    after = output.read_text().splitlines()
+    whole = [line for line in before if line.endswith("}")]
+    assert after[: len(whole)] == whole
+    assert [json.loads(line)["index"] for line in after] == list(range(60))
+    again = subprocess.run(command(batch, output, "--resume"), env=ENVIRONMENT, capture_output=True, check=False)
+    assert (again.returncode, output.read_text().splitlines()) == (0, after)
+
+
+@pytest.mark.slow
+def test_a_cluster_that_is_too_small_or_not_there(ray, batch, tmp_path):
+    for more, words in ((("--ray", "999"), ("--ray 999", "CPUs")), (("--ray", "1", "--ray-address", "127.0.0.1:9"), ("--ray-address", "127.0.0.1:9"))):  # fmt: skip  # noqa: E501
+        done = subprocess.run(command(batch, tmp_path / "out.jsonl", *more), env=ENVIRONMENT, capture_output=True, text=True, check=False)  # fmt: skip  # noqa: E501
+        assert done.returncode == 2
+        [line] = done.stderr.splitlines()
+        assert all(word in line for word in words)
+        assert not (tmp_path / "out.jsonl").exists()
