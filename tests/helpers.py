@@ -175,7 +175,12 @@ def variants(table: dict[str, str], known: dict[str, list[str]]) -> list[str]:
 
 SHIFT = {"plain": False, "shift": True}
 SHIFTS = [pytest.param(value, id=name) for name, value in SHIFT.items()]
-POLICIES = variants(registry.POLICIES, POLICY_VARIANTS)
+AHEAD = [
+    "ahead(threshold(tau=0.4),add=0.3)",
+    "ahead(slowfast(tau_min=0.2,tau_high=0.5,k_max=3),blocks=3,add=0)",
+    "ahead(wino(tau_in=0.3,tau_out=0.3,block_length=6),add=0.5)",
+]
+POLICIES = variants({name: at for name, at in registry.POLICIES.items() if name != "ahead"}, POLICY_VARIANTS)
 _EVERY_CACHE = variants(registry.CACHES, CACHE_VARIANTS)
 CACHES = [spec for spec in _EVERY_CACHE if "full" in registry.cache(spec).attention]
 BLOCK_CACHES = [spec for spec in _EVERY_CACHE if "block" in registry.cache(spec).attention]
@@ -225,7 +230,7 @@ class Request:
     late_eos: bool = False
 
     def to(self, policy: str | Policy, cache: str | Cache) -> EngineRequest:
-        own = {f.name: getattr(self, f.name) for f in fields(SamplingParams)}
+        own = {f.name: getattr(self, f.name) for f in fields(SamplingParams) if hasattr(self, f.name)}
         return EngineRequest(self.row, self.prompt, self.gen_length, made(policy), registry.cache(cache),
                              SamplingParams(**own), self.fixed, self.begin)  # fmt: skip
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from counting import counting
 from helpers import (
+    AHEAD,
     BLOCK_CACHES,
     CACHES,
     MASK,
@@ -74,6 +75,54 @@ def test_a_row_is_the_same_in_any_batch(
     else:
         round_up(monkeypatch, 3)
         assert_same(decode(model, policy, cache, given), expected)
+
+
+@combined(policy=AHEAD, cache=BLOCK_CACHES, requests=list(REQUESTS))
+def test_blocks_begun_ahead(policy: str, cache: str, requests: str) -> None:
+    """A row is the same in any batch; blockwise is exact; no more forward passes than block after block."""
+    model, given = tiny(block=BLOCK), REQUESTS[requests]
+    expected = alone(policy, cache, False, requests)
+    for request in given:
+        check_row(expected[request.row], request, registry.policy(policy).remasks)
+    order = [given[i] for i in (1, 3, 0, 4, 2)]
+    assert_same(decode(model, policy, Poisoned(registry.cache(cache)), order, batch_size=2), expected)
+    if cache == "blockwise":
+        plain = alone(policy, "none", False, requests)
+        assert {row: one.commits for row, one in plain.items()} == {row: one.commits for row, one in expected.items()}
+
+
+def test_ahead_never_reached_is_the_policy() -> None:
+    """Blocks of one position have no share that could be filled before they are full."""
+    inner = "threshold(tau=0.4)"
+    assert_same(
+        decode(tiny(block=1), f"ahead({inner},add=1)", "blockwise", LONG[1:]),
+        decode(tiny(block=1), inner, "blockwise", LONG[1:]),
+    )
+    assert (
+        decode(tiny(block=BLOCK), f"ahead({inner},add=0)", "blockwise", LONG[:1])[1].nfe
+        < decode(tiny(block=BLOCK), inner, "blockwise", LONG[:1])[1].nfe
+    )
+
+
+def test_what_ahead_is_not_for() -> None:
+    for model, policy in (
+        (tiny(), "ahead(threshold)"),
+        (tiny(True, block=BLOCK), "ahead(threshold)"),
+        (tiny(block=BLOCK), "ahead(edit(threshold))"),
+    ):
+        with refuses(RequestError, "ahead"):
+            decode(model, policy, "none", LONG)
+
+
+@pytest.mark.parametrize("block", [None, BLOCK])
+def test_editing_nothing_is_the_policy_alone(block: int | None) -> None:
+    for post in (0, 5):
+        edited = decode(
+            tiny(block=block), f"edit(threshold(tau=0.4),tau_edit=2,max_post_steps={post})", "none", LONG[:1]
+        )
+        assert [c for c in edited[1].commits if c] == decode(tiny(block=block), "threshold(tau=0.4)", "none", LONG[:1])[
+            1
+        ].commits
 
 
 @combined(policy=POLICIES, shift=SHIFT, requests=list(REQUESTS))

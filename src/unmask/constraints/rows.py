@@ -118,7 +118,8 @@ def _prefix(automata: tuple[Automaton, ...], start: Ints, prompt: Ints, first: I
     """``[R]`` the state behind the tokens in front of the first masked position."""
     if not automata:
         return start
-    union, state = Union.of(automata), start.copy()
+    union = Union.of(automata)
+    state: Ints = start.copy()
     dead, width = union.step.shape[1] - 1, union.step.shape[2]
     for place in range(int(prompt.min()), int(first.max())):
         own = classes[:, place]

@@ -66,12 +66,14 @@ class Update:
     """What a policy decided, ``[B, T]``: ``token`` is read where ``write``; ``remask`` turns back into masks.
 
     ``hold [B]``: rows whose current block is worked on once more, even if no mask is left in it. None: none.
+    ``ahead [B]``: blocks of a block model, behind the current one, that are worked on with it from now on. None: none.
     """
 
     write: Tensor
     token: Tensor
     remask: Tensor | None = None
     hold: Tensor | None = None
+    ahead: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class Canvas:
         wanted: ``[B]`` of these, positions that must be filled; what lies behind was not asked for, but fills the last
             block of a block model.
         held: ``[B]`` a position that its policy holds the row at, see :class:`Update`; -1: none.
+        ahead: ``[B]`` blocks worked on with the current one, see there.
         eos_stop: ``[B]`` whether a row is finished once its response has an end of text with no mask before it.
         fixed: ``[B, T]`` positions of the response that were given; no update touches them.
         spec: the model's ids.
@@ -95,6 +98,7 @@ class Canvas:
     length: Tensor
     wanted: Tensor
     held: Tensor
+    ahead: Tensor
     eos_stop: Tensor
     fixed: Tensor = field(metadata=PER_POSITION)
     spec: ModelSpec
@@ -131,6 +135,7 @@ class Canvas:
             torch.tensor(size, device=device),
             torch.tensor(wanted, device=device),
             torch.full((len(prompts),), -1, device=device),
+            torch.zeros(len(prompts), dtype=torch.long, device=device),
             torch.tensor(stop, device=device),
             kept.to(device),
             spec,
@@ -183,7 +188,7 @@ class Canvas:
         """``[B, T]`` masks that can be filled now: those ``open``, of a block model those of its current block."""
         if self.spec.block is None:
             return self.open
-        return self.open & (self.position < self._limit[:, None])
+        return self.open & ~self.past & (self.position < self._limit[:, None])
 
     @cached_property
     def next(self) -> Tensor:
@@ -228,7 +233,7 @@ class Canvas:
     @cached_property
     def _limit(self) -> Tensor:
         """``[B]`` one behind the masks of the model's current block."""
-        return self.base + torch.where(self.opening, 1, self.spec.block or 0)
+        return self.base + torch.where(self.opening, 1, (self.ahead + 1) * (self.spec.block or 0))
 
     @cached_property
     def opening(self) -> Tensor:
@@ -321,7 +326,7 @@ class Canvas:
         held = self.held
         if update.hold is not None:
             held = torch.where(update.hold, torch.where(held < 0, self.block_start(None), held), -1)
-        after = replace(self, tokens=tokens, held=held)
+        after = replace(self, tokens=tokens, held=held, ahead=self.ahead if update.ahead is None else update.ahead)
         for name in ("position", "valid", "response", "closing"):  # unchanged by an update
             if name in self.__dict__:
                 after.__dict__[name] = self.__dict__[name]

@@ -67,6 +67,11 @@ class Policy(Configured, ABC):
         return False
 
     @property
+    def holds(self) -> bool:
+        """Whether it may work on a block that has no mask left; see :class:`~unmask.core.canvas.Update`."""
+        return False
+
+    @property
     def renoises(self) -> bool:
         """Whether it decodes models without a mask token, which denoise uniform noise, and these alone."""
         return False
@@ -140,6 +145,10 @@ class Wrapper(Policy):
     @property
     def reuses(self) -> bool:
         return self.policy.reuses
+
+    @property
+    def holds(self) -> bool:
+        return self.policy.holds
 
     def most_passes(self, positions: int) -> int:
         return self.policy.most_passes(positions)

@@ -189,6 +189,18 @@ def append(first: S, second: S) -> S:
     return first
 
 
+def mixed(rows: Tensor, first: S, second: S) -> S:
+    """The state that is ``first`` in ``rows [B]`` and ``second`` in the others; of states without slabs."""
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        return torch.where(rows.view(-1, *[1] * (first.dim() - 1)), first, second)  # type: ignore[return-value]
+    if dataclasses.is_dataclass(first) and not isinstance(first, type):
+        names = [f.name for f in dataclasses.fields(first)]
+        return replace(first, **{n: mixed(rows, getattr(first, n), getattr(second, n)) for n in names})
+    if isinstance(first, (list, tuple)) and isinstance(second, (list, tuple)):
+        return type(first)(mixed(rows, a, b) for a, b in zip(first, second, strict=True))
+    return first
+
+
 def slabs(state: Any) -> Iterator[Slab]:
     """All slabs of a state."""
     if isinstance(state, Slab):

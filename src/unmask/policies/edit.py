@@ -39,6 +39,7 @@ class Edit(Wrapper):
     name = "edit"
     paper = "arXiv 2602.08676"
     remasks = True
+    holds = True
 
     policy: Policy = param(Spec("threshold"), "the policy that decodes, as a spec")
     tau_edit: float = param(0.9, "confidence above which a token is replaced; above 1: none is", ge=0, le=2)
