@@ -41,6 +41,7 @@ POLICIES = {
     "sdar": "unmask.policies.sdar:Sdar",
     "edit": "unmask.policies.edit:Edit",
     "rnd1": "unmask.policies.rnd1:Rnd1",
+    "renoise": "unmask.policies.renoise:Renoise",
 }
 CACHES = {
     "none": "unmask.caches.none:NoCache",
