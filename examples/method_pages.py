@@ -42,6 +42,14 @@ COLOURS = {
     "#2d333b": "not computed",
     "#465a80": "computed in part of the layers",
 }
+NOISY = Path(__file__).parents[1] / "tests" / "golden" / "blocks" / "checkpoints" / "diffusion-gemma-rand"
+NOISY_PROMPT, NOISY_POLICY = [5, 6, 7, 8, 30, 31, 90, 44], "renoise(entropy_bound=3,steps=8,confidence=0.6)"
+DENOISED = {
+    "#fce85a": "committed",
+    "#36a": "the same token, or encoded",
+    "#2d333b": "not computed",
+    "#a3452c": "another token",
+}
 MULTI = 256  # gen_length of the one family whose answers are long
 SHOWN = ("vanilla", "threshold", "slowfast", "left_to_right(lookahead=24)", "apd")  # policies on a cache's page
 _INDEX = re.compile(r"# (?P<name>\w+)\n\n(?P<line>.+)\n\nPaper: (?P<paper>.+)\n")
@@ -131,21 +139,28 @@ def positions(lm: unmask.Model, name: str, file: Path) -> str:
 
 def strip(title: str, plans: Plans, result: unmask.Result) -> str:
     """A line of cells for each forward pass: what is computed, reused, committed."""
-    prompt, size, left, top = len(result.prompt_tokens), 9, 24, 58
-    total = prompt + len(result.tokens)
+    prompt = len(result.prompt_tokens)
     done = {(step, prompt + at) for at, step in enumerate(result.steps) if step >= 0}
     committed, computed, kept, partly = COLOURS
-    marks: dict[str, list[str]] = {colour: [] for colour in COLOURS}
+    lines = []
     for n, (compute, fresh) in enumerate(plans):
         kinds = [computed if new else partly if part else kept for part, new in zip(compute, fresh, strict=True)]
-        kinds = [committed if (n, at) in done else kind for at, kind in enumerate(kinds)]
+        lines.append([committed if (n, at) in done else kind for at, kind in enumerate(kinds)])
+    return grid(title, lines, prompt, COLOURS)
+
+
+def grid(title: str, lines: list[list[str]], prompt: int, colours: dict[str, str]) -> str:
+    """Lines of cells, each of a colour, the first ``prompt`` of a line behind a thin line."""
+    size, left, top, total = 9, 24, 58, len(lines[0])
+    marks: dict[str, list[str]] = {colour: [] for colour in colours}
+    for n, kinds in enumerate(lines):
         for kind, run in groupby(range(total), kinds.__getitem__):
             cells = list(run)
             marks[kind].append(f"M{left + cells[0] * size} {top + n * size}h{len(cells) * size - 1}")
-    width, height = 2 * left + total * size, top + len(plans) * size + 18
+    width, height = 2 * left + total * size, top + len(lines) * size + 18
     legend = "".join(
-        f'<path d="M{left + 150 * i} 42h8" stroke="{c}"/><text x="{left + 14 + 150 * i}" y="46">{word}</text>'
-        for i, (c, word) in enumerate(COLOURS.items())
+        f'<path d="M{left + 190 * i} 42h8" stroke="{c}"/><text x="{left + 14 + 190 * i}" y="46">{word}</text>'
+        for i, (c, word) in enumerate(colours.items())
     )
     paths = "".join(f'<path d="{"".join(d)}" stroke="{c}"/>' for c, d in marks.items())
     edge = left + prompt * size - 0.5
@@ -156,6 +171,33 @@ def strip(title: str, plans: Plans, result: unmask.Result) -> str:
         f'<rect width="100%" height="100%" rx="10" fill="#161b22"/>'
         f'<text x="{left}" y="26" font-weight="bold">{title}</text>{legend}{paths}'
         f'<line x1="{edge}" y1="{top - 6}" x2="{edge}" y2="{height - 16}" stroke="#9aa4b2"/></svg>\n'
+    )
+
+
+def canvases(_: unmask.Model, name: str, file: Path) -> str:
+    """Draw how a policy denoises canvases, with the random network of the golden traces: none that was trained is small
+    enough; the lines that show it.
+    """
+    lm = unmask.load(NOISY, device="cpu", dtype="float32")
+    committed, computed, nothing, other = DENOISED
+    lines, before = [], None
+    for step in lm.stream([NOISY_PROMPT], 3 * 16, NOISY_POLICY, "blockwise", seed=5):
+        canvas, draft, window = step.canvas, step.ask.draft[0].tolist(), step.ask.window[0].tolist()
+        written, work = step.update.write[0].tolist(), step.computed()[0].tolist()
+        kinds = [computed if part else nothing for part in work]
+        for at in (at for at, inside in enumerate(window) if inside):
+            same = before is not None and before[at] == draft[at]
+            kinds[at] = committed if written[at] else computed if same else other
+        lines.append(kinds)
+        before = draft
+    total = int(canvas.length[0])
+    drawn = grid(NOISY_POLICY, [line[:total] for line in lines], len(NOISY_PROMPT), DENOISED)
+    file.write_text(drawn, encoding="utf-8")
+    return (
+        f"![{NOISY_POLICY}: three canvases of 16 tokens](../img/methods/{file.name})\n\n"
+        f"`{NOISY_POLICY}` with the random network of the golden traces, whose canvases have 16 tokens: a line is a "
+        "forward pass, a cell a position, the prompt on the left of the thin line. What is encoded is computed in the "
+        "first forward pass of the next canvas alone."
     )
 
 
@@ -217,6 +259,8 @@ def main() -> None:
         if about[name]["hidden"]:
             page = between(page, "hidden", parameters(about[name], "hidden"))
         show, mark = (picture, "picture") if name in registry.POLICIES else (positions, "positions")
+        if name in registry.POLICIES and registry.policy(name).renoises:
+            show = canvases
         page = between(page, "measured", measured(name, args.docs / "results"))
         file.write_text(between(page, mark, show(lm, name, pictures / f"{name}.svg")), encoding="utf-8")
         print(name)

@@ -130,6 +130,7 @@ POLICY_VARIANTS: dict[str, list[str]] = {
         "edit(wino(tau_in=0.3,tau_out=0.3,block_length=6),tau_edit=0.4,max_post_steps=0)",
         "edit(slowfast(tau_min=0.2,tau_high=0.5,k_max=3),tau_edit=0.5,max_post_steps=2,penalty=1)",
     ],
+    "renoise": [],  # for models without a mask token, see test_renoise
     "apd": [
         f'apd(r=0.4,lookahead=6,verifier="{VERIFIER}")',
         f'apd(r=0.2,lookahead=none,verifier="{VERIFIER}",preset=reference)',

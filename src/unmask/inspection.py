@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .api import BUNDLED
+from .core.canvas import NO_MASK
 from .core.errors import ModelError
 from .models.loading import blank
 from .models.packing import Scheme, products
@@ -68,7 +69,7 @@ def inspect(
         "experts": _experts(arch),
         "sizes": _sizes(arch),
         "context": d.context,
-        "mask": d.mask,
+        "mask": None if d.mask == NO_MASK else d.mask,
         "eos": list(checkpoint.eos(text.eos if text else ())),
         "pad": d.pad,
         "shift": d.shift,

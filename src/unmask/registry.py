@@ -42,6 +42,7 @@ POLICIES = {
     "edit": "unmask.policies.edit:Edit",
     "rnd1": "unmask.policies.rnd1:Rnd1",
     "ahead": "unmask.policies.ahead:Ahead",
+    "renoise": "unmask.policies.renoise:Renoise",
 }
 CACHES = {
     "none": "unmask.caches.none:NoCache",

@@ -31,7 +31,7 @@ class NoCache(Cache):
 
     name = "none"
     paper = "-"
-    attention = ("full", "block")
+    attention = ("full", "block", "canvas")
     captures = True
 
     def init(self, canvas: Canvas, geometry: Geometry, like: Tensor) -> NoneState:

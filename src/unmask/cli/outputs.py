@@ -297,8 +297,13 @@ class Trace:
             | ({"fixed": sorted(map(list, r.fixed.items()))} if r.fixed else {})
             for r in requests
         ]
-        ids = [spec.mask, *spec.eos, *(i for r in requests for i in (*r.prompt, *r.fixed.values()))]
-        own = {"mask": spec.mask, "eos": list(spec.eos), "layers": lm.denoiser.layers}
+        mask = spec.mask if spec.mask >= 0 else None
+        ids = [
+            *([] if mask is None else [mask]),
+            *spec.eos,
+            *(i for r in requests for i in (*r.prompt, *r.fixed.values())),
+        ]
+        own = {"mask": mask, "eos": list(spec.eos), "layers": lm.denoiser.layers}
         setting = {
             name: ", ".join(dict.fromkeys(str(getattr(r, name)) for r in requests)) for name in ("policy", "cache")
         }
@@ -309,18 +314,20 @@ class Trace:
         if self.header:
             self._put(self.header)
             self.header = {}
-        committed = step.committed()
+        ends = step.canvas.wanted.tolist()  # what fills up the last block behind a response is not part of it
+        end = dict(zip(step.rows, ends, strict=True))
+        committed = [c for c in step.committed() if c.position < end[c.row]]
         self._put(
             {
                 "index": step.index,
                 "rows": list(step.rows),
                 "forward": step.forward.tolist(),
-                "window": [spans(mask) for mask in step.ask.window],
+                "window": [spans(mask[:own]) for mask, own in zip(step.ask.window, ends, strict=True)],
                 "committed": [[c.row, c.position, c.token, round(c.confidence, 6)] for c in committed],
-                "remasked": [list(pair) for pair in step.remasked()],
-                "confidence": [confidences(row) for row in step.confidence],
+                "remasked": [[row, at] for row, at in step.remasked() if at < end[row]],
+                "confidence": [confidences(row[:own]) for row, own in zip(step.confidence, ends, strict=True)],
                 "work": step.work.tolist(),
-                "computed": [runs(row) for row in step.computed()],
+                "computed": [runs(row[:own]) for row, own in zip(step.computed(), ends, strict=True)],
                 "notes": {name: value.tolist() for name, value in step.notes().items()},
                 "seconds": step.seconds,
                 "finished": list(step.finished),

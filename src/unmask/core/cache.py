@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .canvas import Canvas, ModelSpec, Update
+from .canvas import NO_MASK, Canvas, ModelSpec, Update
 from .config import Configured
 from .errors import RequestError
 from .protocols import Ask, Block, Geometry, Plan, Prediction
@@ -23,7 +23,8 @@ class Cache(Configured, ABC):
 
     ``captures`` says that a graph may record the layers (:mod:`unmask.models.graphs`): they write to slabs only, wait
     for nothing, and what they launch depends on shapes and ``Rows.most`` alone. ``attention`` names the models it
-    works with: ``"full"``, where every position sees every other, ``"block"`` models.
+    works with: ``"full"``, where every position sees every other, ``"block"`` models, and ``"canvas"``: those that
+    denoise uniform noise behind a prefix.
     """
 
     captures = False
@@ -35,11 +36,12 @@ class Cache(Configured, ABC):
         Raises:
             RequestError: what the cache and the model are.
         """
-        kind = "full" if spec.block is None else "block"
+        kind = "full" if spec.block is None else "canvas" if spec.mask == NO_MASK else "block"
         if kind not in self.attention:
             own = {
                 "full": "in which every position sees every other",
                 "block": f"with blocks of {spec.block} positions",
+                "canvas": f"that denoises canvases of {spec.block} positions, which are new in every forward pass",
             }
             raise RequestError(
                 f"cache {self.name} does not work with a model {own[kind]}; `unmask caches` says which caches do"

@@ -164,6 +164,8 @@ class Request:
                 "use the policy renoise",
                 self.id,
             )
+        if spec.mask == NO_MASK and self.params.late_eos:
+            raise RequestError("late_eos: this model commits whole canvases, of which no token is the last", self.id)
         silent = {spec.mask, *spec.unknown, *map(int, self.params.suppress), *(spec.eos if self.inside else ())}
         if len({i for i in silent if 0 <= i < limit}) == limit:
             why = ", for an end of text cannot stand in front of given text" if self.inside else ""

@@ -97,7 +97,6 @@ class Engine:
                 not fit the memory, a constraint that cannot be followed or does not fit the response.
         """
         request.check(self.spec)
-        self.model.check(request.policy, request.cache, request.id)
         self._constrained(request)
         if request.params.stop and self.text is None:
             raise RequestError("stop: the model has no tokenizer.json, so that its responses have no text", request.id)

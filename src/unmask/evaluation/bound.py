@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from .. import registry
-from ..core.canvas import Canvas, Update
+from ..core.canvas import NO_MASK, Canvas, Update
+from ..core.errors import RequestError
 from ..core.pick import best, top
 from ..core.predict import uniform
 from ..core.protocols import Ask, Prediction, Sampling
@@ -191,7 +192,16 @@ def _logits(denoiser: Denoiser, rows: Sequence[_Line], guidance: float) -> Seque
 
 
 def _blank(denoiser: Denoiser, pairs: Sequence[Pair]) -> tuple[Canvas, Tensor]:
-    """The contexts with masks behind them, and ``[B, T]`` the tokens that belong there."""
+    """The contexts with masks behind them, and ``[B, T]`` the tokens that belong there.
+
+    Raises:
+        RequestError: a model without a mask token.
+    """
+    if denoiser.spec.mask == NO_MASK:
+        raise RequestError(
+            "a likelihood is bounded by masking parts of the text, but this model has no mask token; tasks that "
+            "generate can be scored"
+        )
     lengths, device = [len(p.continuation) for p in pairs], denoiser.network.device
     canvas = Canvas.blank([p.context for p in pairs], lengths, denoiser.spec, eos_stop=False, device=device)
     tokens = canvas.tokens.clone()

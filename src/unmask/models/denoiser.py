@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ..core.cache import Cache
 from ..core.canvas import Canvas, ModelSpec
-from ..core.policy import Policy
 from ..core.predict import MEASURES, delayed, discourage, forbid, hot, likeliest, read, suppress
 from ..core.protocols import Ask, Plan, Prediction, Sampling
 from ..core.rows import Counts, Rows, computed, gather, sent, tiles
@@ -25,7 +24,7 @@ from .probes import Probes
 from .transformer import Transformer
 
 _LOGITS_AT_ONCE = 1 << 26  # elements of [positions, vocabulary] at any time: 256 MiB in float32
-_SAMPLING = 12  # sampling needs so many times more (float64, sorting)
+SAMPLING = 12  # sampling needs so many times more (float64, sorting)
 
 
 @dataclass(frozen=True)
@@ -100,13 +99,6 @@ class Denoiser:
         """Of each layer the number of key and value heads, and their size."""
         return [(self.kv_heads, self.head_dim)] * self.layers
 
-    def check(self, policy: Policy, cache: Cache, row: Any = None) -> None:
-        """Refuse a policy or a cache that this model cannot be decoded with; ``row`` names the request.
-
-        Raises:
-            RequestError: names both, and says what is accepted.
-        """
-
     def init(self, canvas: Canvas, cache: Cache, guidance: float = 0.0) -> Branches:
         """Empty cache states for the rows of a canvas; two of them when ``guidance`` is used."""
         like = self.network.embed.weight
@@ -152,7 +144,7 @@ class Denoiser:
             plans = [plan for plan, _ in planned]
             lines = Lines.of(canvas, ask, want, scored, probes, plans)
             rank = canvas.rank if ask.rank is None else ask.rank
-            layouts, outputs = _layout(plans, lines, rank)
+            layouts, outputs = layout(plans, lines, rank)
             tokens = [canvas.tokens]
             if guidance:
                 given = (canvas.position < canvas.prompt[:, None]) | canvas.fixed
@@ -163,7 +155,7 @@ class Denoiser:
             hidden = torch.stack(found, 1) if guidance else found[0]
         (_, (row, position), asked), *others = outputs.split(hidden)
         parts = list[dict[str, Tensor]]()
-        more, bound = _SAMPLING if hot(sampling, needs) else 1, sampling.bound
+        more, bound = SAMPLING if hot(sampling, needs) else 1, sampling.bound
         search = None if bound is None else bound.search(canvas, sampling, needs, row, position, step)
         for piece, logits in self._logits(asked, guidance, clock, more):
             with for_work(self._head_work(len(logits))):
@@ -178,7 +170,7 @@ class Denoiser:
         if search is not None:
             search.finish()
         fresh = canvas.targets(plans[0].compute if plans[0].fresh is None else plans[0].fresh)
-        prediction = replace(_spread(canvas, row, position, parts, needs, sampling), fresh=fresh)
+        prediction = replace(spread(canvas, row, position, parts, needs, sampling), fresh=fresh)
         for name, place, part in others:
             told = self._told(canvas, sampling, place, part, guidance, clock, best=name == "aside")
             prediction = replace(prediction, **{name: told})  # type: ignore[arg-type]
@@ -299,7 +291,7 @@ class Denoiser:
         return free + (guidance + 1) * (conditional - free)
 
 
-def _layout(plans: list[Plan], lines: Lines, rank: Tensor | None) -> tuple[list[list[Rows]], Outputs]:
+def layout(plans: list[Plan], lines: Lines, rank: Tensor | None) -> tuple[list[list[Rows]], Outputs]:
     """The rectangles of each plan, and the outputs to read; the host reads all it must know of them at once."""
     columns = [(*Counts.columns(p.compute, p.keys, p.work, rank), *p.host.values()) for p in plans]
     counts = lines.counts()
@@ -313,7 +305,7 @@ def _layout(plans: list[Plan], lines: Lines, rank: Tensor | None) -> tuple[list[
     return layouts, lines.settled(told)
 
 
-def _spread(
+def spread(
     canvas: Canvas,
     row: Tensor,
     position: Tensor,
@@ -327,6 +319,7 @@ def _spread(
         "token": torch.zeros_like(canvas.tokens),
         "confidence": torch.full_like(like, -torch.inf),
         **{name: torch.zeros_like(like) for name in MEASURES if name in needs},
+        **({"drawn": torch.zeros_like(canvas.tokens)} if "drawn" in needs else {}),
     }
     for name, values in spread.items() if parts else ():
         values[row, position] = torch.cat([part[name] for part in parts]).to(values.dtype)

@@ -38,6 +38,7 @@ class Experts:
             (DeepSeek-V3, arXiv 2412.19437, section 2.1.2).
         offset: an offset of each expert is added to its score: "" no, "choice": to choose by, "weight": for good.
         dense: layers that have an ordinary SwiGLU instead.
+        gelu: the gate is GELU (its tanh form) instead of SiLU.
     """
 
     count: int
@@ -51,6 +52,7 @@ class Experts:
     kept: int = 1
     offset: str = ""
     dense: tuple[int, ...] = ()
+    gelu: bool = False
 
     def __post_init__(self) -> None:
         """Refuse numbers that do not fit each other.
@@ -166,25 +168,29 @@ class Mixture(nn.Module):
         if experts.shared:
             self.shared_in, self.shared_out = make(width, 2 * experts.shared), make(experts.shared, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The weighed sum of the chosen experts, and the shared one, of ``x [..., C]``, normalised."""
-        flat = x.flatten(0, -2)
-        pieces = torch.split(flat, max(1, _ROWS_AT_ONCE // self.experts.chosen))
-        out = torch.cat([self.routed(piece) for piece in pieces]) if len(pieces) > 1 else self.routed(flat)
+    def forward(self, x: Tensor, seen: Tensor | None = None) -> Tensor:
+        """The weighed sum of the chosen experts, and the shared one, of ``x [..., C]``, normalised; ``seen [..., C]``:
+        what the router looks at, where that is something else.
+        """
+        flat, looked = x.flatten(0, -2), (x if seen is None else seen).flatten(0, -2)
+        many = max(1, _ROWS_AT_ONCE // self.experts.chosen)
+        parts = [self.routed(*piece) for piece in zip(torch.split(flat, many), torch.split(looked, many), strict=True)]
+        out = torch.cat(parts) if len(parts) > 1 else parts[0]
         if self.experts.shared:
             gate, up = self.shared_in(flat).chunk(2, -1)
             out = out + self.shared_out(F.silu(gate) * up)
         return out.view_as(x)
 
-    def routed(self, x: Tensor) -> Tensor:
-        """The weighed sum of the chosen experts alone, of ``x [N, C]``."""
-        chosen, weight = self.router(x)
+    def routed(self, x: Tensor, seen: Tensor) -> Tensor:
+        """The weighed sum of the chosen experts alone, of ``x [N, C]``, chosen by ``seen [N, C]``."""
+        chosen, weight = self.router(seen)
         expert, order = chosen.flatten().sort(stable=True)
         every = torch.arange(self.experts.count, device=x.device)
         ends = torch.searchsorted(expert, every, right=True).to(torch.int32)
         groups = Groups(ends, None if self.grouped else ends.tolist())
         gate, up = self.experts_in(x[order // self.experts.chosen], groups).chunk(2, -1)
-        inner = (F.silu(gate) * up * weight.flatten()[order, None]).to(x.dtype)  # weighed here, where rows are short
+        gate = F.gelu(gate, approximate="tanh") if self.experts.gelu else F.silu(gate)
+        inner = (gate * up * weight.flatten()[order, None]).to(x.dtype)  # weighed here, where rows are short
         rows = self.experts_out(inner, groups)
         back = torch.empty_like(rows).index_copy(0, order, rows)
         return back.view(len(x), self.experts.chosen, x.shape[1]).sum(1)

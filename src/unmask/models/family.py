@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from ..core.canvas import NO_MASK
 from ..core.errors import ModelError
 from .config import Config
 from .transformer import Architecture
@@ -65,7 +66,8 @@ class Description:
     def __post_init__(self) -> None:
         """Refuse ids outside the vocabulary, as a :class:`ModelError`."""
         vocab = self.arch.vocab
-        for name, ids in (("mask", (self.mask,)), ("end-of-text", self.eos), ("pad", (self.pad,))):
+        mask = () if self.mask == NO_MASK else (self.mask,)
+        for name, ids in (("mask", mask), ("end-of-text", self.eos), ("pad", (self.pad,))):
             outside = [i for i in ids if not 0 <= i < vocab]
             if outside:
                 raise ModelError(f"{self.family}: the {name} id {outside[0]} of config.json is not in 0 to {vocab - 1}")

@@ -12,13 +12,13 @@ from ..core.errors import ModelError
 from .tensors import Tensors
 from .transformer import Architecture, Transformer
 
-_UNUSED = re.compile(r"rotary|inv_freq")  # buffers that some tools write; made anew here
+_UNUSED = re.compile(r"rotary|inv_freq|vision_tower|embed_vision")  # buffers some tools write; what sees images
 
 
 def blank(arch: Architecture, context: int = 1) -> Transformer:
     """A network on the meta device."""
     with torch.device("meta"):
-        return Transformer(arch, context)
+        return arch.made(context)
 
 
 def matched(

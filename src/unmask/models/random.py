@@ -16,7 +16,7 @@ from .packing import Scheme, place
 from .quantised import KINDS, Packed
 from .shapes import SHAPES as MORE
 from .tensors import read_json
-from .weights import Checkpoint, parameter_count
+from .weights import Checkpoint, denoiser_of, parameter_count
 
 _STD = 0.02
 SHAPES: dict[str, dict[str, Any]] = {  # what the published config.json files say of sizes and ids
@@ -109,7 +109,7 @@ def random_denoiser(
             setattr(network.get_submodule(path), kind, nn.Parameter(drawn, requires_grad=False))
     place(network, made, device, dtype)
     network.make_rotary(d.context, device)
-    return Denoiser(network.requires_grad_(False), checkpoint.spec())
+    return denoiser_of(network, checkpoint.spec())
 
 
 def _memory() -> int | None:

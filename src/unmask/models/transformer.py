@@ -83,6 +83,10 @@ class Architecture:
                 "these must be an even number, and no more than the head has"
             )
 
+    def made(self, context: int) -> Transformer:
+        """A network of this architecture."""
+        return Transformer(self, context)
+
     @property
     def stacked(self) -> dict[str, dict[str, int]]:
         """Layers computed by one product that checkpoints keep apart: their parts, by rows."""

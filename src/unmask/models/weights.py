@@ -17,6 +17,9 @@ from .adapter import Adapted, Adapter
 from .blocks import block_length
 from .config import Config
 from .denoiser import Denoiser
+from .diffusion_gemma import DiffusionGemma
+from .diffusion_gemma_denoiser import GemmaDenoiser
+from .diffusion_gemma_network import DiffusionGemma as GemmaNetwork
 from .dream import Dream
 from .family import Description, Family, describe, pick
 from .fast_dllm import FastDllm
@@ -45,6 +48,7 @@ FAMILIES: tuple[Family[Description], ...] = (
     StableDiffcoder(),
     LladaMoe(),
     Rnd1(),
+    DiffusionGemma(),
 )
 
 
@@ -247,7 +251,13 @@ def load_denoiser(
     network = blank(d.arch, d.context)
     checkpoint.load(network, device, dtype, scheme)
     network.make_rotary(d.context, device)
-    return Denoiser(network.requires_grad_(False), spec)
+    return denoiser_of(network, spec)
+
+
+def denoiser_of(network: Transformer, spec: ModelSpec) -> Denoiser:
+    """What answers asks with a network that has its weights."""
+    network.requires_grad_(False)
+    return GemmaDenoiser(network, spec) if isinstance(network, GemmaNetwork) else Denoiser(network, spec)
 
 
 def parameter_count(description: Description, active: bool = False) -> int:

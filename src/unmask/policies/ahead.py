@@ -30,7 +30,7 @@ class Ahead(Wrapper):
     """Decodes up to ``blocks`` blocks of a block model at once, each by ``policy`` with a state of its own.
 
     A further block is begun as soon as the share ``add`` of the last one begun is filled. It sees that one as far as
-    it is filled, so what it commits rests on less than it would later: more tokens per forward pass, at some accuracy.
+    it is filled, so what it commits rests on less than later: more tokens per forward pass, at some accuracy.
     ``blockwise`` stores a block when it and all before it are full.
     """
 
@@ -41,6 +41,10 @@ class Ahead(Wrapper):
     policy: Policy = param(Spec("threshold"), "the policy that decodes, as a spec")
     blocks: int = param(2, "blocks decoded at once at most", ge=2, le=8)
     add: float = param(0.1, "share of a block that must be filled before the next one is begun", ge=0, le=1)
+
+    @property
+    def probes(self) -> int:
+        return self.policy.probes * self.blocks
 
     def check(self, prompt: Sequence[int], gen_length: int, spec: ModelSpec) -> None:
         if spec.block is None or spec.shift:

@@ -200,8 +200,8 @@ class Text:
         return self._tokens.tokenizer.id_to_token(id) or ""
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """Text of each id by itself, special tokens shown by name."""
-        return [self._tokens.decode([i], hidden=False) for i in ids]
+        """Text of each id by itself, special tokens shown by name; "" for what is no id."""
+        return [self._tokens.decode([i], hidden=False) if i >= 0 else "" for i in ids]
 
     def _id(self, name: str | None) -> int | None:
         if name is None:

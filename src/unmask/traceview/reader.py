@@ -69,7 +69,7 @@ class Trace:
     policy: str
     cache: str
     model: str
-    mask: int
+    mask: int | None
     eos: tuple[int, ...]
     layers: int
     rows: Mapping[int, Row]

@@ -46,7 +46,7 @@ class HeaderLine(Schema):
     policy: str = Field(description="spec")
     cache: str = Field(description="spec")
     model: str = Field(description="name")
-    mask: Whole = Field(description="id")
+    mask: Whole | None = Field(description="id; null: the model has no mask token")
     eos: list[Whole] = Field(description="ids")
     layers: Whole = Field(0, description="of the model; 0: not recorded")
     rows: list[RowLine] = Field(min_length=1, description="the prompts")
