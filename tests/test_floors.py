@@ -63,7 +63,9 @@ FLOORS = {  # the longest name that fits rules; what it may import, itself inclu
     "cli": EVENTS
     | {"", "api", "registry", "inspection", "viz", "traceview", "profiles", "measure", "evaluation", "tasks"}
     | {"core.heap", "core.threads", "core.waiting", "server", "speculative", "cli"},
-    "server": EVENTS | {"", "api", "registry", "server", "text", "stop", "core.schema", "core.policy", "core.cache"},
+    "server": EVENTS
+    | {"", "api", "registry", "server", "text", "stop", "core.schema", "core.policy", "core.cache"}
+    | {"constraints.compile"},
     "tasks": {"tasks"},
     "evaluation": EVENTS
     | {

@@ -151,6 +151,36 @@ def test_each_request_has_its_own_policy_and_cache(served):
     assert named["choices"][0]["text"] == alone.text
 
 
+def test_responses_of_a_given_form(served):
+    """By a schema, a regular expression or choices, whole and streamed: as in Python."""
+    schema = {
+        "type": "object",
+        "properties": {"n": {"type": "integer"}},
+        "required": ["n"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "number", "schema": schema, "strict": True}}
+    for more, own in (
+        ({"response_format": form}, {"json_schema": schema}),
+        ({"json_schema": schema}, {"json_schema": schema}),
+        ({"regex": "[0-9]+ jars"}, {"regex": "[0-9]+ jars"}),
+        ({"choices": ["29", "30"]}, {"choices": ["29", "30"]}),
+    ):
+        body = {"messages": SAID, "max_tokens": 24, **more}
+        (alone,) = model().generate(QUESTION, 24, **own)
+        reply = served.post("/v1/chat/completions", body)
+        assert reply.status_code == 200, reply.text
+        assert reply.json()["choices"][0]["message"]["content"] == alone.text != ""
+        assert text(served.events("/v1/chat/completions", body)) == alone.text
+    assert isinstance(
+        json.loads(complete(served, "3+4=", max_tokens=24, json_schema=schema)["choices"][0]["text"])["n"], int
+    )
+    anything = served.post(
+        "/v1/chat/completions", {"messages": SAID, "max_tokens": 24, "response_format": {"type": "json_object"}}
+    )
+    assert isinstance(json.loads(anything.json()["choices"][0]["message"]["content"]), dict)
+
+
 @pytest.mark.parametrize("spelled", [MASK, "<|endoftext|>", "[MASK]", "<|im_end|>"])
 def test_names_of_control_tokens_are_text(served, spelled):
     reply = complete(served, f"{spelled}3+4=", max_tokens=2, echo=True)
@@ -279,7 +309,15 @@ def test_what_is_wrong_is_named(served, body, param):
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": 3}]}, "messages"),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages"),
         ("/v1/chat/completions", {"messages": SAID, "tools": [{"type": "function"}]}, "tools"),
-        ("/v1/chat/completions", {"messages": SAID, "response_format": {"type": "json_object"}}, "response_format"),
+        ("/v1/chat/completions", {"messages": SAID, "response_format": {"type": "json_schema"}}, "response_format"),
+        ("/v1/chat/completions", {"messages": SAID, "response_format": {"type": "xml"}}, "response_format"),
+        ("/v1/chat/completions", {"messages": SAID, "regex": "(a"}, "regex"),
+        ("/v1/chat/completions", {"messages": SAID, "regex": "a", "choices": ["b"]}, "messages"),
+        (
+            "/v1/chat/completions",
+            {"messages": SAID, "json_schema": {"type": "integer", "multipleOf": 0.3}},
+            "json_schema",
+        ),
         (
             "/v1/chat/completions",
             {"messages": SAID, "max_tokens": 3, "max_completion_tokens": 4},

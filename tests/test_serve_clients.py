@@ -90,6 +90,7 @@ def test_openai_errors(served, client):
     assert served.get("/health").status_code == 200 and served.get("/metrics").status_code == 401
 
 
+@pytest.mark.slow
 def test_openai_timeouts(served):
     slow = {"unmask": {"policy": "vanilla", "timeout": 0.2}}
     with openai.OpenAI(base_url=f"{served.url}/v1", api_key=KEY, max_retries=0) as client:
@@ -149,6 +150,7 @@ def test_openai_async(served):
     assert asyncio.run(all_of_them()) == [r.text for r in alone]
 
 
+@pytest.mark.slow
 def test_llm(served, tmp_path):
     (tmp_path / "extra-openai-models.yaml").write_text(
         json.dumps([{"model_id": "tiny", "model_name": NAME, "api_base": f"{served.url}/v1", "api_key_name": "tiny"}])
@@ -160,6 +162,7 @@ def test_llm(served, tmp_path):
         assert done.stdout.rstrip("\n") == ANSWER, done.stderr
 
 
+@pytest.mark.slow
 def test_lm_eval_has_the_score_of_unmask_eval(served, tmp_path, monkeypatch):
     """One task, by ``local-completions`` with ids and by ``local-chat-completions``: the same score and texts."""
     lm_eval = pytest.importorskip("lm_eval")

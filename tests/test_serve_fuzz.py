@@ -14,6 +14,7 @@ REQUESTS = int(os.environ.get("UNMASK_FUZZ", "500"))
 SECONDS = 60
 
 
+@pytest.mark.slow
 def test_fuzz():
     """``UNMASK_FUZZ`` requests, 500 unless it says otherwise; responses have 4 tokens at most, so that most of the time
     is spent on requests.

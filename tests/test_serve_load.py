@@ -24,6 +24,7 @@ def crowd(served, jobs, concurrency, leave=lambda number: None):
     return asyncio.run(client.crowd(served.port, jobs, concurrency, leave))
 
 
+@pytest.mark.slow
 def test_every_response_under_load_is_what_it_is_alone(served):
     """Mixed policies, caches, lengths, temperatures, stop strings and streams; some clients leave."""
     draw = random.Random(0)
@@ -40,6 +41,7 @@ def test_every_response_under_load_is_what_it_is_alone(served):
     assert served.idle()
 
 
+@pytest.mark.slow
 def test_a_budget_of_memory_lets_in_what_fits():
     made = [
         ("/v1/completions", {"prompt": "3+4=", "max_tokens": n, "unmask": {"cache": "dual", "policy": "vanilla"}})
@@ -133,6 +135,7 @@ def test_a_reader_of_steps_that_is_far_behind_is_told_so(served, monkeypatch):
     assert told[-1]["error"]["code"] == "stalled"
 
 
+@pytest.mark.slow
 def test_a_short_request_does_not_wait_for_long_ones(served):
     """It is decoded beside them: it ends while all of them run."""
 

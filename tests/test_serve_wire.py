@@ -48,6 +48,7 @@ def test_a_whole_request_by_hand(served):
     assert raw(served.port, head(len(BODY)) + BODY).startswith(b"HTTP/1.1 200")
 
 
+@pytest.mark.slow
 def test_slow_loris(served):
     """Connections that send their head or their body never, or byte by byte, are cut off; others are served."""
     idle = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(40)]
@@ -109,6 +110,7 @@ def test_bodies_that_are_too_long(served):
     assert answers(served)
 
 
+@pytest.mark.slow
 def test_a_reader_that_stalls_is_cut_off():
     """Its response is aborted, and others are served meanwhile."""
     with serving(stall=1.0) as served, socket.socket() as stalled:
@@ -198,6 +200,13 @@ def test_request_ids_and_no_prompts_in_the_log(served, caplog, capsys):
     assert "secret" not in json.dumps(noted)
 
 
+def test_paths_that_are_made_up_are_counted_as_one(served):
+    for name in ("/v1/a", "/v1/b", "/c"):
+        assert served.get(name).status_code == 404
+    told = [line for line in served.get("/metrics").text.splitlines() if 'status="404"' in line]
+    assert len(told) == 1 and 'path="other"' in told[0]
+
+
 # --- the process
 
 
@@ -227,6 +236,7 @@ def stream(url, body):
     return client, reply, lines
 
 
+@pytest.mark.slow
 def test_sigterm_drains_and_a_second_one_stops():
     body = {**LONG, "max_tokens": 60}
     with process("--log-format", "json") as (running, url):
@@ -248,6 +258,7 @@ def test_sigterm_drains_and_a_second_one_stops():
         client.close()
 
 
+@pytest.mark.slow
 def test_grace_ends():
     with process("--grace", "0.5") as (running, url):
         client, _reply, lines = stream(url, LONG)
@@ -258,6 +269,7 @@ def test_grace_ends():
         client.close()
 
 
+@pytest.mark.slow
 def test_kill_and_restart():
     """Nothing is left behind that the next server, on the same port, would stumble over."""
     with process() as (running, url):
@@ -273,6 +285,7 @@ def test_kill_and_restart():
         assert reply.json()["choices"][0]["message"]["content"] == ANSWER
 
 
+@pytest.mark.slow
 def test_a_key_from_a_file_and_from_the_environment(tmp_path, monkeypatch):
     (tmp_path / "keys").write_text("# ours\nsk-one\nsk-two\n")
     with process("--api-key-file", str(tmp_path / "keys"), "--host", "0.0.0.0") as (_, anywhere):

@@ -19,8 +19,11 @@ from .settings import LOOPBACK, Settings
 
 _LOG = logging.getLogger("unmask.server")
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_OPEN = ("/health", "/ready", "/openapi.json")  # answered without a key, as is the page
-_KNOWN = re.compile(r"/(v1/[a-z/]+|health|ready|metrics|openapi\.json)")
+_QUIET = ("/health", "/ready", "/metrics")  # asked all the time: not in the log
+_CLOSED = ("/v1/", "/metrics")  # what begins so needs the key; the page, the schema and the probes do not
+_COUNTED = frozenset(  # by name; there are as many others as clients think of
+    ("/v1/completions", "/v1/chat/completions", "/v1/infill", "/v1/models", "/v1/policies", "/v1/caches", *_QUIET, "/")
+)
 POLICY = "; ".join(
     (
         "default-src 'none'", "script-src 'self'", "style-src 'self'", "img-src 'self' data:", "connect-src 'self'",
@@ -98,9 +101,9 @@ class Guard:
 
     def _note(self, scope: Scope, request_id: str, status: int, seconds: float, sent: int) -> None:
         """Log the request and count it."""
-        known = _KNOWN.fullmatch(scope["path"])
-        self.metrics.http.labels(scope["path"][:40] if known else "other", str(status)).inc()
-        level = logging.DEBUG if scope["path"] in ("/health", "/ready", "/metrics") else logging.INFO
+        path = scope["path"] if scope["path"] in _COUNTED else "other"
+        self.metrics.http.labels(path, str(status)).inc()
+        level = logging.DEBUG if path in _QUIET else logging.INFO
         own = {"request": request_id, "method": scope["method"], "path": scope["path"][:200], "status": status,
                "seconds": round(seconds, 4), "bytes": sent, **scope["unmask.log"]}  # fmt: skip
         _LOG.log(level, "request", extra={"fields": own})
@@ -115,8 +118,7 @@ class Guard:
             raise Refused(403, f"the host {name!r:.80} is not this server's; call it by 127.0.0.1", "host_not_allowed")
 
     def _key(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
-        path = scope["path"]
-        if not self.keys or scope["method"] == "OPTIONS" or path in _OPEN or not _KNOWN.match(path):
+        if not self.keys or scope["method"] == "OPTIONS" or not scope["path"].startswith(_CLOSED):
             return
         scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
         digest = sha256(key.strip()).digest()

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from .. import registry
 from ..api import Model
+from ..constraints.compile import compile_constraint
 from ..core.cache import Cache
 from ..core.config import Configured
 from ..core.errors import RequestError, SpecError
@@ -23,6 +24,7 @@ from .settings import Settings
 from .worker import Watch
 
 _NAMES = {"gen_length": "max_tokens"}  # what messages of the library call it, and what requests do
+MAIN = {"text_completion": "prompt", "chat.completion": "messages", "infill": "text"}
 T = TypeVar("T")
 
 
@@ -199,9 +201,19 @@ class Planner:
         requests = [replace(one, begin=None) for one in _named("suffix", made)]
         return self._plan("text_completion", body, requests, ignored, echo=bool(body.echo), gap=True)
 
+    def _constrained(self, requests: list[Request]) -> list[Request]:
+        """The requests with their constraint, which is compiled here and not while others are decoded."""
+        params = requests[0].params
+        if not params.constraint:
+            return requests
+        [(kind, value)] = params.constraint.items()
+        made = compile_constraint(kind, value, self.lm.text, self.lm.denoiser.spec, tuple(map(int, params.suppress)))
+        return [replace(one, constraint=made) for one in requests]
+
     def _plan(
         self, kind: str, body: Any, requests: list[Request], ignored: list[str], echo: bool = False, gap: bool = False
     ) -> Plan:
+        requests = _named(MAIN[kind], lambda: self._constrained(requests))
         own = body.unmask
         usage = bool(body.stream_options and body.stream_options.include_usage)
         first = requests[0]

@@ -114,7 +114,7 @@ def guarded(seconds: float) -> type[H11Protocol]:
     for so many seconds.
     """
 
-    class Guarded(H11Protocol):
+    class _Guarded(H11Protocol):
         _head: asyncio.TimerHandle | None = None
         _stall: asyncio.TimerHandle | None = None
 
@@ -146,7 +146,7 @@ def guarded(seconds: float) -> type[H11Protocol]:
             _LOG.info("a client is cut off: it %s within %g seconds", why, seconds)
             self.transport.abort()
 
-    return Guarded
+    return _Guarded
 
 
 def _cancelled(timer: asyncio.TimerHandle | None) -> asyncio.TimerHandle | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
@@ -26,7 +26,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {  # what cannot be honoured, and the val
     "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "audio": (),
     "prediction": (),
@@ -50,6 +49,21 @@ class StreamOptions(BaseModel):
     """OpenAI's ``stream_options``."""
 
     include_usage: bool | None = None
+
+
+class Named(Schema):
+    """A JSON schema in OpenAI's ``response_format``."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    body: dict[str, Any] = Field(alias="schema", description="the JSON schema")
+
+
+class Format(Schema):
+    """OpenAI's ``response_format``."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: Named | None = None
 
 
 class _Base(Schema):
@@ -77,8 +91,22 @@ class _Base(Schema):
         return sorted(extra)
 
     def sampling(self) -> dict[str, Any]:
-        """The sampling parameters that are given."""
-        return {name: value for name in _NAMES if (value := getattr(self, name, None)) is not None}
+        """The sampling parameters that are given.
+
+        Raises:
+            Refused: a format without its schema, or two of what the response must be.
+        """
+        given = {name: value for name in _NAMES if (value := getattr(self, name, None)) is not None}
+        form: Format | None = getattr(self, "response_format", None)
+        if form is None or form.type == "text":
+            return given
+        if form.type == "json_schema" and form.json_schema is None:
+            raise wrong(
+                'response_format of the type json_schema needs "json_schema": {"schema": {...}}', "response_format"
+            )
+        if "json_schema" in given:
+            raise wrong("json_schema and response_format say the same; give one of them", "response_format")
+        return given | {"json_schema": form.json_schema.body if form.json_schema else {"type": "object"}}
 
 
 def _sampling() -> Any:
@@ -87,11 +115,13 @@ def _sampling() -> Any:
     for f in fields(SamplingParams):
         rule, kind = f.metadata, str(f.type)
         bounds = {key: rule[key] for key in ("ge", "gt", "le") if rule[key] is not None}
-        accepted: Any = {"float": float, "int": int, "int | None": int, "bool": bool}.get(kind)
+        accepted: Any = {"float": float, "int": int, "bool": bool, "str": str}.get(kind.removesuffix(" | None"))
         if accepted is int:
             bounds = {"ge": -SEEDS, "le": SEEDS - 1} | bounds
         if "str | int" in kind:
             accepted = list[str | int]
+        elif f.name == "json_schema":
+            accepted = str | bool | dict[str, Any]
         elif kind.startswith("tuple"):
             accepted, bounds = str | list[str], {}
         default = rule["doc"] + (
@@ -115,6 +145,7 @@ class Completion(Sampling):  # type: ignore[misc]
     max_tokens: _Tokens | None = Field(None, description="tokens of the response, exact; none: the server's default")
     logprobs: int | None = Field(None, ge=0, le=1, description="1: of each token, its logarithm at its commit")
     echo: bool | None = Field(None, description="begin the text with the prompt")
+    response_format: Format | None = Field(None, description="JSON, by a schema or any; see json_schema")
 
 
 class Message(Schema):
@@ -135,6 +166,7 @@ class Chat(Sampling):  # type: ignore[misc]
     max_tokens: _Tokens | None = Field(None, description="tokens of the response, exact; none: the server's default")
     max_completion_tokens: _Tokens | None = Field(None, description="another name of max_tokens")
     logprobs: bool | None = Field(None, description="of each token, the logarithm of its probability at its commit")
+    response_format: Format | None = Field(None, description="JSON, by a schema or any; see json_schema")
     top_logprobs: int | None = Field(None, ge=0, le=1, description="no more than the token itself is known")
 
 

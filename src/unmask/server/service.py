@@ -19,13 +19,12 @@ from ..api import Model
 from ..core.errors import RequestError, UnmaskError
 from .errors import Refused, Reply
 from .metrics import Metrics
-from .plan import Plan, numbered, refusal
+from .plan import MAIN, Plan, numbered, refusal
 from .replies import Answer, Replies
 from .settings import Settings
 from .stable import Stable
 from .worker import BEHIND, Ticket, Worker
 
-_PARAM = {"text_completion": "prompt", "chat.completion": "messages", "infill": "text"}
 IGNORED = "x-unmask-ignored"  # the response header that lists fields without effect
 
 
@@ -73,7 +72,7 @@ class Service:
         except UnmaskError as error:
             self.open -= len(tickets)
             known = error if isinstance(error, RequestError) else RequestError(str(error))
-            raise refusal(known, _PARAM[plan.kind]) from None
+            raise refusal(known, MAIN[plan.kind]) from None
         except Exception as error:
             self.open -= len(tickets)
             raise Refused(500, f"the request could not be begun: {type(error).__name__}", "internal_error") from error
