@@ -125,7 +125,10 @@ class Cascade(Policy):
         alone = torch.arange(shape[2], device=place.device) == 0
         weighted = torch.where(score.gather(1, at) > -torch.inf, self.r * score.gather(1, at), -torch.inf)
         none = torch.where(alone, 0.0, -torch.inf).double()
-        return torch.where(inside[..., None], ids.gather(1, at), 0), torch.where(inside[..., None], weighted, none)
+        found = torch.where(inside[..., None], ids.gather(1, at), 0)
+        if self.order:  # what the verifier does not know has no probability here either
+            found = found.clamp(max=self.judge.vocab - 1)
+        return found, torch.where(inside[..., None], weighted, none)
 
     @staticmethod
     def _pruned(options: Tensor, unary: Tensor, start: Tensor, pair: Tensor) -> tuple[Tensor, Tensor]:
