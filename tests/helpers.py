@@ -119,6 +119,18 @@ POLICY_VARIANTS: dict[str, list[str]] = {
         "lookahead(wino(tau_in=0.3,tau_out=0.3,block_length=6),3)",
     ],
     "left_to_right": ["left_to_right(k=2,lookahead=5)"],
+    "refine": [
+        "refine(share=0.4,iterations=4)",
+        "refine(rejecter=count,count=3,iterations=3,block_length=5)",
+        "refine(rejecter=disagreement,iterations=5,block_length=7)",
+        "refine(rejecter=random,iterations=3,block_length=6)",
+        "refine(rejecter=nothing)",
+    ],
+    "cascade": [
+        f'cascade(k=3,window=4,margin=0.5,block_length=6,verifier="{VERIFIER}")',
+        f'cascade(k=4,rounds=2,window=5,margin=0.2,block_length=none,verifier="{VERIFIER}")',
+        "cascade(order=0,k=3,window=6,margin=0.3)",
+    ],
     "sdar": [
         "sdar(tau=0.4,steps=3)",
         "sdar(schedule=static,steps=3,block_length=5)",

@@ -37,6 +37,7 @@ POLICIES = {
     "lookahead": "unmask.policies.lookahead:Lookahead",
     "prophet": "unmask.policies.prophet:Prophet",
     "refine": "unmask.policies.refine:Refine",
+    "cascade": "unmask.policies.cascade:Cascade",
     "slowfast": "unmask.policies.slowfast:SlowFast",
     "sdar": "unmask.policies.sdar:Sdar",
     "edit": "unmask.policies.edit:Edit",

@@ -187,6 +187,52 @@ class CausalModel:
         return network.logits(hidden[row, position - 1 - known[row]]), replace(memory, known=known + count)
 
     @torch.no_grad()
+    def branch(self, tokens: Tensor, begin: Tensor, options: Tensor, memory: Memory) -> tuple[Tensor, Tensor, Memory]:
+        """Log-probabilities of candidates for N positions in a row, in one pass over a token tree.
+
+        The first candidate of each position is the trunk; each candidate is read behind the trunk up to it.
+
+        Args:
+            tokens: ``[B, T]``, the text up to ``begin``.
+            begin: ``[B]`` the first position with candidates.
+            options: ``[B, N, K]`` ids.
+            memory: of these rows, with at least N K slots more than T; written in place.
+
+        Returns:
+            ``[B, K]`` of the first position's candidates behind the text, ``[B, N - 1, K, K]`` of each position's
+            candidates (last) behind those of the one before it, and the memory.
+        """
+        rows, count, k = options.shape
+        device, known, bin_ = tokens.device, memory.known, memory.key[0].shape[1] - 1
+        new = (begin - known).clamp(min=0)
+        width = int(new.amax())
+        column, node = torch.arange(width, device=device), torch.arange(count * k, device=device)
+        place, step = known[:, None] + column, node // k
+        first = bin_ - count * k  # slot of the tree
+        stored, total = torch.arange(bin_, device=device), tokens.shape[1]
+        real = column < new[:, None]
+        trunk = (stored >= first) & ((stored - first) % k == 0) & ((stored - first) // k < step[:, None])
+        own = (stored < begin[:, None, None]) | (trunk | (stored == first + node[:, None]))
+        reading = Reading(
+            torch.cat([torch.where(real, tokens.gather(1, place.clamp(max=total - 1)), 0), options.flatten(1)], 1),
+            torch.cat([place, begin[:, None] + step], 1),
+            torch.cat([torch.where(real, place, bin_), (first + node).expand(rows, -1)], 1),
+            torch.cat([stored <= place[:, :, None], own.expand(rows, -1, -1)], 1),
+            bin_,
+        )
+        network = self.network(device, memory.key[0].dtype)
+        hidden = read(network, reading, memory)
+        last = hidden[torch.arange(rows, device=device), new - 1]
+        start = network.logits(last).log_softmax(-1).gather(1, options[:, 0])
+        behind = hidden[:, width:].view(rows, count, k, -1)
+        pairs = []
+        for n in range(count - 1):  # of one position at a time: all logits at once would be too many
+            logits = network.logits(behind[:, n].flatten(0, 1)).log_softmax(-1).view(rows, k, -1)
+            pairs.append(logits.gather(2, options[:, n + 1, None].expand(-1, k, -1)))
+        pair = torch.stack(pairs, 1) if pairs else start.new_zeros(rows, 0, k, k)
+        return start, pair, replace(memory, known=torch.maximum(known, begin))
+
+    @torch.no_grad()
     def decode(
         self, prompts: Sequence[Sequence[int]], gen_length: int, device: torch.device, dtype: torch.dtype | None = None
     ) -> Iterator[tuple[list[int], float]]:

@@ -19,7 +19,7 @@ from ..core.state import mixed
 
 @dataclass(frozen=True)
 class AheadState:
-    """The states of ``policy`` for each block that may be open, the foremost first, and of one not begun (``fresh``)."""
+    """The states of ``policy`` for each block that may be open, the foremost first; ``fresh``: of one not begun."""
 
     blocks: tuple[Any, ...]
     fresh: Any

@@ -20,7 +20,7 @@ _FIRST = 0.5  # of the positions are rejected where nothing can be compared with
 
 @dataclass(frozen=True)
 class RefineState:
-    """``[B]``: ``start`` of the current block, iterations in it (``done``), ``seed``, forward passes so far (``count``);
+    """``[B]``: ``start`` of the current block, iterations in it (``done``), ``seed``, forward passes (``count``);
     ``before [B, T]`` the tokens that the last iteration has predicted, -1 where none was.
     """
 
@@ -36,11 +36,11 @@ class Refine(Policy):
     """Predicts all masked positions at once, keeps what the ``rejecter`` does not reject, and masks the rest again.
 
     The rejecter marks, of all positions of the block: ``share`` the least probable share of them, ``count`` so many of
-    them, ``random`` a random share (GMLM's resampling), ``disagreement`` those predicted otherwise than in the iteration
-    before (the first time the less probable half), ``nothing`` nothing. New tokens count with their confidence, those that
-    stand with the probability that the network gives them in their place. After ``iterations``, or when an iteration
-    predicts what the one before has, everything is kept. The paper trains a T5 for this; here the masked model serves,
-    whose masks are the paper's initial tokens.
+    them, ``random`` a random share (GMLM's resampling), ``disagreement`` those predicted otherwise than in the
+    iteration before (the first time the less probable half), ``nothing`` none. New tokens count with their confidence,
+    those that stand with the probability that the network gives them in their place. After ``iterations``, or when an
+    iteration predicts what the one before has, everything is kept. The paper trains a T5 for this; here the masked
+    model serves, whose masks are the paper's initial tokens.
     """
 
     name = "refine"

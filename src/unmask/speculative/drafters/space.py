@@ -26,7 +26,7 @@ BUNDLED = Path(__file__).parents[2] / "assets" / "drafters" / "space.safetensors
 
 @dataclass
 class Candidates:
-    """What the masks have predicted: ``token [B, k]``, ``share [B, k, V]`` when sampling; None before the first pass."""
+    """What the masks have predicted: ``token [B, k]``, ``share [B, k, V]`` when sampling; None before a first pass."""
 
     token: Tensor | None = None
     share: Tensor | None = None
