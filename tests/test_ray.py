@@ -1,15 +1,20 @@
-"""Batches and servers on Ray, which is started here with two workers. Without Ray (extra `ray`) nothing of this runs."""
+"""Batches and servers on Ray, which is started here with two workers. Without Ray (extra `ray`) these are skipped."""
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+import unmask
 from helpers import cli
 
 COMMAND = [sys.executable, "-c", "from unmask.cli import main; main()"]
@@ -161,9 +166,144 @@ def test_a_batch_that_is_killed_is_resumed(ray, batch, tmp_path):
 
 @pytest.mark.slow
 def test_a_cluster_that_is_too_small_or_not_there(ray, batch, tmp_path):
-    for more, words in ((("--ray", "999"), ("--ray 999", "CPUs")), (("--ray", "1", "--ray-address", "127.0.0.1:9"), ("--ray-address", "127.0.0.1:9"))):  # fmt: skip  # noqa: E501
-        done = subprocess.run(command(batch, tmp_path / "out.jsonl", *more), env=ENVIRONMENT, capture_output=True, text=True, check=False)  # fmt: skip  # noqa: E501
+    for more, words in (
+        (("--ray", "999"), ("--ray", "999", "CPUs")),
+        (("--ray", "1", "--ray-address", "127.0.0.1:9"), ("--ray-address", "127.0.0.1:9")),
+    ):
+        done = subprocess.run(
+            command(batch, tmp_path / "out.jsonl", *more), env=ENVIRONMENT, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 2
         [line] = done.stderr.splitlines()
         assert all(word in line for word in words)
         assert not (tmp_path / "out.jsonl").exists()
+
+
+# --- servers
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        (("--replicas", 2), "--ray"),
+        (("--ray-address", "auto"), "--ray"),
+        (("--ray", "--replicas", "many"), "many"),
+        (("--ray", "--replicas", 0), "--replicas"),
+        (("--ray", "--device", "cuda:1"), "--device"),
+    ],
+)
+def test_servers_refuse(options, what, monkeypatch):
+    monkeypatch.setattr("unmask.cli.options.Loading.load", lambda _: pytest.fail("the model was loaded"))
+    result = cli("serve", "--port", 0, *options)
+    assert result.exit_code == 2
+    assert what in result.stderr
+
+
+@pytest.fixture
+def replicas(ray, tmp_path):
+    """A server with two replicas: its process, and a client."""
+    httpx2 = pytest.importorskip("httpx2")
+    log = tmp_path / "log"
+    more = ("--port", "0", "--ray", "--replicas", "2", "--dtype", "float32", "--grace", "20", "--batch-size", "8")
+    with log.open("w") as file, subprocess.Popen([*COMMAND, "serve", *more], env=ENVIRONMENT, stderr=file) as process:
+        try:
+            found = until(lambda: re.search(r"serving on (http://127.0.0.1:\d+)", log.read_text()))
+            assert process.poll() is None
+            with httpx2.Client(base_url=found[1], timeout=180) as client:
+                yield SimpleNamespace(process=process, client=client)
+        finally:
+            process.terminate()
+            try:
+                process.wait(60)
+            finally:
+                process.kill()
+
+
+def alive(process):
+    """How many replicas run below a process."""
+    return sum(name.startswith("ray::ServeReplica") for name in descendants(process.pid).values())
+
+
+def body(i, **more):
+    question = f"Mia has {i % 8 + 2} pens. Mia buys {i % 7 + 2} pens. How many pens does Mia have now?"
+    policy = ("vanilla", "threshold(tau=0.95)")[i % 2]
+    return {"messages": [{"role": "user", "content": question}], "max_tokens": (64, 256)[i % 2],
+            "unmask": {"policy": policy}, **more}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_replica_is_killed_under_load(replicas):  # noqa: PLR0915
+    """Every reply is whole or says that it is not; none is lost, none hangs; the server goes on."""
+    lm = unmask.load(dtype="float32")
+    expected = {}
+    for i in range(56):
+        asked = body(i)
+        [result] = lm.generate([asked["messages"]], asked["max_tokens"], asked["unmask"]["policy"])
+        expected[i] = result.text
+    client, path, begun = replicas.client, "/v1/chat/completions", threading.Event()
+
+    def whole(i):
+        reply = client.post(path, json=body(i))
+        return i, reply.status_code, reply.json()["choices"][0]["message"]["content"]
+
+    def streamed(i):
+        text, last, error = "", "", None
+        with client.stream("POST", path, json=body(i, stream=True)) as reply:
+            for line in reply.iter_lines():
+                if not line.startswith("data: "):
+                    continue
+                last = line[6:]
+                found = json.loads(last) if last != "[DONE]" else {}
+                error = found.get("error")
+                for choice in found.get("choices", ()):
+                    text += choice["delta"].get("content") or ""
+                    if text:
+                        begun.set()
+        return i, text, last, error
+
+    with ThreadPoolExecutor(56) as pool:
+        wholes = [pool.submit(whole, i) for i in range(28)]
+        streams = [pool.submit(streamed, i) for i in range(28, 56)]
+        assert begun.wait(120)
+        names = descendants(replicas.process.pid)
+        killed = [one for one, name in names.items() if name.startswith("ray::ServeReplica")]
+        assert len(killed) == 2
+        os.kill(killed[0], signal.SIGKILL)
+        for future in wholes:
+            i, status, text = future.result(timeout=240)
+            assert (status, text) == (200, expected[i])
+        ends = {"whole": 0, "lost": 0}
+        for future in streams:
+            i, text, last, error = future.result(timeout=240)
+            if last == "[DONE]":
+                assert text == expected[i]
+                ends["whole"] += 1
+            else:
+                assert error["code"] == "replica_lost"
+                assert expected[i].startswith(text) and text
+                ends["lost"] += 1
+    assert ends["whole"] + ends["lost"] == 28
+    counted = client.get("/metrics").text
+    retried = float(re.search(r"^unmask_retries_total (\S+)", counted, re.MULTILINE)[1])
+    assert retried + ends["lost"] > 0  # it was killed with work in its hands
+    assert "unmask_open 0.0" in counted
+
+    # a client that goes is forgotten, a bad request is refused as ever, the page is there
+    with client.stream("POST", path, json=body(0, stream=True, max_tokens=1024, ignore_eos=True)) as reply:
+        next(reply.iter_lines())
+    until(lambda: "unmask_open 0.0" in client.get("/metrics").text)
+    bad = client.post(path, json=body(0, unmask={"policy": "nope"}))
+    assert (bad.status_code, bad.json()["error"]["param"]) == (400, "unmask.policy")
+    assert client.post(path, content=b"{" * (5 << 20)).status_code == 413
+    assert "<title>unmask" in client.get("/").text
+    until(lambda: alive(replicas.process) == 2)  # the one that was killed has a successor
+
+    # SIGTERM: what runs is finished, what comes is refused
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(whole, 0)
+        until(lambda: "unmask_open 1.0" in client.get("/metrics").text)
+        replicas.process.send_signal(signal.SIGTERM)
+        assert until(lambda: client.get("/ready").status_code == 503)
+        assert running.result(timeout=60)[1:] == (200, expected[0])
+    assert replicas.process.wait(60) == 0
+    assert alive(replicas.process) == 0

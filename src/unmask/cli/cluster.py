@@ -6,7 +6,7 @@ import logging
 import os
 import pickle
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -67,9 +67,7 @@ def connected(address: str | None) -> Iterator[None]:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what is an error to us is an exception
-    with _silent():
-        import ray
+    import ray
 
     own: dict[str, Any] = {"address": "local", "object_store_memory": _STORE, "include_dashboard": False}
     try:
@@ -85,17 +83,21 @@ def connected(address: str | None) -> Iterator[None]:
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
-    """Nothing is written to standard error, by libraries in C neither."""
+def aside() -> Iterator[None]:
+    """Libraries in C tell standard error nothing, Ray's least of all; what Python writes there goes on to it."""
     sys.stderr.flush()
-    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nothing)
+    before, kept, nothing = sys.stderr, os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    with os.fdopen(kept, "w", buffering=1, encoding=before.encoding, errors=before.errors, closefd=False) as error:
+        os.dup2(nothing, 2)
+        sys.stderr = error
+        try:
+            with redirect_stdout(error):  # nor is what Ray prints a result
+                yield
+        finally:
+            sys.stderr = before
+            os.dup2(kept, 2)
+    os.close(kept)
+    os.close(nothing)
 
 
 def _first(error: Exception) -> str:
@@ -155,7 +157,7 @@ class Worker:
                 yield {"at": [at], "result": [ended.pop(at)]}
 
 
-def decoded(jobs: Sequence[Job], where: Loading, options: Decoding) -> Iterator[tuple[Job, Result]]:
+def decoded(jobs: Sequence[Job], where: Loading, options: Decoding) -> Generator[tuple[Job, Result], None, None]:
     """The jobs with their results, in their order, decoded by ``options.ray`` workers.
 
     A worker that dies is started again, and what it had not handed over is decoded once more.
@@ -166,13 +168,14 @@ def decoded(jobs: Sequence[Job], where: Loading, options: Decoding) -> Iterator[
     """
     assert options.ray is not None
     memory = None if options.memory is None else max(1, int(options.memory * 2**20))
-    with redirect_stdout(sys.stderr), connected(options.ray_address):  # what Ray prints is no result
+    with aside(), connected(options.ray_address):
         import ray
         import ray.data
         from ray.data.exceptions import SystemException
         from ray.exceptions import RayError
 
-        place = _places(ray.cluster_resources(), where, options)
+        room, place, has = capacity(ray.cluster_resources(), where)
+        check_room("--ray", options.ray, room, has)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.execution_options.preserve_order = True
@@ -212,20 +215,23 @@ def _block(count: int, options: Decoding) -> int:
     return max(1, min(each, max(options.batch_size, -(-each // _SHARE)), _SHARE * options.batch_size))
 
 
-def _places(there: Mapping[str, float], where: Loading, options: Decoding) -> dict[str, float]:
-    """What each worker takes of the cluster.
+def capacity(there: Mapping[str, float], where: Loading) -> tuple[int, dict[str, float], str]:
+    """How many workers a cluster has room for, what each takes of it, and what limits them, in words."""
+    gpus, cpus = int(there.get("GPU", 0)), int(there.get("CPU", 0))
+    if where.device == "cuda" or (where.device == "auto" and gpus):
+        return gpus, {"num_gpus": 1, "num_cpus": 0}, f"{gpus} GPUs"
+    each = max(1, where.threads)
+    return cpus // each, {"num_cpus": each}, f"{cpus} CPUs" + (f", of which each takes {each}" if each > 1 else "")
+
+
+def check_room(option: str, count: int, room: int, has: str) -> None:
+    """Refuse more workers than there is room for; Ray would wait for ever.
 
     Raises:
-        RequestError: there is not enough for all of them, so that Ray would wait for ever.
+        RequestError: names the option.
     """
-    gpus, cpus = int(there.get("GPU", 0)), int(there.get("CPU", 0))
-    kind, many = ("GPUs", gpus) if where.device == "cuda" or (where.device == "auto" and gpus) else ("CPUs", cpus)
-    each = 1 if kind == "GPUs" else max(1, where.threads)
-    assert options.ray is not None
-    if options.ray * each > many:
-        asked = f"--ray {options.ray}" + (f" with --threads {each}" if each > 1 else "")
-        raise RequestError(f"{asked}: the cluster has {many} {kind}; give fewer workers")
-    return {"num_gpus": 1, "num_cpus": 0} if kind == "GPUs" else {"num_cpus": each}
+    if count > room:
+        raise RequestError(f"{option} {count}: the cluster has {has}; give fewer")
 
 
 def elsewhere(where: Loading) -> Loading:

@@ -9,7 +9,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -277,8 +277,8 @@ def _hand_on(
 ) -> list[tuple[str, Result]]:
     """Let a cluster decode; titles and results as :func:`_listen` has them."""
     finished = []
-    with _counted(results, len(jobs) + len(results.held), display):
-        for job, result in decoded(jobs, where, options) if jobs else ():
+    with _counted(results, len(jobs) + len(results.held), display), closing(decoded(jobs, where, options)) as found:
+        for job, result in found if jobs else ():
             display.ended([result])
             results.add(job, result)
             if result.error is None:

@@ -66,9 +66,8 @@ class Ahead(Wrapper):
             begun = (canvas.ahead >= number)[:, None]
             asked = {name: getattr(ask, name) for name in _MASKS}
             asked |= {name: part & begun for name in ("window", "probe", "score") if (part := asked[name]) is not None}
-            joint = replace(
-                joint, cell=None, **{name: _where(here, asked[name], getattr(joint, name)) for name in _MASKS}
-            )
+            both: dict[str, Any] = {name: _where(here, asked[name], getattr(joint, name)) for name in _MASKS}
+            joint = replace(joint, cell=None, **both)
         return replace(joint, skipped=None)
 
     def decide(self, canvas: Canvas, prediction: Prediction, state: AheadState) -> tuple[Update, AheadState]:
