@@ -26,6 +26,7 @@ from .models.graphs import Graphs
 from .models.kernels import compiled
 from .models.packing import Scheme
 from .models.placement import pick_device, pick_dtype
+from .models.quantised import left_to_itself
 from .models.recommended import recommended
 from .models.transformer import EAGER
 from .models.weights import Checkpoint, load_denoiser
@@ -92,6 +93,8 @@ def load(
         unknown = tuple(i for i in text.unknown if i < spec.limit)
         spec = replace(spec, tokenizer=str(checkpoint.folder), unknown=unknown)
     kernels = compiled(EAGER, where.type) if compile else EAGER  # refused before weights are read
+    if compile:
+        left_to_itself()
     denoiser = load_denoiser(checkpoint, spec, where, kind, scheme)
     denoiser.network.use(kernels)
     if cuda_graphs == "auto" and where.type == "cuda" and not denoiser.network.waits:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .canvas import NO_MASK, Canvas, ModelSpec
-from .protocols import Sampling
+from .protocols import Ask, Sampling
 
 _LATE = 1e-9  # factor of the confidence of an end of text that shall come last
 _GOLDEN = -7046029254386353131  # 2**64 / golden ratio, as a signed integer
@@ -47,7 +47,16 @@ def suppress(logits: Tensor, sampling: Sampling, canvas: Canvas, row: Tensor, po
         _silence(logits, sampling.inside[row] * ~canvas.closing[row, position][:, None], canvas.spec)
 
 
-def discourage(logits: Tensor, penalty: float, canvas: Canvas, row: Tensor, position: Tensor) -> None:
+def steer(logits: Tensor, ask: Ask, sampling: Sampling, canvas: Canvas, row: Tensor, position: Tensor) -> None:
+    """Change logits as the requests and the policy's ask say, in place; see :func:`suppress`."""
+    suppress(logits, sampling, canvas, row, position)
+    if ask.penalty:
+        _discourage(logits, ask.penalty, canvas, row, position)
+    if ask.heat is not None:
+        logits.div_(ask.heat.to(logits.dtype)[row, None])
+
+
+def _discourage(logits: Tensor, penalty: float, canvas: Canvas, row: Tensor, position: Tensor) -> None:
     """Take ``penalty`` off the logit of the token that stands one position before, in the same block of a block model,
     in place; see :func:`suppress`.
     """

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..core.cache import Cache
 from ..core.canvas import Canvas, ModelSpec
-from ..core.predict import MEASURES, delayed, discourage, forbid, hot, likeliest, read, suppress
+from ..core.predict import MEASURES, delayed, forbid, hot, likeliest, read, steer, suppress
 from ..core.protocols import Ask, Plan, Prediction, Sampling
 from ..core.rows import Counts, Rows, computed, gather, sent, tiles
 from ..core.threads import for_work
@@ -159,11 +159,7 @@ class Denoiser:
         search = None if bound is None else bound.search(canvas, sampling, needs, row, position, step)
         for piece, logits in self._logits(asked, guidance, clock, more):
             with for_work(self._head_work(len(logits))):
-                suppress(logits, sampling, canvas, row[piece], position[piece])
-                if ask.penalty:
-                    discourage(logits, ask.penalty, canvas, row[piece], position[piece])
-                if ask.heat is not None:
-                    logits.div_(ask.heat.to(logits.dtype)[row[piece], None])
+                steer(logits, ask, sampling, canvas, row[piece], position[piece])
                 parts.append(read(logits, sampling, needs, row[piece], position[piece], step[row[piece]]))
                 if search is not None:
                     search.add(piece, logits, parts[-1])

@@ -184,7 +184,6 @@ class Int8Linear(Quantised):
         out = out.mul_(size) if self.bias is None else torch.addcmul(self.bias.to(size.dtype), out, size)
         return out.to(x.dtype).view(*x.shape[:-1], self.out_features)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch.compile does not know the packed weight
     def product(self, values: Tensor, dtype: torch.dtype) -> Tensor:
         """The integers ``values [M, K]`` times the weight and its scales, ``[M, N]`` bfloat16 or float32."""
         if self.runs == "onednn":
@@ -205,6 +204,15 @@ class Int8Linear(Quantised):
             self._tails[begin] = Int8Linear(tail, bias, self.scale.device)
         out: Tensor = self._tails[begin](x)
         return out
+
+
+def left_to_itself() -> None:
+    """Let ``torch.compile`` call :meth:`Int8Linear.product` as it is: it does not know the packed weight.
+
+    No decorator, which would import the compiler with this module.
+    """
+    if not hasattr(Int8Linear.product, "_torchdynamo_disable"):
+        Int8Linear.product = torch.compiler.disable(Int8Linear.product)  # type: ignore[method-assign, no-untyped-call]
 
 
 class Int4Linear(Quantised):
