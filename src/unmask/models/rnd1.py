@@ -9,7 +9,7 @@ from .transformer import Architecture
 
 MASK = 151669
 _HARMLESS = words("is_causal moe_backend num_diffusion_steps")
-_PUBLISHED = Recommended("dream(alg=entropy,steps=256)", "none", 256, "RND1's published rule, by Dream's schedule")
+_PUBLISHED = Recommended("rnd1(steps=256)", "none", 256, "RND1's published setting")
 
 
 class Rnd1:
