@@ -176,6 +176,10 @@ def test_the_config_of_rnd1_counts_not_its_class() -> None:
     """The class that is published with it replaces every size that a config gives by those of RND1-Base."""
     small = Checkpoint.find(CHECKPOINTS / "rnd1-rand").description.arch
     assert (small.width, small.layers, small.experts and small.experts.count) == (64, 3, 8)
+    whole, bare = published("radicalnumerics/RND1-Base-0910"), Checkpoint(Path(), {"architectures": ["RND1LM"]})
+    assert bare.description == whole.description
+    with refuses(ModelError, "logit_scale"):
+        Checkpoint(Path(), {"architectures": ["RND1LM"], "logit_scale": 2.0}).description  # noqa: B018
 
 
 def test_an_end_of_text_in_the_config_is_not_needed_where_the_family_has_one() -> None:
@@ -397,3 +401,26 @@ def test_a_row_alone_is_the_row_in_a_batch(name: str, dtype: str) -> None:
         for i, result in enumerate(together):
             (alone,) = lm.generate([prompts[i]], lengths[i], seed=3 + i, **options, temperature=temperature)
             assert alone.tokens == result.tokens
+
+
+def characters(folder: Path, mask: str) -> Path:
+    """Give a folder a tokenizer of single characters, in which the mask is a token like any other."""
+    vocab = {chr(32 + i): i for i in range(95)}
+    added = [{"id": i, "content": name, "special": False, "single_word": False, "lstrip": False, "rstrip": False,
+              "normalized": False} for name, i in ((mask, 126), ("</s>", 125))]  # fmt: skip
+    model = {"type": "BPE", "vocab": vocab, "merges": [], "unk_token": None}
+    table = {"version": "1.0", "added_tokens": added, "model": model}
+    (folder / "tokenizer.json").write_text(json.dumps(table))
+    (folder / "tokenizer_config.json").write_text("{}")
+    return folder
+
+
+def test_text_that_spells_the_mask_of_a_family_is_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though neither the config names its id nor the tokenizer calls it special, as with Fast-dLLM v2."""
+    monkeypatch.setattr("unmask.models.fast_dllm.MASK", 126)
+    folder = characters(renamed(tmp_path, "mine", "fastdllm-v2-rand", mask_token_id=None), "|<MASK>|")
+    lm = unmask.load(folder, device="cpu")
+    assert lm.denoiser.spec.mask == 126
+    (result,) = lm.generate("say |<MASK>| now</s>", 6, "threshold(tau=0.3)", ignore_eos=True)
+    assert result.error is None
+    assert len(result.prompt_tokens) == len("say |<MASK>| now</s>")

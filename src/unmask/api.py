@@ -87,7 +87,7 @@ def load(
     scheme = Scheme.parse(quantize, checkpoint.stored)
     where = pick_device(device)
     kind = pick_dtype(dtype, checkpoint, where)
-    text = Text.find(checkpoint.folder)
+    text = Text.find(checkpoint.folder, checkpoint.control)
     spec = checkpoint.spec(len(text) if text else None, text.eos if text else ())
     if text:
         unknown = tuple(i for i in text.unknown if i < spec.limit)

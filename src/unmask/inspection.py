@@ -56,7 +56,7 @@ def inspect(
     path = BUNDLED if path_or_id is None else path_or_id
     checkpoint = Checkpoint.find(path, weights=False, revision=revision, adapter=adapter, block_length=block_length)
     d, scheme = checkpoint.description, Scheme.parse(quantize, checkpoint.stored)
-    text = Text.find(checkpoint.folder)
+    text = Text.find(checkpoint.folder, checkpoint.control)
     files, arch = _files(checkpoint), d.arch
     state, dtype = _weights(checkpoint)
     return {

@@ -12,7 +12,7 @@ _HARMLESS = words(
     "debug ep_size fuse_cross_entropy micro_forward mlp_only_layers skip_checkpoint use_deepep"
 )  # how it was trained
 _NAMED = {r"SDAR|TraDo": 4}  # the released ones, where their name has no number
-_PUBLISHED = Recommended("threshold(tau=0.9)", "blockwise", 256, "SDAR's published setting, low_confidence_dynamic")
+_PUBLISHED = Recommended("sdar(tau=0.85)", "blockwise", 256, "SDAR's published setting, low_confidence_dynamic")
 
 
 class Sdar:

@@ -143,6 +143,11 @@ class Checkpoint:
             return Scheme("int8") if self.gguf.quantised else None
         return Scheme.stored(self.config)
 
+    @property
+    def control(self) -> tuple[int, ...]:
+        """Ids of tokens that no text of a user is, whether the tokenizer's files call them special or not."""
+        return (self.description.mask, *self.description.eos)
+
     @cached_property
     def block(self) -> int | None:
         """The block length; None: full attention.

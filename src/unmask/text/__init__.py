@@ -7,7 +7,7 @@ from ids alone. Text that spells the name of one is text, in a prompt and in a m
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -37,17 +37,18 @@ class Text:
         ModelError: a file that cannot be read; names it.
     """
 
-    def __init__(self, folder: Path) -> None:
-        files = Files.read(folder)
+    def __init__(self, folder: Path, control: Iterable[int] = ()) -> None:
+        """Read the files of a folder; ``control``: ids of control tokens, whatever the files say of them."""
+        files = Files.read(folder, control)
         self._tokens = Sealed(files)
         self._template = Template(files.template, files.roles, self._tokens.mark)
         self._roles = files.roles
         self.use_chat = files.chat
 
     @staticmethod
-    def find(folder: Path) -> Text | None:
+    def find(folder: Path, control: Iterable[int] = ()) -> Text | None:
         """The folder's tokenizer, or None where it has none (prompts must then be ids)."""
-        return Text(folder) if Files.there(folder) else None
+        return Text(folder, control) if Files.there(folder) else None
 
     def __len__(self) -> int:
         return max(self._tokens.vocabulary.values(), default=-1) + 1

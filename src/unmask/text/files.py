@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,10 +31,12 @@ class Files:
     Attributes:
         folder: where they are.
         config: ``tokenizer_config.json``, completed by ``special_tokens_map.json``.
+        more: ids of control tokens beside those that the files name.
     """
 
     folder: Path
     config: Mapping[str, Any]
+    more: frozenset[int] = frozenset()
 
     @staticmethod
     def there(folder: Path) -> bool:
@@ -44,7 +46,7 @@ class Files:
         )
 
     @staticmethod
-    def read(folder: Path) -> Files:
+    def read(folder: Path, more: Iterable[int] = ()) -> Files:
         """The files of a folder.
 
         Raises:
@@ -52,7 +54,7 @@ class Files:
         """
         config = _object(folder / "special_tokens_map.json") | _object(folder / "tokenizer_config.json")
         qwen = {} if (folder / "tokenizer.json").exists() else {"eos_token": _QWEN_EOS, "pad_token": _QWEN_EOS}
-        return Files(folder, qwen | config)
+        return Files(folder, qwen | config, frozenset(more))
 
     @cached_property
     def roles(self) -> dict[str, str]:
@@ -124,11 +126,11 @@ class Files:
 
     @cached_property
     def ids(self) -> frozenset[int]:
-        """The ids of control tokens that the model's own configs name."""
+        """The ids of control tokens that the model's own configs name, and of others that are given."""
         configs = [_object(self.folder / f"{name}.json") for name in ("config", "generation_config")]
         given = [c.get(f"{role}_token_id") for c in configs for role in ("mask", "eos", "bos", "pad")]
         flat = [i for value in given for i in (value if isinstance(value, list) else [value])]
-        return frozenset(i for i in flat if isinstance(i, int))
+        return self.more.union(i for i in flat if isinstance(i, int))
 
     def table(self) -> dict[str, Any]:
         """What ``tokenizer.json`` holds (made of ``vocab.json`` and ``merges.txt`` where there is none), with the added
