@@ -225,10 +225,11 @@ def test_models_with_a_mask_token_are_refused(policy: str) -> None:
         Engine(tiny()).add(request(0, [1, 2], 8, policy))
 
 
-def test_late_ends_and_gaps_are_refused() -> None:
+def test_what_a_whole_canvas_cannot_follow_is_refused() -> None:
     engine = Engine(denoiser())
-    with refuses(RequestError, "late_eos"):
-        engine.add(request(0, PROMPTS[0], 16, late_eos=True))
+    for name, value in (("late_eos", True), ("regex", "a+"), ("choices", ("a", "b"))):
+        with refuses(RequestError, name):
+            engine.add(request(0, PROMPTS[0], 16, **{name: value}))
     with refuses(RequestError, 16):
         engine.add(request(0, PROMPTS[0], 16, fixed={4: 9}))
     with refuses(RequestError, "suppress"):

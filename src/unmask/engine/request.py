@@ -164,8 +164,8 @@ class Request:
                 "use the policy renoise",
                 self.id,
             )
-        if spec.mask == NO_MASK and self.params.late_eos:
-            raise RequestError("late_eos: this model commits whole canvases, of which no token is the last", self.id)
+        if spec.mask == NO_MASK:
+            self._check_whole()
         silent = {spec.mask, *spec.unknown, *map(int, self.params.suppress), *(spec.eos if self.inside else ())}
         if len({i for i in silent if 0 <= i < limit}) == limit:
             why = ", for an end of text cannot stand in front of given text" if self.inside else ""
@@ -188,6 +188,17 @@ class Request:
             self.policy.check(self.prompt, self.gen_length, spec)
         except RequestError as error:
             raise error.of(self.id) from None
+
+    def _check_whole(self) -> None:
+        """Refuse what needs tokens to be committed one after the other, on models that commit whole canvases."""
+        asked = {"late_eos": self.params.late_eos, **self.params.constraint, "constraint": self.constraint}
+        for name, value in asked.items():
+            if value:
+                raise RequestError(
+                    f"{name}: this model denoises uniform noise and commits whole canvases, in which no token can wait "
+                    "for another; a model with a mask token is needed",
+                    self.id,
+                )
 
     @property
     def inside(self) -> bool:

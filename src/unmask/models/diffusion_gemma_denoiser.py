@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.cache import Cache
 from ..core.canvas import NO_MASK, Canvas, ModelSpec
-from ..core.predict import gumbel, likeliest, read, suppress, temper
+from ..core.predict import MEASURES, gumbel, likeliest, suppress, temper
 from ..core.protocols import Ask, Sampling
 from ..core.rows import Rows, computed
 from ..core.threads import for_work
@@ -104,10 +104,13 @@ class GemmaDenoiser(Denoiser):
                 suppress(logits, sampling, canvas, own, at)
                 heated = logits / ask.heat[own, None].to(logits.dtype)
                 signal[own, at - start[own]] = self.network.signal(heated)
-                found = read(heated, replace(sampling, samples=False), needs, own, at, step[own])
-                found["confidence"] = likeliest(logits)[1]
+                token, confidence = likeliest(logits)
+                found = {"token": token, "confidence": confidence}
+                found |= {name: measure(heated) for name, measure in MEASURES.items() if name in needs}
+                if "logits" in needs:
+                    found["logits"] = heated
                 if "drawn" in needs:
-                    found["drawn"] = drawn(heated, found["token"], sampling, own, at, step[own])
+                    found["drawn"] = drawn(heated, token, sampling, own, at, step[own])
                 parts.append({name: values[answered[piece]] for name, values in found.items()})
         prediction = spread(canvas, row[answered], position[answered], parts, needs, sampling)
         tell = partial(computed, [replace(r, keys=None, scratch={}) for r in ran], canvas.tokens.shape, self.layers)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...api import load
+from ...core.canvas import NO_MASK
 from ...core.config import param
 from ...core.errors import SpecError
 from ...core.predict import forbid, gumbel
@@ -80,6 +81,8 @@ class SpecDiff(Drafter):
     def check(self, target: Target) -> None:
         spec = self.denoiser(target).spec
         target.model.fits(spec)
+        if spec.mask == NO_MASK:
+            raise SpecError(f"{self.name}: {self.model} has no mask token, by which drafts are asked for")
         if self.steps > 1 and self.tree:
             raise SpecError(f"{self.name}: a tree takes one pass, got steps={self.steps}; leave out steps or tree")
 
