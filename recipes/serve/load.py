@@ -8,6 +8,7 @@ import asyncio
 import json
 import statistics
 import time
+import urllib.request
 
 import client
 import mix
@@ -17,25 +18,32 @@ import unmask
 SHORT = ("/v1/completions", {"prompt": "3+4=", "max_tokens": 8, "unmask": {"policy": "vanilla"}})
 
 
+def processor(port):
+    """Seconds of processor time that the server has taken."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as reply:
+        lines = reply.read().decode().splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith("process_cpu_seconds_total "))
+
+
 def offline(lm, made):
-    """Tokens and seconds of the engine alone, all requests waiting from the start."""
+    """Tokens, seconds and processor seconds of the engine alone, all requests waiting from the start."""
     requests = mix.requests(lm, made)
-    began, tokens = time.perf_counter(), 0
+    began, own, tokens = time.perf_counter(), time.process_time(), 0
     for event in lm.run(requests, 32):
         if isinstance(event, unmask.Outcome):
             tokens += lm.result(event).stats.tokens
-    return tokens, time.perf_counter() - began
+    return tokens, time.perf_counter() - began, time.process_time() - own
 
 
 def served(port, made, concurrency):
     """The same over HTTP, and the replies."""
-    began = time.perf_counter()
+    began, own = time.perf_counter(), processor(port)
     replies = asyncio.run(client.crowd(port, made, concurrency))
-    seconds = time.perf_counter() - began
+    seconds, own = time.perf_counter() - began, processor(port) - own
     wrong = [reply for reply in replies if reply.status != 200 or reply.error]
     if wrong:
         raise SystemExit(f"{len(wrong)} requests failed, the first: {wrong[0]}")
-    return sum(reply.tokens for reply in replies), seconds, replies
+    return sum(reply.tokens for reply in replies), seconds, own, replies
 
 
 def share(values, part):
@@ -44,13 +52,13 @@ def share(values, part):
 
 
 async def _beside(port, others, policy):
-    """Seconds of a short request alone, and beside long ones; the median of five."""
+    """Seconds of a short request alone, and beside long ones; the median of three."""
     short = (SHORT[0], {**SHORT[1], "unmask": {"policy": policy}})
-    long = ("/v1/completions", {"prompt": "a", "max_tokens": 512, "ignore_eos": True, "unmask": {"policy": "vanilla"}})
-    alone = [(await client.ask(port, *short)).seconds for _ in range(6)][1:]
+    long = ("/v1/completions", {"prompt": "a", "max_tokens": 256, "ignore_eos": True, "unmask": {"policy": "vanilla"}})
+    alone = [(await client.ask(port, *short)).seconds for _ in range(4)][1:]
     tasks = [asyncio.ensure_future(client.ask(port, *long)) for _ in range(others)]
     await asyncio.sleep(3)
-    beside = [(await client.ask(port, *short)).seconds for _ in range(5)]
+    beside = [(await client.ask(port, *short)).seconds for _ in range(3)]
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
@@ -70,14 +78,16 @@ def main():
     made = mix.jobs(args.requests, 7)
     served(args.port, made[:16], 8)
     offline(lm, made[:16])
-    rates = {"offline": [], "served": []}
+    rates, work = {"offline": [], "served": []}, {"offline": [], "served": []}
     replies = []
     for _ in range(args.rounds):
-        tokens, seconds = offline(lm, made)
+        tokens, seconds, own = offline(lm, made)
         rates["offline"].append(tokens / seconds)
-        tokens, seconds, own = served(args.port, made, args.concurrency)
+        work["offline"].append(own)
+        tokens, seconds, own, found = served(args.port, made, args.concurrency)
         rates["served"].append(tokens / seconds)
-        replies += own
+        work["served"].append(own)
+        replies += found
     streams = [
         reply.first
         for reply, (_, body) in zip(replies, made * args.rounds, strict=True)
@@ -87,6 +97,7 @@ def main():
         "requests": args.requests, "concurrency": args.concurrency, "rounds": args.rounds,
         **{f"{name}_tokens_per_second": [round(rate, 1) for rate in several] for name, several in rates.items()},
         "served_to_offline": round(statistics.median(rates["served"]) / statistics.median(rates["offline"]), 3),
+        "processor_seconds": {name: [round(own, 2) for own in several] for name, several in work.items()},
         "first_token_seconds": {f"p{int(100 * p)}": round(share(streams, p), 3) for p in (0.5, 0.99)},
         "response_seconds": {f"p{int(100 * p)}": round(share([r.seconds for r in replies], p), 3) for p in (0.5, 0.99)},
     }  # fmt: skip
