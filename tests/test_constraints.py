@@ -527,3 +527,51 @@ def test_unconstrained_rows_do_nothing_more(lm, monkeypatch):
     monkeypatch.setattr(rows, "search", lambda *_: pytest.fail("searched"))
     monkeypatch.setattr(rows, "hold", lambda *_: pytest.fail("held"))
     lm.generate("Count.", 8, "threshold")
+
+
+# --- reads
+
+
+def test_choices_are_scored_in_one_forward_pass(lm, monkeypatch):
+    calls = []
+    monkeypatch.setattr(type(lm.denoiser), "__call__", counted(calls, type(lm.denoiser).__call__))
+    question = "Amy has 3 apples. She buys 4 more, and then 5 more. How many apples does Amy have?"
+    [[plain], [longer]] = (
+        lm.score_choices(question, f"3+4=7\n7+5={end}\nAnswer: [MASK]", choices)
+        for end, choices in (("12", ["12", "13", "30"]), ("12", ["12", "1", "120"]))
+    )
+    assert len(calls) == 2
+    assert max(plain, key=plain.get) == "12"
+    assert sum(plain.values()) == pytest.approx(1)
+    assert set(longer) == {"12", "1", "120"}
+
+
+def counted(calls, call):
+    def run(*args, **given):
+        calls.append(1)
+        return call(*args, **given)
+
+    return run
+
+
+def test_each_gap_has_choices_of_its_own(lm):
+    found = lm.score_choices(None, "[1, [MASK], [MASK]]", [["2", "3"], ["4", "5", "6"]])
+    assert [list(own) for own in found] == [["2", "3"], ["4", "5", "6"]]
+    assert lm.score_choices(None, "[1, [MASK], [MASK]]", ["2", "3"])[0] == pytest.approx(found[0])
+
+
+@pytest.mark.parametrize(
+    ("template", "choices", "named"),
+    [
+        ("no gap", ["a", "b"], "gap"),
+        ("[MASK*3]", ["a", "b"], "template"),
+        ("x[MASK]", [], "choices"),
+        ("x[MASK]", ["a"], "choices"),
+        ("x[MASK]", ["a", 3], "choices"),
+        ("x[MASK][MASK]", [["a", "b"]], "choices"),
+        ("x[MASK][MASK]", ["a", "bcd"], "tokens"),
+    ],
+)
+def test_bad_reads_are_refused(lm, template, choices, named):
+    with pytest.raises(RequestError, match=named):
+        lm.score_choices("Count.", template, choices)
