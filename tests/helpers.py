@@ -241,6 +241,9 @@ class Request:
     begin: int | None = None
     stop: tuple[str, ...] = ()
     late_eos: bool = False
+    regex: str | None = None
+    json_schema: Any = None
+    choices: tuple[str, ...] = ()
 
     def to(self, policy: str | Policy, cache: str | Cache) -> EngineRequest:
         own = {f.name: getattr(self, f.name) for f in fields(SamplingParams) if hasattr(self, f.name)}

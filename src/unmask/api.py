@@ -31,6 +31,7 @@ from .models.recommended import recommended
 from .models.transformer import EAGER
 from .models.weights import Checkpoint, load_denoiser
 from .results import Result, result_of
+from .scoring import score
 from .text import Text
 
 BUNDLED_NAME = "unmask-tiny"  # in results, traces and profiles
@@ -205,6 +206,26 @@ class Model:
             texts, policy, cache, prompts=prompts, params=params, chat=chat, n=n, **sampling
         )
         return self._all(requests, batch_size, memory)
+
+    def score_choices(
+        self, prompt: Prompt | None, template: str, choices: Sequence[Any], *, chat: bool | None = None
+    ) -> list[dict[str, float]]:
+        """How probable each of several texts is in a gap, read in one forward pass; nothing is generated.
+
+        Args:
+            prompt: what comes before; None: nothing.
+            template: a text with gaps ``[MASK]``, the beginning of the answer.
+            choices: texts that may stand in every gap, or a list of them for each gap.
+
+        Returns:
+            For each gap the probability of each text. That of a text of several tokens is the product of theirs, each
+            read while the others are masked. In a single gap texts may differ in length.
+
+        Raises:
+            RequestError: no gap, choices that are not texts, or of different lengths in one of several gaps.
+        """
+        front = None if prompt is None else self._ids(0, prompt, chat)
+        return score(self.denoiser, self.text, registry.cache("none"), front, template, choices)
 
     def stream(
         self,

@@ -125,7 +125,8 @@ def _prefix(automata: tuple[Automaton, ...], start: Ints, prompt: Ints, first: I
         own = classes[:, place]
         after = np.where(own < width, union.step[union.which, state, own.clip(max=width - 1)], dead)
         state = np.where((place >= prompt) & (place < first), after, state)
-    return state
+    found: Ints = state
+    return found
 
 
 def _behind(counts: Bools) -> Ints:

@@ -1,0 +1,39 @@
+"""Everything that is generated is valid: policies x caches x temperatures x weights, with many constraints in a batch.
+
+``UNMASK_ALL=1 pytest tests/test_structured_grid.py`` decodes all combinations with all thirty constraints.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from pairwise import FULL, combined
+from structured import CASES, LENGTH, model, valid
+from unmask import SamplingParams, registry
+
+CACHES = ("none", "dual", "dllm(kp=4,kr=2)")
+PROMPT = "The age of Rosa Reed is 38. There is a snake at home.\nFill the record: name, age, pet"
+_TOGETHER = 6  # constraints in a batch of the spread
+_NAMES = list(CASES)
+
+
+@pytest.mark.slow
+@combined(
+    apart=("cache", "temperature", "weights"),
+    policy=tuple(registry.POLICIES),
+    cache=CACHES,
+    temperature=(0.0, 1.0),
+    weights=("bundled", "random"),
+)
+def test_every_output_is_valid(policy, cache, temperature, weights):
+    first = 5 * list(registry.POLICIES).index(policy)
+    names = _NAMES if FULL else [_NAMES[(first + i) % len(_NAMES)] for i in range(_TOGETHER)]
+    params = [SamplingParams(temperature=temperature, seed=i, **CASES[name]) for i, name in enumerate(names)]
+    results = model(weights).generate([PROMPT] * len(names), LENGTH, policy, cache, params=params)
+    for name, result in zip(names, results, strict=True):
+        assert result.error is None, (name, result.error)
+        assert valid(CASES[name], result.text), (name, result.text)
+
+
+def test_there_are_thirty_constraints():
+    assert len(CASES) == 30
