@@ -41,6 +41,10 @@ POLICIES = {
     "sdar": "unmask.policies.sdar:Sdar",
     "edit": "unmask.policies.edit:Edit",
     "rnd1": "unmask.policies.rnd1:Rnd1",
+    "localleap": "unmask.policies.localleap:LocalLeap",
+    "pc_sampler": "unmask.policies.pc_sampler:PcSampler",
+    "suffix": "unmask.policies.suffix:Suffix",
+    "mask_ratio": "unmask.policies.mask_ratio:MaskRatio",
 }
 CACHES = {
     "none": "unmask.caches.none:NoCache",
