@@ -137,6 +137,20 @@ POLICY_VARIANTS: dict[str, list[str]] = {
         "sdar(schedule=sequential,steps=5)",
     ],
     "rnd1": ["rnd1(steps=5)", "rnd1(steps=9,gamma=2)"],
+    "localleap": [
+        "localleap(tau=0.5,low=0.3,radius=2,block_length=7)",
+        "localleap(tau=0.7,low=0.4,radius=9,block_length=none)",
+    ],
+    "pc_sampler": ["pc_sampler(block_length=5)", "pc_sampler(decay=0.1,most=1,steps=6,block_length=10)"],
+    "suffix": [
+        "suffix(threshold(tau=0.4,block_length=4),window=3)",
+        "suffix(slowfast(tau_min=0.2,tau_high=0.5,k_max=3,suffix=cached,block_length=7),window=2,last=0,decay=2)",
+        "suffix(wino(tau_in=0.3,tau_out=0.3,block_length=6),window=4,decay=1)",
+    ],
+    "mask_ratio": [
+        "mask_ratio(threshold(tau=0.5,block_length=5),alpha=0.5)",
+        "mask_ratio(suffix(klass(tau=0.4,kl=0.3,block_length=5),window=3),alpha=0.8)",
+    ],
     "edit": [
         "edit(threshold(tau=0.4,block_length=5),tau_edit=0.3,max_post_steps=3)",
         "edit(wino(tau_in=0.3,tau_out=0.3,block_length=6),tau_edit=0.4,max_post_steps=0)",

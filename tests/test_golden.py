@@ -352,7 +352,7 @@ def read(name: str) -> Iterator[tuple[str, Any]]:
 def find_cases() -> list[Case]:
     if not (ROOT / "checkpoints").is_dir():
         raise FileNotFoundError(f"{ROOT} has no folder 'checkpoints'")
-    skip = {"fragile.json", "logits.json"}
+    skip = {"fragile.json", "logits.json", "pc_frequencies.json"}
     names = sorted({f.name for f in ROOT.glob("*/*.json")} - skip)
     found = [Case(group, entry) for name in names for group, entry in read(name)]
     if not found:

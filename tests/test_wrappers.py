@@ -17,7 +17,7 @@ from unmask import registry
 from unmask.cli import app
 from unmask.core.canvas import Canvas
 from unmask.core.errors import SpecError
-from unmask.core.policy import with_threshold
+from unmask.core.policy import Policy, with_threshold
 from unmask.core.predict import read
 from unmask.core.protocols import Ask, Prediction, Sampling
 from unmask.policies.adaptive import Adaptive
@@ -34,7 +34,16 @@ WITH_THRESHOLD = {
     "hierarchical": ["hierarchical(tau=0.6,low=0.2,block_length=7)"],
     "credit": ["credit(tau=0.5,block_length=5)"],
     "wino": ["wino(tau_in=0.3,tau_out=0.3,block_length=6)"],
+    "localleap": ["localleap(tau=0.5,low=0.3,radius=2,block_length=7)"],
+    "suffix": ["suffix(threshold(tau=0.4,block_length=4),window=3)"],
 }
+
+
+def with_number(policy: Policy, value: float) -> Policy:
+    """The policy with another threshold."""
+    name = type(policy).threshold
+    held = getattr(policy, name)
+    return replace(policy, **{name: with_number(held, value) if isinstance(held, Policy) else value})
 
 
 def rows(policy: str, shift: bool = False, cache: str = "none") -> list[Row]:
@@ -136,7 +145,6 @@ class TestAdaptive:
     def test_rows_may_have_thresholds_of_their_own(self, policy: str) -> None:
         """One forward of a batch at two thresholds is each row's forward at its own."""
         made = registry.policy(policy)
-        name = type(made).threshold
         canvas = Canvas.blank([[5, 6, 7], [5, 6, 7]], [12, 12], SPEC)
         sampling = Sampling(torch.zeros(2), torch.ones(2), *torch.zeros(2, 2, dtype=torch.long))
         canvas = canvas.widened(made.probes)
@@ -146,7 +154,7 @@ class TestAdaptive:
         both = with_threshold(made, torch.tensor([0.2, 0.8], dtype=torch.float64))
         update, _ = both.decide(canvas, answer, made.init(canvas, sampling))
         for row, value in enumerate((0.2, 0.8)):
-            alone, _ = replace(made, **{name: value}).decide(canvas, answer, made.init(canvas, sampling))
+            alone, _ = with_number(made, value).decide(canvas, answer, made.init(canvas, sampling))
             assert torch.equal(update.write[row], alone.write[row])
 
     def test_policies_without_a_threshold_are_refused(self) -> None:

@@ -44,6 +44,10 @@ POLICIES = {
     "rnd1": "unmask.policies.rnd1:Rnd1",
     "ahead": "unmask.policies.ahead:Ahead",
     "renoise": "unmask.policies.renoise:Renoise",
+    "localleap": "unmask.policies.localleap:LocalLeap",
+    "pc_sampler": "unmask.policies.pc_sampler:PcSampler",
+    "suffix": "unmask.policies.suffix:Suffix",
+    "mask_ratio": "unmask.policies.mask_ratio:MaskRatio",
 }
 CACHES = {
     "none": "unmask.caches.none:NoCache",

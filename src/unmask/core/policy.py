@@ -22,7 +22,8 @@ class Policy(Configured, ABC):
     rest what differs.
 
     Attributes:
-        threshold: name of the parameter that holds the confidence from which positions are committed; "": none.
+        threshold: name of the parameter that holds the confidence from which positions are committed, or a policy that
+            has such a parameter; "": none.
     """
 
     threshold = ""
@@ -169,8 +170,15 @@ class Wrapper(Policy):
         return self.policy.notes(canvas, before, after)
 
 
+def threshold_of(policy: Policy) -> float | None:
+    """The confidence from which a policy, or the one that it wraps, commits; None: there is none."""
+    held = getattr(policy, policy.threshold) if policy.threshold else None
+    return threshold_of(held) if isinstance(held, Policy) else held
+
+
 def with_threshold(policy: Policy, threshold: Tensor) -> Policy:
     """The same policy with ``[B]`` thresholds, one per row, in place of the number that ``policy.threshold`` names."""
-    twin = copy(policy)
-    object.__setattr__(twin, policy.threshold, threshold)
+    twin, held = copy(policy), getattr(policy, policy.threshold)
+    value = with_threshold(held, threshold) if isinstance(held, Policy) else threshold
+    object.__setattr__(twin, policy.threshold, value)
     return twin

@@ -13,7 +13,7 @@ from ..core.canvas import Canvas, Update
 from ..core.config import Spec, param
 from ..core.errors import SpecError
 from ..core.pick import at_least
-from ..core.policy import Policy, Wrapper, with_threshold
+from ..core.policy import Policy, Wrapper, threshold_of, with_threshold
 from ..core.protocols import Ask, Prediction, Sampling
 from ..core.state import PER_POSITION
 
@@ -56,12 +56,12 @@ class Adaptive(Wrapper):
         super().__post_init__()
         if self.low > self.high:
             raise SpecError(f"adaptive: low must be at most high ({self.high:g}), got {self.low:g}")
-        if isinstance(self.policy, Policy) and not self.policy.threshold:
+        if isinstance(self.policy, Policy) and threshold_of(self.policy) is None:
             raise SpecError(f"adaptive: policy must have a confidence threshold; {self.policy.name} has none")
 
     def init(self, canvas: Canvas, sampling: Sampling) -> AdaptiveState:
         confidence = torch.zeros(canvas.tokens.shape, dtype=torch.float64, device=canvas.tokens.device)
-        tau = torch.full_like(confidence[:, 0], getattr(self.policy, self.policy.threshold))
+        tau = torch.full_like(confidence[:, 0], threshold_of(self.policy))
         return AdaptiveState(self.policy.init(canvas, sampling), tau, torch.zeros_like(canvas.tokens), confidence)
 
     def ask(self, canvas: Canvas, state: AdaptiveState) -> Ask:

@@ -1,0 +1,161 @@
+"""Traces of the published code of newer decoders, on the checkpoints of the first set, in float32 on one thread.
+
+Runs the set in ``tests/golden/newer``, or the collection of the same kind that ``UNMASK_GOLDEN_NEWER`` names; its README says
+what a case is and gives each rule. Checkpoints are those of the first set. A trace with an end of text is followed
+until the answer is settled: the references go on behind it, or fill what follows it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+import test_golden as first_set
+from helpers import Request, run
+from test_golden import Case, Outcome, Params, Specs, _spec, event
+from unmask import registry
+from unmask.core.config import Spec
+from unmask.models.denoiser import Denoiser
+
+ROOT = Path(os.environ.get("UNMASK_GOLDEN_NEWER") or Path(__file__).parent / "golden" / "newer")
+_OTHER = {"fragile.json", "quirks.json", "logits.json", "pc_frequencies.json"}
+
+
+def find_cases() -> list[Case]:
+    files = [f for f in sorted(ROOT.glob("*/*.json")) if f.name not in _OTHER]
+    return [Case(f.parent.name, entry) for f in files for entry in json.loads(f.read_text(encoding="utf-8"))]
+
+
+def _localleap(case: Case, p: Params) -> Specs:
+    p.take("steps", None)  # ends nothing early: every forward pass commits
+    tau = p.take("threshold", None) or p.take("conf_threshold", None)
+    low, radius = p.take("relaxed_threshold", None), p.take("radius", None)
+    return _spec("localleap", tau=tau, low=low, radius=radius, block_length=p.take("block_length", None)), "none"
+
+
+@cache
+def _frequencies(checkpoint: str) -> str:
+    """A file with the frequencies that stand beside the traces, in float32 as there."""
+    shares = json.loads((ROOT / "pc_frequencies.json").read_text(encoding="utf-8"))[checkpoint]
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    (folder / "shares.json").write_text(json.dumps(torch.tensor(shares).tolist()), encoding="utf-8")
+    return str(folder / "shares.json")
+
+
+def _pc_sampler(case: Case, p: Params) -> Specs:
+    decay, most, steps, block = (p.take(name, None) for name in ("lambd", "alpha", "steps", "block_length"))
+    file = _frequencies(case.checkpoint)
+    return _spec("pc_sampler", decay=decay, most=most, steps=steps, block_length=block, frequencies=file), "none"
+
+
+def _streaming(case: Case, p: Params) -> Specs:
+    p.take("steps", None)  # as many as positions, matters through divisibility only
+    own = {"tau": p.take("threshold", None), "block_length": p.take("block_length", None)}
+    if case.method == "streaming_dream":
+        own |= {"opening": Spec("first"), "confidence": Spec("sampled")}
+    inner = Spec("threshold", (), tuple(own.items()))
+    kept = Spec("suffix", (inner,), (("window", p.take("window_size", None)),))
+    return _spec("mask_ratio", policy=kept, alpha=p.take("confidence_alpha", None)), "prefix"
+
+
+METHODS: dict[str, Callable[[Case, Params], Specs]] = {
+    "localleap": _localleap,
+    "localleap_dream": _localleap,
+    "pc_sampler": _pc_sampler,
+    "streaming": _streaming,
+    "streaming_dream": _streaming,
+}
+_ENDS = ("eos_token_id", "eos_id", "eos")
+_LENGTHS = ("gen_length", "max_new_tokens", "generate_length")
+MISSING = {  # no counterpart here
+    "lopa",
+    "rho_eos",
+    "freedave",
+    "freedave_static",
+}
+CASES = [case for case in find_cases() if case.method not in MISSING]
+
+
+def end_of(case: Case) -> int | None:
+    """The token at which the reference stops, if it does."""
+    return next((case.data["params"][name] for name in _ENDS if name in case.data["params"]), None)
+
+
+def denoiser(case: Case) -> Denoiser:
+    """The checkpoint, with the end of text that the case names."""
+    found, eos = first_set.model(case.checkpoint), end_of(case)
+    return found if eos is None else Denoiser(found.network, replace(found.spec, eos=(eos,)))
+
+
+def specs(case: Case) -> Specs:
+    """Policy and cache; fails on methods and parameters that the table does not know."""
+    params = Params(case.data["params"])
+    for name in (*_ENDS, *_LENGTHS):
+        params.pop(name, None)
+    found = METHODS[case.method](case, params)
+    assert not params, f"reference parameters unknown here: {dict(params)}"
+    return found
+
+
+@cache
+def play(case: Case) -> Outcome:
+    policy, kept = specs(case)
+    top_k = 50 if "dream" in case.method else 0  # the default of the configuration class it inherits
+    asked = Request(0, case.data["prompt_ids"], case.gen_length, top_k=top_k, ignore_eos=end_of(case) is None)
+    events, tokens, nfe = [], [], 0
+    for done in run(denoiser(case), registry.cache(kept), registry.policy(policy), [asked], 1):
+        events.append(event(done))
+        tokens, nfe = done.canvas.tokens[0, : int(done.canvas.length[0])].tolist(), nfe + 1
+    return Outcome([e for e in events if any(e)], tokens, nfe)
+
+
+def settled(case: Case, tokens: list[int]) -> int:
+    """The position from which an answer does not count: one behind its end of text."""
+    start, eos = len(case.data["prompt_ids"]), end_of(case)
+    return start + tokens[start:].index(eos) + 1 if eos in tokens[start:] else len(tokens)
+
+
+def problem(case: Case) -> str:
+    """The first difference, in words; "" when there is none."""
+    ours, theirs = play(case), case.data["tokens"]
+    end = settled(case, ours.tokens)
+    if ours.tokens[:end] != theirs[:end]:
+        return f"tokens {ours.tokens[:end]}, reference: {theirs[:end]}"
+    if ours.nfe > case.data["nfe"]:
+        return f"{ours.nfe} forwards, reference: {case.data['nfe']}"
+    mine = [e for event in ours.events if any(e := _before(event, end))]
+    given = [e for event in case.events if any(e := _before(event, end))]
+    for i, (one, other) in enumerate(zip(mine, given, strict=False)):
+        if one != other:
+            return f"forward with effect {i}: {one}, reference: {other}"
+    return "" if len(mine) == len(given) else f"{len(mine)} forwards with an effect, reference: {len(given)}"
+
+
+def _before(event: tuple[tuple[tuple[int, int], ...], ...], end: int) -> tuple[tuple[tuple[int, int], ...], ...]:
+    """What a forward pass did in front of a position, its first commits and what it re-masked."""
+    committed, remasked, _ = event
+    return tuple(x for x in committed if x[0] < end), tuple(x for x in remasked if x < end)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_trace(case: Case) -> None:
+    assert not problem(case)
+
+
+def test_the_set_is_whole() -> None:
+    if "UNMASK_GOLDEN_NEWER" not in os.environ:
+        assert len(find_cases()) == 366
+    assert {case.method for case in CASES} <= METHODS.keys()
+    assert not METHODS.keys() & MISSING
+    assert torch.get_num_threads() == 1
