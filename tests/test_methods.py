@@ -12,7 +12,7 @@ import pytest
 
 from refusals import refuses
 from unmask import registry
-from unmask.cli.show import describe
+from unmask.registry import describe
 
 ROOT = Path(__file__).parents[1]
 PAGES, PICTURES = ROOT / "docs" / "methods", ROOT / "docs" / "img" / "methods"

@@ -7,7 +7,7 @@ from .config import Config
 from .family import Blocks, Description, Recommended, special_ids
 from .transformer import Architecture
 
-MASK, BLOCK = 5, 4  # in its code; the config says neither
+MASK, BLOCK = 5, 4  # in its code; published configs say neither
 _PUBLISHED = Recommended("threshold(tau=0.95)", "blockwise", 512, "Stable-DiffCoder's published setting")
 
 
@@ -23,8 +23,9 @@ class StableDiffcoder:
         attention, mlp = config.flag("attention_bias"), config.flag("mlp_bias")
         arch, context = llama.architecture(config, qkv_bias=attention, o_bias=attention, mlp_bias=mlp)
         ids = special_ids(config, MASK)
+        blocks = Blocks(config.integer("block_size", BLOCK), ("block_size",), whole=False)
         return Description(
-            self.name, arch, context, **ids, shift=False, published=_PUBLISHED, blocks=Blocks(BLOCK, whole=False)
+            self.name, arch, context, **ids, shift=False, published=_PUBLISHED, blocks=blocks
         )
 
     def names(self, arch: Architecture) -> dict[str, str]:
