@@ -19,6 +19,7 @@ from unmask.core.store import Store, attend_stored, visible
 from unmask.models.attention import attention
 from unmask.models.denoiser import Denoiser
 from unmask.models.kernels import compiled
+from unmask.models.quantised import Int8Linear, Quantised
 from unmask.models.transformer import EAGER, Transformer
 
 ASKED = 32  # positions per row whose logits are wanted: a usual block
@@ -55,7 +56,8 @@ class Forward:
         many = (shape[0],)
         prompt = torch.full(many, size.length - size.asked, device=device)
         yes, no = torch.ones(many, device=device).bool(), torch.zeros(shape, device=device).bool()
-        self.canvas = Canvas(canvas, prompt, torch.full_like(prompt, size.length), ~yes, no, model.spec)
+        whole, held = torch.full_like(prompt, size.length), torch.full_like(prompt, -1)
+        self.canvas = Canvas(canvas, prompt, whole, whole, held, ~yes, no, model.spec)
         self.cache = Stored(compute)
         self.ask = Ask(self.canvas.response)
         self.state = model.init(self.canvas, self.cache)
@@ -142,12 +144,12 @@ class Products:
         """Run them."""
         for block in self.network.blocks:
             for linear, given in ((block.qkv_proj, self.hidden), (block.o, self.attended)):
-                F.linear(given, linear.weight)  # type: ignore[union-attr, arg-type]
+                bare(linear, given)
             if block.mixture is not None:  # sorting included, for there is no other way to multiply
                 block.mixture(self.hidden)  # type: ignore[operator]
             else:
-                F.linear(self.hidden, block.gate_up.weight)  # type: ignore[union-attr, arg-type]
-                F.linear(self.inner, block.down.weight)  # type: ignore[union-attr, arg-type]
+                bare(block.gate_up, self.hidden)
+                bare(block.down, self.inner)
             self._attend()
         head = self.network.embed if self.network.head is None else self.network.head
         return F.linear(self.asked, head.weight)
@@ -163,6 +165,13 @@ class Products:
             for first in range(0, queries, count):
                 score = torch.bmm(self.query[some, first : first + count], self.key[some])
                 torch.bmm(score, self.value[some])
+
+
+def bare(linear: Any, given: Tensor) -> Tensor:
+    """A product alone: of integers without the rounding of its inputs, where weights are in 8 bits."""
+    if isinstance(linear, Int8Linear):
+        return linear.product(given.to(torch.int8), given.dtype)
+    return linear(given) if isinstance(linear, Quantised) else F.linear(given, linear.weight)
 
 
 class Parts:

@@ -125,7 +125,8 @@ class Forward:
         compute = torch.arange(point.length, device=device).expand(shape) >= point.length - point.computed
         prompt = torch.full((point.rows,), point.length - point.asked, device=device)
         yes, nothing = torch.ones_like(prompt).bool(), torch.zeros_like(compute)
-        self.canvas = Canvas(tokens, prompt, torch.full_like(prompt, point.length), ~yes, nothing, model.spec)
+        whole, held = torch.full_like(prompt, point.length), torch.full_like(prompt, -1)
+        self.canvas = Canvas(tokens, prompt, whole, whole, held, ~yes, nothing, model.spec)
         self.cache, self.ask = Stored(compute, point.computed == point.length), Ask(self.canvas.response)
         self.state = model.init(self.canvas, self.cache)
         zero = torch.zeros(point.rows, device=device, dtype=torch.float64)

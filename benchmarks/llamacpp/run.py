@@ -5,12 +5,14 @@
     python -m benchmarks.llamacpp.run answers FOLDER --output runs/llamacpp.jsonl
     python -m benchmarks.llamacpp.run table --output runs/llamacpp.jsonl
 
+Times are CPU time, summed over the threads: beside other work it says more than the clock.
+
 ``passes``: a LLaDA of 220 M random weights, converted by llama.cpp's own converter; all compute the same canvas. A
-round runs each program once, in turn; the figure of a round is the mean of its passes after the first. llama.cpp
-computes the head at every position, unmask at the 32 of a block: 3 % of the products of this shape.
+round runs each program in turn; llama.cpp's figure is what 18 forward passes more take longer. It computes the head at
+every position, unmask at the 32 of a block: 3 % of the products of this shape.
 
 ``answers``: the bundled model on problems whose prompts both tokenize alike. llama.cpp fills the canvas, one token a
-forward pass and four; it has no early stop, cache or parallel policy. Loading is not timed.
+forward pass and four; it has no early stop, cache or parallel policy. Its times include loading the file, 20 ms.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import resource
 import statistics
 import subprocess
 import sys
@@ -47,7 +50,6 @@ FORMATS = ("BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0")
 KINDS = ("none", "int8", "int4")
 FAMILY, BLOCK = "word_problem", 32
 _TOTAL = re.compile(r"total time: ([\d.]+)ms, time per step: ([\d.]+)ms, sampling time per step: ([\d.]+)ms")
-_STEP = re.compile(r"(\d+)\.(\d+)\.(\d+)\.(\d+) I \s*diffusion step: (\d+)/")
 
 
 class Example:
@@ -56,22 +58,31 @@ class Example:
     def __init__(self, program: Path, file: Path, count: int, canvas: int) -> None:
         self.program, self.file, self.count, self.canvas = program, file, count, canvas
 
-    def __call__(self, prompt: str, steps: int, chat: bool) -> tuple[float, list[float], str]:
-        """Milliseconds in all, those of each step after the first, and the text."""
-        size = str(self.canvas)
+    def __call__(self, prompt: str, steps: int) -> tuple[float, str]:
+        """Milliseconds of CPU time, loading included, and the text."""
+        size, before = str(self.canvas), _children()
         done = subprocess.run(
             [str(self.program), "-m", str(self.file), "-p", prompt, "-ub", size, "-b", size, "-c", size, "--temp", "0",
              "--diffusion-steps", str(steps), "--diffusion-block-length", str(BLOCK), "-t", str(self.count),
-             "-tb", str(self.count), *(() if chat else ("--no-conversation",))],
+             "-tb", str(self.count)],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         log = done.stderr + done.stdout
         total = _TOTAL.search(log)
         if total is None:
             raise SystemExit(f"{self.program.name} failed on {self.file.name}: {log[-400:]}")
-        at = [((int(m) * 60 + int(s)) * 1000 + int(ms) + int(us) / 1000) for m, s, ms, us, _ in _STEP.findall(log)]
-        text = log[total.end() :].partition(" I ")[2].strip()
-        return float(total[1]), [b - a for a, b in zip(at[1:], at[2:], strict=False)], text
+        return 1e3 * (_children() - before), log[total.end() :].partition(" I ")[2].strip()
+
+    def step(self, prompt: str) -> float:
+        """Milliseconds of CPU time of one forward pass: what twice as many take longer."""
+        few = self.canvas // BLOCK
+        return (self(prompt, 3 * few)[0] - self(prompt, few)[0]) / (2 * few)
+
+
+def _children() -> float:
+    """Seconds of CPU time of the processes that were started here and have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def quantised(folder: Path, plain: Path) -> dict[str, Path]:
@@ -113,10 +124,14 @@ def drawn(folder: Path) -> Path:
     return made
 
 
-def passes(folder: Path, canvas: int, rounds: int, count: int) -> Iterator[dict[str, Any]]:
+def passes(folder: Path, canvas: int, rounds: int, count: int, formats: list[str]) -> Iterator[dict[str, Any]]:
     """One forward pass."""
     files, programs = quantised(folder, converted(folder, drawn(folder))), build(folder)
-    examples = {kind: Example(programs / "llama-diffusion-cli", file, count, canvas) for kind, file in files.items()}
+    examples = {
+        kind: Example(programs / "llama-diffusion-cli", file, count, canvas)
+        for kind, file in files.items()
+        if kind in formats
+    }
     where, found = torch.device("cpu"), shape(SHAPE)
     calls: dict[str, Callable[[], object]] = {}
     for kind in KINDS:
@@ -125,37 +140,38 @@ def passes(folder: Path, canvas: int, rounds: int, count: int) -> Iterator[dict[
     prompt = CHARACTERS[0] * 8
     for _ in range(rounds):
         for kind, example in examples.items():
-            _, steps, _ = example(prompt, canvas // BLOCK, chat=False)
-            yield {"what": "pass", "program": "llama.cpp", "kind": kind, "ms": statistics.mean(steps), "size": canvas}
+            yield {"what": "pass", "program": "llama.cpp", "kind": kind, "ms": example.step(prompt), "size": canvas}
         for kind, call in calls.items():
             with torch.inference_mode():
                 call()
-                begun = time.perf_counter()
+                begun = time.process_time()
                 for _ in range(5):
                     call()
-            took = 1e3 * (time.perf_counter() - begun) / 5
+            took = 1e3 * (time.process_time() - begun) / 5
             yield {"what": "pass", "program": "unmask", "kind": kind, "ms": took, "size": canvas}
 
 
-def answers(folder: Path, canvas: int, rounds: int, count: int) -> Iterator[dict[str, Any]]:
+def answers(folder: Path, canvas: int, rounds: int, count: int, formats: list[str]) -> Iterator[dict[str, Any]]:
     """Whole answers."""
     files, programs = quantised(folder, converted(folder, BUNDLED)), build(folder)
     models = {kind: unmask.load(dtype="bfloat16", quantize=kind) for kind in KINDS[:2]}
+    for model in models.values():
+        model.generate("warm up", 32)
     for item in problems(FAMILY, rounds).items:
         prompt = item.prompt
         length = canvas - len(models["none"].text.encode(prompt))  # type: ignore[union-attr]
-        for kind in ("BF16", "Q8_0", "Q4_0"):
+        for kind in formats:
             example = Example(programs / "llama-diffusion-cli", files[kind], count, canvas)
             for steps in (canvas, canvas // 4 // 9 * 9):
-                took, _, text = example(prompt, steps, chat=True)
+                took, text = example(prompt, steps)
                 yield _answer("llama.cpp", f"{kind}, {steps} steps", took, item.check(text), steps)
         settings = {"vanilla, all of the canvas": ("vanilla", "none", True), "vanilla": ("vanilla", "none", False),
                     "recommended": (None, None, False)}  # fmt: skip
         for kind, model in models.items():
             for name, (policy, cache, whole) in settings.items():
-                begun = time.perf_counter()
+                begun = time.process_time()
                 (result,) = model.generate(prompt, length, policy, cache, ignore_eos=whole)
-                took = 1e3 * (time.perf_counter() - begun)
+                took = 1e3 * (time.process_time() - begun)
                 dtype = "bfloat16" if kind == "none" else kind
                 yield _answer("unmask", f"{dtype}, {name}", took, item.check(result.text), result.stats.nfe)
 
@@ -197,6 +213,7 @@ def main() -> None:
     parser.add_argument("--canvas", type=int, default=288)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--formats", nargs="+", default=list(FORMATS), choices=FORMATS)
     given = parser.parse_args()
     if given.what == "table":
         print(table([json.loads(line) for line in given.output.read_text(encoding="utf-8").splitlines()]))
@@ -208,7 +225,7 @@ def main() -> None:
     run = passes if given.what == "passes" else answers
     machine = {"machine": device_name(torch.device("cpu")), "threads": given.threads, "torch": torch.__version__}
     with given.output.open("a", encoding="utf-8") as file:
-        for line in run(given.folder.resolve(), given.canvas, given.rounds, given.threads):
+        for line in run(given.folder.resolve(), given.canvas, given.rounds, given.threads, given.formats):
             file.write(json.dumps(line | machine) + "\n")
             file.flush()
 

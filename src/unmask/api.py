@@ -93,7 +93,8 @@ def load(
     if text:
         unknown = tuple(i for i in text.unknown if i < spec.limit)
         spec = replace(spec, tokenizer=str(checkpoint.folder), unknown=unknown)
-    kernels = compiled(EAGER, where.type) if compile else EAGER  # refused before weights are read
+    rounds = scheme is not None and scheme.kind == "int8"
+    kernels = compiled(EAGER, where.type, rounds=rounds) if compile else EAGER  # refused before weights are read
     if compile:
         left_to_itself()
     denoiser = load_denoiser(checkpoint, spec, where, kind, scheme)

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 TASKS = "Family that ships, gym:NAME of reasoning-gym, or FILE.jsonl with prompt and answer"
 
-Model = Annotated[str | None, typer.Option("--model", "-m", help="Folder, hub id or bundled model; none: unmask-tiny.")]
+Model = Annotated[
+    str | None, typer.Option("--model", "-m", help="Folder, GGUF file, hub id or bundled model; none: unmask-tiny.")
+]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
 Adapter = Annotated[str | None, typer.Option(help="Folder or hub id of a LoRA adapter to merge.")]
 BlockLength = Annotated[

@@ -17,7 +17,9 @@ _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def inspect(
-    model: Annotated[str | None, typer.Argument(help="Folder, hub id or bundled model; none: unmask-tiny.")] = None,
+    model: Annotated[
+        str | None, typer.Argument(help="Folder, GGUF file, hub id or bundled model; none: unmask-tiny.")
+    ] = None,
     revision: o.Revision = None,
     adapter: o.Adapter = None,
     block_length: o.BlockLength = None,

@@ -30,17 +30,19 @@ class Kernels:
     compiled: bool = False
 
 
-def compiled(plain: Kernels, device: str, backend: str = "inductor") -> Kernels:
+def compiled(plain: Kernels, device: str, backend: str = "inductor", rounds: bool = False) -> Kernels:
     """The same, compiled; each when it is first called, which takes tens of seconds.
 
     Once for all layers and for any number of rows and slots, and once more where there is one row, one slot, or rotary
     rows that differ by row. On a CPU ``feed`` stays as it is: nearly all of it is products, and up to some hundred
-    positions calling compiled code costs more than a fused activation saves.
+    positions calling compiled code costs more than a fused activation saves. Where weights are in 8 bits it is compiled
+    there too: products are short, and rounding their inputs is fused with what stands before them.
 
     Args:
         plain: the functions.
         device: "cpu", "cuda", ...
         backend: of ``torch.compile``.
+        rounds: inputs of products are rounded to 8 bits.
 
     Raises:
         ModelError: there is nothing here to compile with.
@@ -49,7 +51,7 @@ def compiled(plain: Kernels, device: str, backend: str = "inductor") -> Kernels:
         raise ModelError(f"compile: {lacking}")
     make: Any = torch.compile
     project = make(plain.project, dynamic=True, backend=backend)
-    feed = plain.feed if device == "cpu" else make(plain.feed, dynamic=True, backend=backend)
+    feed = plain.feed if device == "cpu" and not rounds else make(plain.feed, dynamic=True, backend=backend)
     return Kernels(project, feed, compiled=True)
 
 

@@ -146,9 +146,10 @@ def fill_packed(
     place(network, made, device, dtype)
 
 
-def place(network: Transformer, made: Mapping[str, Packed], device: torch.device, dtype: torch.dtype) -> None:
-    """Put products with these weights in the place of others; empties nothing, biases stay."""
-    for name, weight in made.items():
+def place(network: Transformer, made: dict[str, Packed], device: torch.device, dtype: torch.dtype) -> None:
+    """Put products with these weights in the place of others, whose biases stay; empties ``made`` as it goes."""
+    while made:
+        name, weight = made.popitem()
         before, (path, _, last) = network.get_submodule(name), name.rpartition(".")
         if isinstance(before, Stack):
             layer: nn.Module = QuantisedStack(before.count, weight, dtype, device)

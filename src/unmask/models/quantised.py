@@ -88,32 +88,14 @@ class Int4:
         Raises:
             ModelError: the inputs cannot be divided into groups.
         """
-        outputs, inputs = weight.shape
+        inputs = weight.shape[1]
         size = next((g for g in _GROUPS if inputs % g == 0), None)
         if size is None:
             raise ModelError(
                 f"int4 needs a number of inputs that {_GROUPS[-1]} divides; a layer of {inputs} inputs has none"
             )
-        groups = weight.float().view(outputs, -1, size)
-        low, high = groups.amin(-1), groups.amax(-1)
-        best: tuple[Tensor, ...] | None = None
-        for shrink in _SHRINK:
-            centre, half = (high + low) / 2, (high - low) / 2 * shrink
-            scale = (2 * half / _LEVELS).clamp_min(torch.finfo(torch.float32).tiny).bfloat16()
-            least = (centre - half).bfloat16()
-            rounded = ((groups - least[..., None]) / scale[..., None]).round_().clamp_(0, _LEVELS)
-            error = (rounded * scale[..., None] + least[..., None] - groups).square_().sum(-1)
-            if best is None:
-                best = rounded, scale, least, error
-            else:
-                wins = error < best[3]
-                best = tuple(
-                    torch.where(wins[..., None] if new.dim() > wins.dim() else wins, new, old)
-                    for new, old in zip((rounded, scale, least, error), best, strict=True)
-                )
-        assert best is not None
-        flat = best[0].to(torch.uint8).view(outputs, inputs)
-        return Int4(flat[:, ::2] | flat[:, 1::2] << 4, best[1], best[2])
+        rows = max(1, _AT_ONCE // inputs)
+        return Int4.joined([_rounded(piece, size) for piece in torch.split(weight, rows)])
 
     @staticmethod
     def joined(parts: Sequence[Int4]) -> Int4:
@@ -139,6 +121,29 @@ class Int4:
     def layer(self, bias: nn.Parameter | None, dtype: torch.dtype, device: torch.device) -> Linear:
         """A product with this weight."""
         return Int4Linear(self, bias, dtype, device)
+
+
+def _rounded(weight: Tensor, size: int) -> Int4:
+    """Some outputs of a weight, by groups of ``size`` inputs."""
+    groups = weight.float().view(len(weight), -1, size)
+    low, high = groups.amin(-1), groups.amax(-1)
+    best: tuple[Tensor, ...] | None = None
+    for shrink in _SHRINK:
+        centre, half = (high + low) / 2, (high - low) / 2 * shrink
+        scale = (2 * half / _LEVELS).clamp_min(torch.finfo(torch.float32).tiny).bfloat16()
+        least = (centre - half).bfloat16()
+        wide_scale, wide_least = scale.float()[..., None], least.float()[..., None]
+        rounded = ((groups - wide_least) / wide_scale).round_().clamp_(0, _LEVELS)
+        error = (rounded * wide_scale).add_(wide_least).sub_(groups).square_().sum(-1)
+        if best is None:
+            best = rounded, scale, least, error
+            continue
+        wins, found = error < best[3], (rounded, scale, least, error)
+        masks = (wins[..., None], wins, wins, wins)
+        best = tuple(torch.where(mask, new, old) for mask, new, old in zip(masks, found, best, strict=True))
+    assert best is not None
+    flat = best[0].to(torch.uint8).view(len(weight), -1)
+    return Int4(flat[:, ::2] | flat[:, 1::2] << 4, best[1], best[2])
 
 
 Packed = Int8 | Int4

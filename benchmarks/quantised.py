@@ -1,0 +1,122 @@
+"""Quantised weights: time of a forward pass and memory beside bfloat16, and a large model decoded on a small machine.
+
+Run it from the root of the repository; weights are random, drawn and quantised one by one:
+
+    python -m benchmarks.quantised --beside 256 1024 --threads 1   # llada-220m: bfloat16, int8, int4
+    python -m benchmarks.quantised --whole int4 --shape llada-8b --threads 2   # memory, and 32 tokens decoded
+
+Times are CPU time, summed over the threads: beside other work it says more than the clock. The forward passes of a
+size take turns, and the median of each counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import time
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from unmask.api import Model
+from unmask.core import heap, threads
+from unmask.measure.machine import device_name
+from unmask.models.kernels import compiled
+from unmask.models.packing import Scheme
+from unmask.models.quantised import KINDS
+from unmask.models.random import random_denoiser, shape
+from unmask.models.transformer import EAGER
+from unmask.models.weights import Checkpoint
+
+from .forward import Forward, Size
+
+POLICY = "vanilla(steps=8,block_length=32)"  # four tokens a forward pass, where 32 are decoded
+_CPU = torch.device("cpu")
+
+
+def whole(checkpoint: Checkpoint, scheme: Scheme | None, canvas: int, length: int) -> dict[str, Any]:
+    """Decode a response with the whole model."""
+    begun = time.perf_counter()
+    denoiser = random_denoiser(checkpoint, _CPU, torch.bfloat16, scheme)
+    made = time.perf_counter() - begun
+    prompt = torch.arange(canvas - length).tolist()
+    begun, cpu = time.perf_counter(), time.process_time()
+    (result,) = Model(denoiser, None).generate(prompt, length, POLICY, "none", ignore_eos=True)
+    took, used = time.perf_counter() - begun, time.process_time() - cpu
+    return {
+        "seconds_to_make": made, "seconds_to_decode": took, "cpu_seconds_to_decode": used,
+        "tokens": len(result.tokens), "nfe": result.stats.nfe, "cpu_seconds_per_pass": used / result.stats.nfe,
+        "weights_GB": held(denoiser.network) / 1e9,
+        "peak_GB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+    }  # fmt: skip
+
+
+def held(network: nn.Module) -> int:
+    """Bytes of the weights, scales included."""
+    return sum(p.numel() * p.element_size() for p in network.parameters())
+
+
+def beside(
+    checkpoint: Checkpoint, kinds: list[str], sizes: list[int], layers: int, repeats: int, compile: bool
+) -> list[dict[str, Any]]:
+    """CPU time of a forward pass, of so many layers (0: all), the kinds in turn."""
+    key = "n_layers" if "n_layers" in checkpoint.config else "num_hidden_layers"
+    few = replace(checkpoint, config=checkpoint.config | ({key: layers} if layers else {}))
+    models = {kind: random_denoiser(few, _CPU, torch.bfloat16, Scheme.parse(kind)) for kind in kinds}
+    for kind, model in models.items():
+        model.network.use(compiled(EAGER, "cpu", rounds=kind == "int8") if compile else EAGER)
+    found = []
+    for size in sizes:
+        calls = {kind: Forward(model, Size(size, 1, size)) for kind, model in models.items()}
+        times: dict[str, list[float]] = {kind: [] for kind in kinds}
+        with torch.inference_mode():
+            for _ in range(repeats + 1):
+                for kind, call in calls.items():
+                    begun = time.process_time()
+                    call()
+                    times[kind].append(time.process_time() - begun)
+        middle = {kind: statistics.median(values[1:]) for kind, values in times.items()}
+        found.append(
+            {
+                "layers": few.description.arch.layers,
+                "canvas": size,
+                "cpu_ms": {kind: 1e3 * value for kind, value in middle.items()},
+                "of_bfloat16": {kind: value / middle["none"] for kind, value in middle.items()},
+                "weights_MB": {kind: held(model.network) / 1e6 for kind, model in models.items()},
+            }
+        )
+    return found
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", default="llada-220m")
+    parser.add_argument("--whole", metavar="KIND", help="decode with the whole model in one kind")
+    parser.add_argument("--compile", action="store_true", help="compile what stands around the products")
+    parser.add_argument("--canvas", type=int, default=64)
+    parser.add_argument("--gen-length", type=int, default=32)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--beside", type=int, nargs="*", default=[], help="canvases to time kinds side by side at")
+    parser.add_argument("--layers", type=int, default=0, help="of the models timed side by side; 0: all")
+    parser.add_argument("--repeats", type=int, default=5)
+    given = parser.parse_args()
+    heap.keep_freed()
+    threads.fix(given.threads)
+    checkpoint = shape(given.shape)
+    about = {"shape": given.shape, "machine": device_name(_CPU), "threads": given.threads, "torch": torch.__version__}
+    if given.beside:
+        kinds = ["none", *KINDS]
+        for line in beside(checkpoint, kinds, given.beside, given.layers, given.repeats, given.compile):
+            print(json.dumps(about | line), flush=True)
+    if given.whole:
+        line = whole(checkpoint, Scheme.parse(given.whole), given.canvas, given.gen_length)
+        print(json.dumps(about | {"kind": given.whole, "canvas": given.canvas} | line))
+
+
+if __name__ == "__main__":
+    main()
