@@ -1,7 +1,7 @@
 """Traces of the published code of newer decoders, on the checkpoints of the first set, in float32 on one thread.
 
-Runs the set in ``tests/golden/newer``, or the collection of the same kind that ``UNMASK_GOLDEN_NEWER`` names; its README says
-what a case is and gives each rule. Checkpoints are those of the first set. A trace with an end of text is followed
+Runs the set in ``tests/golden/newer``, or the collection of the same kind that ``UNMASK_GOLDEN_NEWER`` names; its README
+says what a case is and gives each rule. Checkpoints are those of the first set. A trace with an end of text is followed
 until the answer is settled: the references go on behind it, or fill what follows it.
 """
 

@@ -61,7 +61,7 @@ class Adaptive(Wrapper):
 
     def init(self, canvas: Canvas, sampling: Sampling) -> AdaptiveState:
         confidence = torch.zeros(canvas.tokens.shape, dtype=torch.float64, device=canvas.tokens.device)
-        tau = torch.full_like(confidence[:, 0], threshold_of(self.policy))
+        tau = torch.full_like(confidence[:, 0], threshold_of(self.policy) or 0.0)
         return AdaptiveState(self.policy.init(canvas, sampling), tau, torch.zeros_like(canvas.tokens), confidence)
 
     def ask(self, canvas: Canvas, state: AdaptiveState) -> Ask:
