@@ -23,7 +23,6 @@ _DEFAULTS = {  # what its configuration class says where a config does not
     "num_experts_per_tok": 8,
     "num_hidden_layers": 48,
     "num_key_value_heads": 4,
-    "pad_token_id": 151643,
     "rope_theta": 1000000.0,
     "vocab_size": 151936,
 }
