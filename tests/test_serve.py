@@ -392,7 +392,12 @@ def test_deltas_make_the_text(served, policy, stop):
             "ignore_eos": policy == "wino",
             "unmask": {"policy": spec, "stream": "steps"},
         }
-        whole = served.post("/v1/chat/completions", body).json()
+        reply = served.post("/v1/chat/completions", body)
+        if reply.status_code == 400:  # it is for another kind of models: the library refuses it as well
+            with pytest.raises(unmask.RequestError):
+                model().generate(QUESTION, 40, spec)
+            continue
+        whole = reply.json()
         events = served.events("/v1/chat/completions", {**body, "stream_options": {"include_usage": True}})
         assert text(events) == whole["choices"][0]["message"]["content"]
         assert events[-1]["usage"] == whole["usage"] and events[-1]["choices"] == []
