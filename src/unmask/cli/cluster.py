@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import socket
 import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from ..core.errors import RequestError, UnmaskError
-from ..engine.request import Request, SamplingParams
+from ..engine.request import Request
 from .options import Decoding, Loading
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from .decoding import Job
 
 _STORE = 200 << 20  # bytes of Ray's store of objects, where this process starts Ray: a batch is small
+_REACH = 10.0  # seconds in which a cluster must take a connection
 _SHARE = 4  # tasks that each worker gets at least, where there is enough to do
 _NOT_WITH = ("trace", "picture", "watch")  # what looks into the engine, which is elsewhere
 
@@ -69,6 +71,7 @@ def connected(address: str | None) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
+    _check_reached(address)
     own: dict[str, Any] = {"address": "local", "object_store_memory": _STORE, "include_dashboard": False}
     try:
         ray.init(**(own if address is None else {"address": address}), log_to_driver=False, logging_level=logging.ERROR)
@@ -100,36 +103,30 @@ def aside() -> Iterator[None]:
     os.close(nothing)
 
 
+def _check_reached(address: str | None) -> None:
+    """Refuse an address at which nobody listens; Ray would try for many minutes.
+
+    Raises:
+        RequestError: names it.
+    """
+    host, colon, port = (address or "").rpartition("://")[2].rpartition(":")
+    if not (colon and port.isdigit()):
+        return
+    try:
+        socket.create_connection((host, int(port)), _REACH).close()
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise RequestError(f"--ray-address {address}: no Ray cluster answers there ({why})") from None
+
+
 def _first(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-@dataclass(frozen=True)
-class Sent:
-    """A request on its way to a worker; policy and cache as the specs that build them."""
-
-    at: int
-    prompt: tuple[int, ...]
-    gen_length: int
-    policy: str
-    cache: str
-    params: SamplingParams
-    fixed: Mapping[int, int]
-    begin: int | None
-
-    @staticmethod
-    def of(at: int, request: Request) -> Sent:
-        """Of a request that is the ``at``-th of a run."""
-        return Sent(
-            at,
-            tuple(request.prompt),
-            request.gen_length,
-            str(request.policy),
-            str(request.cache),
-            request.params,
-            dict(request.fixed),
-            request.begin,
-        )
+def _packed(at: int, request: Request) -> bytes:
+    """A request on its way to a worker, with a number as its id, policy and cache as the specs that build them."""
+    bare: Any = {"policy": str(request.policy), "cache": str(request.cache)}
+    return pickle.dumps(replace(request, id=at, prompt=list(request.prompt), fixed=dict(request.fixed), **bare))
 
 
 class Worker:
@@ -142,12 +139,12 @@ class Worker:
         """Results in the order of the requests, each as soon as it and those before it are there."""
         from ..engine.outcome import Outcome
 
-        sent: list[Sent] = [pickle.loads(bytes(one)) for one in block["request"]]
+        sent: list[Request] = [pickle.loads(bytes(one)) for one in block["request"]]
         engine, ended = self.lm.engine(self.batch_size, self.memory), dict[int, bytes]()
         for one in sent:
             policy, cache = self.lm.setting(one.policy, one.cache)
-            engine.add(Request(one.at, one.prompt, one.gen_length, policy, cache, one.params, one.fixed, one.begin))
-        waiting = [one.at for one in sent]
+            engine.add(replace(one, policy=policy, cache=cache))
+        waiting = [one.id for one in sent]
         while engine.busy:
             for event in engine.step():
                 if isinstance(event, Outcome):
@@ -182,7 +179,7 @@ def decoded(jobs: Sequence[Job], where: Loading, options: Decoding) -> Generator
         context.target_max_block_size = 1  # each result is handed over by itself
         logging.getLogger("ray").setLevel(logging.CRITICAL)
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-        rows = [{"request": pickle.dumps(Sent.of(at, job.request))} for at, job in enumerate(jobs)]
+        rows = [{"request": _packed(at, job.request)} for at, job in enumerate(jobs)]
         size = _block(len(jobs), options)
         blocks = [rows[at : at + size] for at in range(0, len(rows), size)]
         spread = ray.data.from_arrow([_table(block) for block in blocks])

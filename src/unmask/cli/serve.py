@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import fields, make_dataclass
 from pathlib import Path
 from socket import socket
@@ -95,7 +96,7 @@ def _spread(where: Loading, settings: Settings, listener: socket, given: Mapping
     """Serve by replicas."""
     from ..server import logs, replicas
 
-    with aside(), connected(given["ray_address"]):
+    with aside(), open(os.devnull, "w") as nothing, redirect_stdout(nothing), connected(given["ray_address"]):
         import ray
 
         logs.configure(settings.log_format)

@@ -204,7 +204,7 @@ class Front:
                     return
                 _LOG.warning("a replica has been lost: %s", lost)
                 if reply.begun:
-                    await reply.broken()
+                    await reply.broken("the replica that decoded it was lost; ask again", "replica_lost")
                     return
                 self.retries.inc()
                 await asyncio.sleep(_PAUSE * attempt)
@@ -227,11 +227,10 @@ class Front:
                 left = max(0.0, deadline - time.monotonic())
                 await asyncio.wait([following, away], timeout=left, return_when=asyncio.FIRST_COMPLETED)
                 if not following.done():
-                    following.cancel()
-                    stream.cancel()
+                    await _ended(following, stream)
                     if away.done():
                         if self.stopped.is_set():
-                            await reply.broken("the server is stopping")
+                            await reply.broken("the server is stopping", "unavailable")
                         return None
                     raise Refused(504, f"no reply within {self.settings.timeout:g} seconds", "timeout")
                 await reply.take(following.result())
@@ -270,18 +269,27 @@ class _Reply:
             self.head = None
         await self.send(message)
 
-    async def broken(self, why: str = "the replica that decoded it was lost; ask again") -> None:
+    async def broken(self, why: str, code: str) -> None:
         """End a reply that will not be complete.
 
         Raises:
             ConnectionError: it is no stream of events, so that only the end of the connection can tell.
         """
         if not self.begun:
-            raise Refused(503, why, "unavailable")
+            raise Refused(503, why, code)
         if not self.streamed:
             raise ConnectionError(why)
-        error = Refused(503, why, "replica_lost").body()
+        error = Refused(503, why, code).body()
         await self.send({"type": "http.response.body", "body": f"data: {json.dumps(error)}\r\n\r\n".encode()})
+
+
+async def _ended(following: asyncio.Future[Any], stream: Any) -> None:
+    """Tell a replica that nobody waits, whatever it makes of it."""
+    stream.cancel()
+    following.cancel()
+    await asyncio.wait([following], timeout=1.0)
+    if following.done() and not following.cancelled():
+        following.exception()
 
 
 async def _away(receive: Receive, stopped: asyncio.Event) -> None:

@@ -70,17 +70,18 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self.service, self.settings = service, settings
         self._until = 0.0
+        self._told: list[str] = []
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Drain at the first signal, stop at the second."""
+        """Drain at the first signal, stop at the second. The loop tells: a signal may come while a line is written."""
         name = signal.Signals(sig).name
         if self.service.draining:
-            _LOG.warning("%s: stopping at once", name)
             self.should_exit = self.force_exit = True
+            self._told.append(f"{name}: stopping at once")
             return
-        _LOG.info("%s: %d responses have %g seconds to finish", name, self.service.open, self.settings.grace)
         self.service.draining = True
         self._until = time.monotonic() + self.settings.grace
+        self._told.append(f"{name}: {self.service.open} responses have {self.settings.grace:g} seconds to finish")
 
     async def main_loop(self) -> None:
         """Until it is told to end, and nothing is running or the time for it is over."""
@@ -88,6 +89,7 @@ class Server(uvicorn.Server):
         while not await self.on_tick(counter):
             counter = (counter + 1) % 864000
             await asyncio.sleep(_TICK)
+            self._tell()
             if (
                 self.service.draining
                 and self.service.open
@@ -101,8 +103,14 @@ class Server(uvicorn.Server):
                 self.service.draining and (self.service.open == 0 or time.monotonic() > self._until)
             )
 
+    def _tell(self) -> None:
+        """Log what signals have begun."""
+        while self._told:
+            _LOG.info("%s", self._told.pop(0))
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End the engine first, so that no response is waited for, then the connections."""
+        self._tell()
         self.service.worker.stop(0)
         await super().shutdown(sockets)
         if self.force_exit:
