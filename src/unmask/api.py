@@ -215,15 +215,8 @@ class Model:
 
         Args:
             prompt: what comes before; None: nothing.
-            template: a text with gaps ``[MASK]``, the beginning of the answer.
-            choices: texts that may stand in every gap, or a list of them for each gap.
-
-        Returns:
-            For each gap the probability of each text. That of a text of several tokens is the product of theirs, each
-            read while the others are masked. In a single gap texts may differ in length.
-
-        Raises:
-            RequestError: no gap, choices that are not texts, or of different lengths in one of several gaps.
+            template, choices: a text with gaps ``[MASK]``; texts for every gap, or a list of them for each.
+            chat: as for :meth:`generate`.
         """
         front = None if prompt is None else self._ids(0, prompt, chat)
         return score(self.denoiser, self.text, registry.cache("none"), front, template, choices)
