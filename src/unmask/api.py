@@ -211,12 +211,9 @@ class Model:
     def score_choices(
         self, prompt: Prompt | None, template: str, choices: Sequence[Any], *, chat: bool | None = None
     ) -> list[dict[str, float]]:
-        """How probable each of several texts is in a gap, read in one forward pass; nothing is generated.
+        """How probable each of several texts is in each gap of a template, read in one forward pass.
 
-        Args:
-            prompt: what comes before; None: nothing.
-            template, choices: a text with gaps ``[MASK]``; texts for every gap, or a list of them for each.
-            chat: as for :meth:`generate`.
+        ``prompt``: what comes before; None: nothing. For the rest see :func:`unmask.scoring.score`.
         """
         front = None if prompt is None else self._ids(0, prompt, chat)
         return score(self.denoiser, self.text, registry.cache("none"), front, template, choices)
