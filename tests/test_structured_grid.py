@@ -15,18 +15,19 @@ CACHES = ("none", "dual", "dllm(kp=4,kr=2)")
 PROMPT = "The age of Rosa Reed is 38. There is a snake at home.\nFill the record: name, age, pet"
 _TOGETHER = 6  # constraints in a batch of the spread
 _NAMES = list(CASES)
+_POLICIES = tuple(name for name in registry.POLICIES if name not in ("ahead", "renoise"))  # for models of another kind
 
 
 @pytest.mark.slow
 @combined(
     apart=("cache", "temperature", "weights"),
-    policy=tuple(registry.POLICIES),
+    policy=_POLICIES,
     cache=CACHES,
     temperature=(0.0, 1.0),
     weights=("bundled", "random"),
 )
 def test_every_output_is_valid(policy, cache, temperature, weights):
-    first = 5 * list(registry.POLICIES).index(policy)
+    first = 5 * _POLICIES.index(policy)
     names = _NAMES if FULL else [_NAMES[(first + i) % len(_NAMES)] for i in range(_TOGETHER)]
     params = [SamplingParams(temperature=temperature, seed=i, **CASES[name]) for i, name in enumerate(names)]
     results = model(weights).generate([PROMPT] * len(names), LENGTH, policy, cache, params=params)

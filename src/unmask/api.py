@@ -211,19 +211,9 @@ class Model:
     def score_choices(
         self, prompt: Prompt | None, template: str, choices: Sequence[Any], *, chat: bool | None = None
     ) -> list[dict[str, float]]:
-        """How probable each of several texts is in a gap, read in one forward pass; nothing is generated.
+        """How probable each of several texts is in each gap of a template, read in one forward pass.
 
-        Args:
-            prompt: what comes before; None: nothing.
-            template: a text with gaps ``[MASK]``, the beginning of the answer.
-            choices: texts that may stand in every gap, or a list of them for each gap.
-
-        Returns:
-            For each gap the probability of each text. That of a text of several tokens is the product of theirs, each
-            read while the others are masked. In a single gap texts may differ in length.
-
-        Raises:
-            RequestError: no gap, choices that are not texts, or of different lengths in one of several gaps.
+        ``prompt``: what comes before; None: nothing. For the rest see :func:`unmask.scoring.score`.
         """
         front = None if prompt is None else self._ids(0, prompt, chat)
         return score(self.denoiser, self.text, registry.cache("none"), front, template, choices)

@@ -24,7 +24,22 @@ def score(
     template: str,
     choices: Sequence[object],
 ) -> list[dict[str, float]]:
-    """See :meth:`unmask.Model.score_choices`; ``front``: ids in front of the template, None: nothing."""
+    """For each gap of a template the probability of each of the texts that may stand there; they sum to 1.
+
+    That of a text of several tokens is the product of theirs, each read while the others are masked. In a single gap
+    texts may differ in length; longer ones are at a disadvantage.
+
+    Args:
+        model: the model.
+        text: its tokenizer.
+        cache: runs the layers.
+        front: ids in front of the template; None: nothing.
+        template: a text with gaps ``[MASK]``.
+        choices: texts for every gap, or a list of them for each.
+
+    Raises:
+        RequestError: no gap, choices that are not texts, or of different lengths in one of several gaps.
+    """
     if text is None:
         raise RequestError("score_choices: the model has no tokenizer.json")
     parts = split_gaps(template)

@@ -41,7 +41,8 @@ class Constraints:
         self, canvas: Canvas, sampling: Sampling, needs: frozenset[str], row: Tensor, position: Tensor, step: Tensor
     ) -> Search:
         """The search for the paths of one forward pass; see :class:`~unmask.constraints.search.Search`."""
-        return Search(Rows.of(self.number, self.start, canvas, (row, position)), sampling, needs, row, position, step)
+        text = Rows.of(self.number, self.start, canvas, (row, position))
+        return Search(text, sampling, needs, row, position, step, canvas.tokens[row, position] == canvas.spec.mask)
 
     def hold(self, canvas: Canvas, update: Update, token: Tensor, chooses: bool) -> Update:
         """An update after which every row can still become an accepted text.
@@ -51,8 +52,9 @@ class Constraints:
             update: what the policy wants.
             token: ``[B, T]`` the predicted tokens, which are on a path.
             chooses: whether the policy may commit other tokens. They stay in rows that can be completed with them; the
-                other rows get the predicted ones.
+                other rows get the predicted ones at masked positions, and keep those that they have.
         """
+        token = torch.where(canvas.tokens == canvas.spec.mask, token, canvas.tokens)
         bound = self.number > 0
         if chooses:
             after = canvas.apply(replace(update, remask=None))

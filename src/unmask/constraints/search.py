@@ -56,17 +56,28 @@ class Search:
             far.
         row, position: ``[N]`` of each line of logits.
         step: ``[B]`` forward passes of each row.
+        masked: ``[N]`` lines whose position is masked. What stands at the others is part of every path; what is read of
+            them stays as it is.
     """
 
     def __init__(
-        self, text: Rows, sampling: Sampling, needs: frozenset[str], row: Tensor, position: Tensor, step: Tensor
+        self,
+        text: Rows,
+        sampling: Sampling,
+        needs: frozenset[str],
+        row: Tensor,
+        position: Tensor,
+        step: Tensor,
+        masked: Tensor,
     ) -> None:
         self.text, self.sampling, self.needs = text, sampling, needs
         self.row, self.position, self.step = row, position, step
         rows, places = torch.stack([row, position]).cpu().numpy()
         slot, first = np.full((2, len(step)), -1)
         slot[text.rows], first[text.rows] = np.arange(len(text.rows)), text.first
-        self.slot = slot[rows]  # of each line the row among those that are searched; -1: none
+        self.slot = np.where(
+            masked.cpu().numpy(), slot[rows], -1
+        )  # of each line the row among those that are searched; -1: none
         self.place = places - first[rows]
         hot = (sampling.temperature > 0).cpu().numpy()[text.rows]
         distinct = list(dict.fromkeys(text.automata))

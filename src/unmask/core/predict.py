@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .canvas import NO_MASK, Canvas, ModelSpec
-from .protocols import Ask, Sampling
+from .protocols import Ask, Sampling, Search
 
 _LATE = 1e-9  # factor of the confidence of an end of text that shall come last
 _GOLDEN = -7046029254386353131  # 2**64 / golden ratio, as a signed integer
@@ -114,11 +114,30 @@ def choose(
         step: ``[B]`` the rows' own steps.
     """
     found = read(logits, sampling, frozenset(), row, position, step[row])
-    if sampling.bound is not None:
-        search = sampling.bound.search(canvas, sampling, frozenset(), row, position, step)
-        search.add(slice(0, len(logits)), logits, found)
-        search.finish()
+    search = searching(canvas, sampling, frozenset(), row, position, step)
+    search.add(slice(0, len(logits)), logits, found)
+    search.finish()
     return found
+
+
+def searching(
+    canvas: Canvas, sampling: Sampling, needs: frozenset[str], row: Tensor, position: Tensor, step: Tensor
+) -> Search:
+    """The search for accepted texts in one forward pass, which does nothing where no row has a constraint; arguments as
+    those of :func:`choose`.
+    """
+    bound = sampling.bound
+    return Nothing() if bound is None else bound.search(canvas, sampling, needs, row, position, step)
+
+
+class Nothing:
+    """The search of rows without a constraint."""
+
+    def add(self, piece: slice, logits: Tensor, read: dict[str, Tensor]) -> None:
+        """Nothing is noted."""
+
+    def finish(self) -> None:
+        """Nothing is replaced."""
 
 
 def delayed(canvas: Canvas, token: Tensor, confidence: Tensor, sampling: Sampling) -> Tensor:

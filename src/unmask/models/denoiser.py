@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..core.cache import Cache
 from ..core.canvas import Canvas, ModelSpec
-from ..core.predict import MEASURES, delayed, forbid, hot, likeliest, read, steer, suppress
+from ..core.predict import MEASURES, delayed, forbid, hot, likeliest, read, searching, steer, suppress
 from ..core.protocols import Ask, Plan, Prediction, Sampling
 from ..core.rows import Counts, Rows, computed, gather, sent, tiles
 from ..core.threads import for_work
@@ -155,16 +155,14 @@ class Denoiser:
             hidden = torch.stack(found, 1) if guidance else found[0]
         (_, (row, position), asked), *others = outputs.split(hidden)
         parts = list[dict[str, Tensor]]()
-        more, bound = SAMPLING if hot(sampling, needs) else 1, sampling.bound
-        search = None if bound is None else bound.search(canvas, sampling, needs, row, position, step)
+        more = SAMPLING if hot(sampling, needs) else 1
+        search = searching(canvas, sampling, needs, row, position, step)
         for piece, logits in self._logits(asked, guidance, clock, more):
             with for_work(self._head_work(len(logits))):
                 steer(logits, ask, sampling, canvas, row[piece], position[piece])
                 parts.append(read(logits, sampling, needs, row[piece], position[piece], step[row[piece]]))
-                if search is not None:
-                    search.add(piece, logits, parts[-1])
-        if search is not None:
-            search.finish()
+                search.add(piece, logits, parts[-1])
+        search.finish()
         fresh = canvas.targets(plans[0].compute if plans[0].fresh is None else plans[0].fresh)
         prediction = replace(spread(canvas, row, position, parts, needs, sampling), fresh=fresh)
         for name, place, part in others:

@@ -40,6 +40,7 @@ class Cascade(Policy):
 
     name = "cascade"
     paper = "arXiv 2006.01112"
+    chooses = True
     left_to_right = True
     refuses = "text behind a gap: it commits from left to right and cannot use what stands behind a masked position"
 

@@ -39,6 +39,7 @@ class Edit(Wrapper):
     name = "edit"
     paper = "arXiv 2602.08676"
     remasks = True
+    chooses = True
     holds = True
 
     policy: Policy = param(Spec("threshold"), "the policy that decodes, as a spec")
