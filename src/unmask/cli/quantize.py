@@ -14,7 +14,9 @@ from .progress import loading
 
 
 def quantize(
-    model: Annotated[str | None, typer.Argument(help="Folder, GGUF file, hub id or bundled model; none: unmask-tiny.")] = None,
+    model: Annotated[
+        str | None, typer.Argument(help="Folder, GGUF file, hub id or bundled model; none: unmask-tiny.")
+    ] = None,
     *,
     output: Annotated[str, typer.Option("--output", "-o", help="New folder for the quantised model.")],
     kind: Annotated[str, typer.Option(help="int8 or int4, with +head for the head as well.")] = "int8",
