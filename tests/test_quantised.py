@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import weakref
+from copy import deepcopy
 
 import pytest
 import torch
@@ -101,6 +102,15 @@ def test_activations_are_rounded_to_the_nearest(seed, dtype):
     assert bool(((wide - values).abs() <= 0.5001).all())
     assert bool((values[4] == 0).all())
     assert bool((values.abs().amax(1)[x.float().abs().amax(1) > 0] >= 125).all())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_copy_has_memory_of_its_own(kind):
+    layer, x = KINDS[kind].of(drawn(24, 32)).layer(torch.nn.Parameter(drawn(24)), torch.float32, CPU), drawn(3, 32)
+    copy, before = deepcopy(layer), layer(x)
+    assert torch.equal(copy(x), before)
+    copy.scale.data.zero_()
+    assert torch.equal(layer(x), before)
 
 
 def test_what_is_not_finite_stays_so():

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -203,12 +203,21 @@ class Int8Linear(Quantised):
     def part(self, x: Tensor, begin: int) -> Tensor:
         """The outputs from number ``begin`` on, alone; the first call keeps a second copy of these weights."""
         if begin not in self._tails:
-            values = self.weight.to_dense().t() if self.weight.is_mkldnn else self.weight
+            values = self.plain()
             bias = None if self.bias is None else nn.Parameter(self.bias[begin:], requires_grad=False)
             tail = Int8(values[begin:].contiguous(), self.scale[begin:])
             self._tails[begin] = Int8Linear(tail, bias, self.scale.device)
         out: Tensor = self._tails[begin](x)
         return out
+
+    def plain(self) -> Tensor:
+        """The integers ``[N, K]``, as they are stored."""
+        return self.weight.to_dense().t().contiguous() if self.weight.is_mkldnn else self.weight.data
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Int8Linear:
+        """A copy with memory of its own: torch copies no packed weights."""
+        bias = None if self.bias is None else nn.Parameter(self.bias.clone(), requires_grad=False)
+        return Int8Linear(Int8(self.plain().clone(), self.scale.data.clone()), bias, self.scale.device)
 
 
 def left_to_itself() -> None:
