@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,20 +16,26 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from typer.testing import CliRunner
 
 import unmask
 from helpers import SPEC, tiny
-from refusals import refuses
+from refusals import refused, refuses
 from unmask import registry
+from unmask.cli import app
 from unmask.core.errors import ModelError, RequestError, SpecError
 from unmask.core.protocols import Sampling
 from unmask.engine.request import SamplingParams
 from unmask.measure.problems import source
 from unmask.models.causal import CausalModel
 from unmask.models.denoiser import Denoiser
+from unmask.models.packed import Packed
 from unmask.speculative.accept import verify
 from unmask.speculative.drafter import Context, Drafter
+from unmask.speculative.drafters.aded import Trigrams
+from unmask.speculative.drafters.space import Space, adapted
 from unmask.speculative.drafters.specdiff import SpecDiff
+from unmask.speculative.drafters.swift import Search, _bound
 from unmask.speculative.loop import Job
 from unmask.speculative.model import CausalLM, load_causal
 from unmask.speculative.tree import ROOT, Tree, shape_of
@@ -45,6 +52,7 @@ DRAFTERS = {
     ],
     "swift": ["swift", "swift(ratio=0.3,stop=0.3,tree=false,interval=3)"],
     "aded": ["aded", "aded(size=5,depth=3,searches=20)"],
+    "space": ["space", "space(k=2)"],
 }
 SPECS = [spec for specs in DRAFTERS.values() for spec in specs]
 V = 5
@@ -90,7 +98,7 @@ def test_greedy_text_is_that_of_transformers(
         assert sum(r.stats.rounds for r in found) < sum(len(r.tokens) for r in found)
 
 
-@pytest.mark.parametrize("spec", [None, *DRAFTERS["ngram"], *DRAFTERS["specdiff"]])
+@pytest.mark.parametrize("spec", [None, *DRAFTERS["ngram"], *DRAFTERS["specdiff"], *DRAFTERS["space"]])
 def test_a_sample_does_not_depend_on_the_batch(spec: str | None, lm: CausalLM, prompts: list[list[int]]) -> None:
     kind = load_causal(dtype="float64")
     alone, together = (
@@ -273,6 +281,17 @@ def jobs(count: int, **params: Any) -> Iterator[Job]:
         yield Job(i, [1, 2, 1], 3, SamplingParams(temperature=0.8, seed=i, ignore_eos=True, **params))
 
 
+def small_space(k: int) -> Space:
+    """Random weights for the five ids: bad drafts, but drawn from what they say."""
+    drafter = Space(k=k)
+    draw = torch.Generator().manual_seed(4)
+    shape = {"mask": (24,), "down": (3, 8, 24), "up": (3, 24, 8)}
+    drafter._read[torch.device("cpu")] = {
+        name: torch.randn(size, generator=draw, dtype=torch.float64) for name, size in shape.items()
+    }
+    return drafter
+
+
 LOOPS: dict[str, Callable[[], Drafter | None]] = {
     "none": lambda: None,
     "ngram": lambda: registry.drafter("ngram(n=2,length=3)"),
@@ -280,6 +299,7 @@ LOOPS: dict[str, Callable[[], Drafter | None]] = {
     "specdiff, steps": lambda: small_specdiff(gamma=2, steps=2),
     "swift": lambda: registry.drafter("swift(ratio=0.5,stop=0.1,length=4,window=4)"),
     "aded": lambda: registry.drafter("aded"),
+    "space": lambda: small_space(2),
     "specdiff, tree": lambda: small_specdiff(gamma=2, tree=7, branches=3),
 }
 
@@ -394,6 +414,10 @@ def test_what_a_round_tells(lm: CausalLM, prompts: list[list[int]]) -> None:
         (RequestError, "empty", lambda m: m.generate([[]], 3)),
         (RequestError, "900", lambda m: m.generate([[900]], 3)),
         (RequestError, "late_eos", lambda m: m.generate("a", 3, late_eos=True)),
+        (RequestError, "regex", lambda m: m.generate("a", 3, regex="a+")),
+        (ModelError, "absent.safetensors", lambda m: m.generate("a", 3, 'space(weights="absent.safetensors")')),
+        (RequestError, "absent.txt", lambda m: m.generate("a", 3, 'aded(corpus="absent.txt")')),
+        (ModelError, "ratio", lambda m: m.generate("a", 3, "swift(ratio=0.1)")),
         (RequestError, "suppress", lambda m: m.generate("a", 3, suppress=[5000])),
         (RequestError, "batch_size", lambda m: m.generate("a", 3, batch_size=0)),
         (RequestError, "temp", lambda m: m.generate("a", 3, temp=1)),
@@ -420,3 +444,98 @@ class Wide(Drafter):
 
     def propose(self, context: Context, state: Any) -> Tree | None:
         return None
+
+
+def test_a_corpus_teaches_the_trigrams(lm: CausalLM, prompts: list[list[int]], tmp_path: Path) -> None:
+    [plain] = lm.generate([prompts[0]], 48)
+    file = tmp_path / "corpus.txt"
+    file.write_text(plain.text.replace("\n", "\\n") + "\n", encoding="utf-8")
+    [blank] = lm.generate([prompts[0]], 48, "aded")
+    [taught] = lm.generate([prompts[0]], 48, f'aded(corpus="{file}")')
+    assert taught.tokens == blank.tokens == plain.tokens
+    assert taught.stats.rounds < blank.stats.rounds
+
+
+def test_trigrams_fade_and_hold_few() -> None:
+    table = Trigrams(2)
+    table.add([1, 2, 3, 1, 2, 4, 1, 2, 4])
+    assert dict(table.share((1, 2))) == {4: pytest.approx(2 / 3), 3: pytest.approx(1 / 3)}
+    table.fade((1, 2), 0.1)
+    table.add([1, 2, 5])
+    assert [token for token, _ in table.share((1, 2))] == [5, 4]
+
+
+def test_the_search_finds_the_sublayers_that_do_nothing() -> None:
+    """The match of a set is the share of harmless sublayers in it; the search must come near the best set."""
+    search = Search([(i, "feed") for i in range(12)], 4, (0, 1, 2, 3), torch.Generator().manual_seed(0))
+    while not search.over and search.proposals < 200:
+        chosen = search.proposed()
+        search.told(chosen, sum(i >= 8 for i in chosen) / 4)
+    assert search.score == 1.0
+    assert search.over
+    assert search.sublayers(search.skip) == {(i, "feed") for i in range(8, 12)}
+
+
+def test_the_bound_prefers_what_is_like_the_best() -> None:
+    seen = torch.tensor([[1, 1, 0, 0], [0, 0, 1, 1], [1, 0, 1, 0]], dtype=torch.float64)
+    bound = _bound(seen, torch.tensor([0.9, 0.1, 0.5], dtype=torch.float64), seen)
+    assert bound.argmax() == 0
+    assert bound.argmin() == 1
+
+
+def test_masks_change_nothing_but_themselves(lm: CausalLM) -> None:
+    """The target's own hidden states pass the trained weights unchanged."""
+    weights = registry.drafter("space").trained_for(lm.target)  # type: ignore[attr-defined]
+    hidden, probe = torch.randn(2, 5, 256), torch.zeros(2, 5, dtype=torch.bool)
+    probe[0, 3] = probe[1, 1] = True
+    lift = adapted(weights, probe)
+    for layer in (-1, 0, 3):
+        after = lift(layer, hidden)
+        assert torch.equal(after[~probe], hidden[~probe])
+        assert not torch.equal(after[probe], hidden[probe])
+
+
+def test_packed_products_are_plain_ones() -> None:
+    draw = torch.Generator().manual_seed(0)
+    weight, bias = torch.randn(7, 12, generator=draw), torch.randn(7, generator=draw)
+    for kind, close in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
+        made = Packed.of(weight.to(kind), bias.to(kind))
+        for rows in (1, 5):
+            x = torch.randn(2, rows, 12, generator=draw).to(kind)
+            expected = torch.nn.functional.linear(x.double(), weight.to(kind).double(), bias.to(kind).double())
+            torch.testing.assert_close(made(x).double(), expected, rtol=close, atol=close)
+            torch.testing.assert_close(made.part(x, 3).double(), expected[..., 3:], rtol=close, atol=close)
+
+
+def test_the_command(tmp_path: Path) -> None:
+    batch, trace = tmp_path / "in.jsonl", tmp_path / "trace.jsonl"
+    batch.write_text(
+        '{"prompt": "Amy has 3 apples.", "id": "a", "gen_length": 12}\n{"prompt": "2+2", "gen_length": 8}\n', "utf-8"
+    )
+    common = ["speculate", "--dtype", "float32", "--batch", str(batch)]
+    plain = CliRunner().invoke(app, common)
+    drafted = CliRunner().invoke(app, [*common, "-d", "specdiff(gamma=4)", "--trace", str(trace)])
+    assert (plain.exit_code, drafted.exit_code) == (0, 0), drafted.output
+    ours, theirs = ([json.loads(line) for line in found.stdout.splitlines()] for found in (drafted, plain))
+    assert [one["tokens"] for one in ours] == [one["tokens"] for one in theirs]
+    assert ours[0]["id"] == "a"
+    rounds = [json.loads(line) for line in trace.read_text("utf-8").splitlines()]
+    for row in (0, 1):
+        own = [part for one in rounds for part in one["rows"] if part["row"] == row]
+        assert [t for part in own for t in part["tokens"]][: len(ours[row]["tokens"])] == ours[row]["tokens"]
+        for part in own:
+            assert sorted([*part["accepted"], *part["rejected"]]) == list(range(len(part["drafted"])))
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        (["Hi", "-d", "nothing"], ["'nothing'", "specdiff"]),
+        (["Hi", "--target", "absent"], ["'absent'"]),
+        (["Hi", "--gen-length", "4000"], ["4000", "2048"]),
+        ([], ["PROMPT", "--batch"]),
+        (["Hi", "--temperature", "-1"], ["temperature"]),
+    ],
+)
+def test_the_command_refuses(more: list[str], named: list[str]) -> None:
+    refused(CliRunner().invoke(app, ["speculate", *more]), *named)

@@ -123,9 +123,8 @@ def table(path: str) -> None:
         kind = (line["target"], line["dtype"], line["batch_size"], line["temperature"])
         groups[kind].setdefault(line["setting"], {})[line["part"]] = line
     for (target, dtype, size, heat), settings in groups.items():
-        print(
-            f"\ntarget {target or 'bundled'}, {dtype}, batch {size}, temperature {heat:g}, {len(settings[ALONE])} runs\n"
-        )
+        count = len(settings[ALONE])
+        print(f"\ntarget {target or 'bundled'}, {dtype}, batch {size}, temperature {heat:g}: {count} runs\n")
         print("| drafter | equal texts | tokens a round | accepted, % | drafter passes a round | tokens/s | speed |")
         print("|---|---|---|---|---|---|---|")
         for name, lines in settings.items():

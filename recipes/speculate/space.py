@@ -24,7 +24,9 @@ from unmask.tasks import FAMILIES, problems
 GROUPS, K, HIDDEN, ROWS = 6, 4, 64, 4
 
 
-def batch(lm: unmask.CausalLM, draw: random.Random, pool: list[tuple[list[int], list[int]]]) -> tuple[torch.Tensor, ...]:
+def batch(
+    lm: unmask.CausalLM, draw: random.Random, pool: list[tuple[list[int], list[int]]]
+) -> tuple[torch.Tensor, ...]:
     """Tokens, places, what each sees, which are masks, and what these learn (-100: nothing)."""
     rows = [draw.choice(pool) for _ in range(ROWS)]
     longest = max(len(p) + len(a) for p, a in rows)
@@ -100,8 +102,12 @@ def main() -> None:
         hit = [float(right[j::K][(goal[mask] >= 0)[j::K]].float().mean()) for j in range(K)]
         step, mean = step + 1, float(loss.detach()) if step == 0 else 0.95 * mean + 0.05 * float(loss.detach())
         if step % 25 == 0:
-            print(f"step {step}, {gone:.1f} min, loss {mean:.3f}, right {' '.join(f'{h:.2f}' for h in hit)}", flush=True)
-            save_file({name: weight.detach().bfloat16().contiguous() for name, weight in weights.items()}, options.output)
+            print(
+                f"step {step}, {gone:.1f} min, loss {mean:.3f}, right {' '.join(f'{h:.2f}' for h in hit)}", flush=True
+            )
+            save_file(
+                {name: weight.detach().bfloat16().contiguous() for name, weight in weights.items()}, options.output
+            )
     save_file({name: weight.detach().bfloat16().contiguous() for name, weight in weights.items()}, options.output)
 
 

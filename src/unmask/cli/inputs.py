@@ -51,7 +51,7 @@ class Form:
 _MAIN = {"prompt": 'text | [ids] | [{"role": ..., "content": ...}]', "text": "text with gaps | [ids]"}
 PROMPT = Form("prompt", ("gen_length", "policy", "cache", "n", "chat"))
 TEXT = Form("text", ("prompt", "policy", "cache", "n", "chat"), without=("stop",), whole=True, spans=True)
-CAUSAL = Form("prompt", ("gen_length", "n", "chat"), without=("late_eos",))
+CAUSAL = Form("prompt", ("gen_length", "n", "chat"), without=("late_eos", "regex", "json_schema", "choices"))
 _KEYS = frozenset((*PROMPT.keys, *TEXT.keys)) - {"prompt", "text"}
 _ALIASES = {"messages": "prompt", "max_tokens": "gen_length"}  # OpenAI's names
 

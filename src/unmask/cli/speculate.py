@@ -49,7 +49,7 @@ class Speculating:
     trace: _Trace = None
 
 
-@o.takes(without=("late_eos",), batch="JSONL file of prompts; - reads standard input.")
+@o.takes(without=CAUSAL.without, batch="JSONL file of prompts; - reads standard input.")
 def speculate(
     prompt: _Text = None,
     *,
@@ -68,7 +68,7 @@ def speculate(
         check_writable(path)
     if (prompt is None) == (options.batch is None):
         raise RequestError("give either one PROMPT (- reads it from standard input) or --batch FILE.jsonl")
-    given = {name: value for name, value in vars(sampling).items() if name != "late_eos" and value is not None}
+    given = {name: value for name, value in vars(sampling).items() if name not in CAUSAL.without and value is not None}
     SamplingParams(**given)
     records = from_file(options.batch, CAUSAL) if options.batch is not None else [from_argument(prompt or "", CAUSAL)]
     lm = _load(options)

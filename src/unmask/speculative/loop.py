@@ -19,6 +19,9 @@ from .drafter import Accepted, Context, Drafter
 from .target import Target
 from .tree import Tree
 
+DIFFUSION = ("late_eos", "regex", "json_schema", "choices")
+"""Sampling parameters that a causal model does not take."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -241,8 +244,9 @@ def check(target: Target, drafter: Drafter | None, jobs: Sequence[Job]) -> None:
         outside = [i for i in job.params.suppress if not 0 <= int(i) < model.vocab]
         if outside:
             raise RequestError(f"suppress has the id {outside[0]}; accepted are 0 to {model.vocab - 1}", job.id)
-        if job.params.late_eos:
-            raise RequestError("late_eos is for diffusion models: a causal model generates from left to right", job.id)
+        for name in DIFFUSION:
+            if getattr(job.params, name):
+                raise RequestError(f"{name} is for diffusion models; a causal model does not take it", job.id)
 
 
 def replaced(jobs: Sequence[Job], first: int) -> list[Job]:

@@ -112,7 +112,10 @@ class Space(Drafter):
 
     def learn(self, context: Context, accepted: Accepted, state: Candidates) -> None:
         logits, tree = accepted.logits, accepted.tree
-        count = len(tree.parents[0]) - len(tree.probe[0]) if tree.probe else 0
+        if tree.probe is None:  # there was no room for drafts
+            state.token, state.share = None, None
+            return
+        count = len(tree.parents[0]) - len(tree.probe[0])
         group = torch.tensor([len(nodes) for nodes in accepted.nodes], device=logits.device)
         first = 1 + count + group * self.k  # of the group behind the last accepted candidate
         row = torch.arange(len(group), device=logits.device)[:, None]
