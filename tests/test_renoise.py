@@ -289,3 +289,16 @@ def test_a_likelihood_has_no_bound_here() -> None:
 
     with refuses(RequestError, "mask"):
         next(bounds(denoiser(), [Pair((3, 4), (5, 6))], 4, 0, 4))
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_quantised_weights_decode(stored: bool, folder: Path, tmp_path: Path) -> None:
+    """Quantised as they are read, and as `unmask quantize` stores them, experts below each other: the same text."""
+    if stored:
+        assert cli("quantize", folder, "--output", tmp_path / "small").exit_code == 0
+        assert json.loads(fine(cli("inspect", tmp_path / "small", "--json")))["weights"].startswith("complete")
+    lm = unmask.load(tmp_path / "small" if stored else folder, device="cpu", dtype="float32", quantize="int8")
+    whole = unmask.load(folder, device="cpu", dtype="float32", quantize="int8")
+    for cache in CACHES:
+        found, expected = (m.generate([PROMPTS[0]], 20, QUICK, cache, seed=1)[0].tokens for m in (lm, whole))
+        assert found == expected

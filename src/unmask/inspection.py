@@ -9,7 +9,7 @@ from typing import Any
 from .api import BUNDLED
 from .core.canvas import NO_MASK
 from .core.errors import ModelError
-from .models.loading import blank
+from .models.loading import blank, fits
 from .models.packing import Scheme, products
 from .models.placement import pick_device
 from .models.quantised_writer import quantise
@@ -140,7 +140,7 @@ def _state(checkpoint: Checkpoint) -> str:
         except ModelError:  # the index names a shard that does not hold it
             absent.append(theirs)
             continue
-        if shape != list(shapes[names[theirs]]):
+        if not fits(shape, shapes[names[theirs]]):
             wrong.append(f"{theirs} has shape {shape}, config.json implies {list(shapes[names[theirs]])}")
     if absent:
         return f"incomplete: {len(absent)} of {len(names)} weights missing, the first is {absent[0]}"

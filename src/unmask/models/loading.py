@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -47,7 +48,7 @@ def matched(
     wanted, ours = network.shapes_of(names), {theirs: ours for ours, theirs in names.items()}
     found = {theirs: ours[theirs] for theirs in tensors.names() if theirs in ours}
     for theirs, name in found.items():
-        if tensors.shape(theirs) != list(wanted[name]):
+        if not fits(tensors.shape(theirs), wanted[name]):
             raise ModelError(
                 f"{tensors.file(theirs)}: {theirs} has shape {tensors.shape(theirs)}; "
                 f"config.json implies {list(wanted[name])}"
@@ -70,6 +71,14 @@ def fill(
         for theirs, ours in found.items()
     }
     network.assign(state)
+
+
+def fits(shape: Sequence[int], wanted: Sequence[int]) -> bool:
+    """Whether a tensor is of the wanted shape; experts may stand below each other instead of in their own dimension, as
+    ``unmask quantize`` writes them.
+    """
+    below = [math.prod(wanted[:-1]), wanted[-1]] if len(wanted) == 3 else None
+    return list(shape) in (list(wanted), below)
 
 
 def _some(names: list[str]) -> str:

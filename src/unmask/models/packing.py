@@ -102,7 +102,7 @@ def packed(tensors: Tensors, name: str, kind: str) -> Packed:
     if found is not None and found.name == kind:
         return found
     try:
-        return KINDS[kind].of(tensors.read(name))
+        return KINDS[kind].of(tensors.read(name).flatten(0, -2))  # experts may stand in a dimension of their own
     except ModelError as error:
         raise ModelError(f"{tensors.file(name)}: {name}: {error}") from None
 
