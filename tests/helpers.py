@@ -118,6 +118,15 @@ POLICY_VARIANTS: dict[str, list[str]] = {
         "lookahead(slowfast(tau_min=0.2,tau_high=0.5,k_max=3,suffix=cached,block_length=7),9)",
         "lookahead(wino(tau_in=0.3,tau_out=0.3,block_length=6),3)",
     ],
+    "adablock": [
+        'adablock(threshold(tau=0.4,block_length=5),tau_end=0.1,reach=0.6,delimiters="3 8 11 20 33 40 50")',
+        'adablock(klass(tau=0.4,kl=0.3,block_length=4),tau_end=0,reach=1,delimiters="57 2 9 14 22 30 41 44")',
+    ],
+    "window": ["window(threshold(tau=0.4,block_length=4))", "window(factor(f=0.9,block_length=6),longest=7)"],
+    "multiblock": [
+        "multiblock(tau=1.5,block_length=4,add=0.3,ready=0.7)",
+        "multiblock(tau=1,block_length=5,add=0,ready=1,least=all)",
+    ],
     "left_to_right": ["left_to_right(k=2,lookahead=5)"],
     "refine": [
         "refine(share=0.4,iterations=4)",

@@ -43,6 +43,7 @@ FLOORS = {  # the longest name that fits rules; what it may import, itself inclu
     "models": {"core", "models"},
     "caches": {"core"},
     "policies": {"core", "models.causal", "models.slots"},
+    "policies.adablock": {"core", "text"},
     "policies.slowfast": {"core", "policies.slowfast"},
     "constraints": {"core", "text", "constraints"},
     "engine": {"core", "models", "constraints", "engine", "text", "stop"},

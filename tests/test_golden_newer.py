@@ -1,8 +1,8 @@
 """Traces of the published code of newer decoders, on the checkpoints of the first set, in float32 on one thread.
 
-Runs the set in ``tests/golden/newer``, or the collection of the same kind that ``UNMASK_GOLDEN_NEWER`` names; its README
-says what a case is and gives each rule. Checkpoints are those of the first set. A trace with an end of text is followed
-until the answer is settled: the references go on behind it, or fill what follows it.
+Runs the set in ``tests/golden/newer``, or the collection of the same kind that ``UNMASK_GOLDEN_NEWER`` names; there a
+README says what a case is and gives each rule. Checkpoints are those of the first set. A trace with an end of text is
+followed until the answer is settled: the references go on behind it, or fill what follows it.
 """
 
 from __future__ import annotations
@@ -69,16 +69,85 @@ def _streaming(case: Case, p: Params) -> Specs:
     return _spec("mask_ratio", policy=kept, alpha=p.take("confidence_alpha", None)), "prefix"
 
 
+def _adablock(cache: str) -> Callable[[Case, Params], Specs]:
+    def build(case: Case, p: Params) -> Specs:
+        own = {"tau": p.take("threshold", None)}
+        own["block_length"] = p.take("init_block_length", None) or p.take("block_length", None)
+        if "dream" in case.method:
+            own |= {"confidence": Spec("sampled")}
+            own |= {"opening": Spec("first")} if cache != "none" else {}
+        inner = Spec("threshold", (), tuple(own.items()))
+        ids, tau = " ".join(map(str, p.take("delimiter_ids", []))), p.take("delimiter_threshold", None)
+        return _spec("adablock", policy=inner, tau_end=tau, delimiters=ids), cache
+
+    return build
+
+
+def _dsb(case: Case, p: Params) -> Specs:
+    size = p.take("block_length", None)
+    own = {"tau": p.take("threshold", None), "block_length": size}
+    if "factor" in p:
+        own = {"f": p.take("factor", 1.0), "block_length": size, "rank": Spec("last_too")}
+    elif "dream" in case.method:
+        own |= {"confidence": Spec("sampled")}
+    inner = Spec("factor" if "f" in own else "threshold", (), tuple(own.items()))
+    longest = p.take("max_block_length", -1)
+    return _spec("window", policy=inner, longest=None if longest == -1 else longest), "none"
+
+
+def _dcd(case: Case, p: Params) -> Specs:
+    p.take("lookahead", None)  # matters with a cache only
+    fixed, value = p.take("decode_algo", "threshold") == "fixed", p.take("decode_param", 0.9)
+    size = p.take("initial_window_length", 16)
+    inner = Spec("threshold", (), (("tau", 1 if fixed else value), ("block_length", size)))
+    longest = p.take("max_window_length", None)
+    own = {"count": value if fixed else None, "pad": p.take("pad_id", None)}
+    return _spec("window", policy=inner, longest=longest, **own), "none"
+
+
+def _dcd_static(case: Case, p: Params) -> Specs:
+    p.only("window_type", "static")
+    p.take("pad_id", None)
+    return _spec("threshold", tau=p.take("decode_param", 0.9), block_length=p.take("block_size", None)), "none"
+
+
+def _d3llm(case: Case, p: Params) -> Specs:
+    pad = end_of(case) if p.take("early_stop", False) else None
+    own = {"tau": p.take("threshold", None), "block_length": p.take("block_size", None)}
+    own |= {"add": p.take("block_add_threshold", None), "ready": p.take("decoded_token_threshold", None)}
+    return _spec("multiblock", least=Spec("active" if "dream" in case.method else "all"), pad=pad, **own), "none"
+
+
 METHODS: dict[str, Callable[[Case, Params], Specs]] = {
     "localleap": _localleap,
     "localleap_dream": _localleap,
     "pc_sampler": _pc_sampler,
+    "adablock": _adablock("none"),
+    "adablock_prefix": _adablock("prefix"),
+    "adablock_dual": _adablock("dual"),
+    "adablock_dream": _adablock("none"),
+    "adablock_dream_dual": _adablock("dual"),
+    "dsb": _dsb,
+    "dsb_dream": _dsb,
+    "dcd": _dcd,
+    "dcd_dream": _dcd,
+    "dcd_static": _dcd_static,
+    "d3llm": _d3llm,
+    "d3llm_dream": _d3llm,
     "streaming": _streaming,
     "streaming_dream": _streaming,
 }
 _ENDS = ("eos_token_id", "eos_id", "eos")
 _LENGTHS = ("gen_length", "max_new_tokens", "generate_length")
-MISSING = {  # no counterpart here
+MISSING = {  # no counterpart here: caches and methods of which only the traces are there
+    "dawn",
+    "dawn_dream",
+    "d3llm_cache",
+    "d3llm_dream_cache",
+    "dcd_cache",
+    "dcd_dream_cache",
+    "dsb_cache",
+    "dsb_dream_cache",
     "lopa",
     "rho_eos",
     "freedave",
@@ -89,6 +158,8 @@ CASES = [case for case in find_cases() if case.method not in MISSING]
 
 def end_of(case: Case) -> int | None:
     """The token at which the reference stops, if it does."""
+    if case.method == "d3llm_dream":  # whatever it was told, it stops at the model's own
+        return first_set.model(case.checkpoint).spec.eos[0] if case.data["params"].get("early_stop") else None
     return next((case.data["params"][name] for name in _ENDS if name in case.data["params"]), None)
 
 

@@ -10,14 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from helpers import POLICIES, SHIFT, SPEC, Request, Row, decode, tiny, trail
+import unmask
+from helpers import MASK, POLICIES, SHIFT, SPEC, Request, Row, decode, tiny, trail
 from pairwise import combined
 from refusals import refuses
 from unmask import registry
 from unmask.core.canvas import Canvas
-from unmask.core.errors import ModelError, SpecError
+from unmask.core.errors import ModelError, RequestError, SpecError
 from unmask.core.policy import Policy
 from unmask.core.protocols import Prediction, Sampling
+from unmask.models.denoiser import Denoiser
 
 REQUESTS = [Request(0, [5, 6, 7], 12, ignore_eos=True), Request(1, [4], 9), Request(2, [9, 8, 7, 6], 14)]
 OTHERS = [spec for spec in POLICIES if not spec.startswith("edit")]  # which replaces tokens, as only it is expected to
@@ -161,3 +163,169 @@ class TestMaskRatio:
     def test_policies_without_a_threshold_are_refused(self, policy: str) -> None:
         with refuses(SpecError, "mask_ratio", policy.partition("(")[0]):
             registry.policy(f"mask_ratio({policy})")
+
+
+SPANS = [
+    "threshold(tau=0.4,block_length=5)",
+    "factor(f=0.9,block_length=4)",
+    "entropy_bound(gamma=1.2,block_length=5)",
+    "klass(tau=0.4,kl=0.3,block_length=5)",
+    "hierarchical(tau=0.6,low=0.2,block_length=7)",
+    "localleap(tau=0.5,low=0.3,radius=2,block_length=6)",
+    "vanilla(block_length=5)",
+    "threshold(tau=0.4,block_length=6,opening=first)",
+]
+NO_BLOCKS = ["threshold(block_length=none)", "slowfast", "credit", "wino", "vanilla(steps=6)", "lookahead(threshold)"]
+
+
+class TestAdaBlock:
+    @combined(policy=SPANS, cache=["none", "dual", "prefix"], shift=SHIFT, block=[None, 8])
+    def test_where_nothing_ends_a_block_it_is_its_policy(
+        self, policy: str, cache: str, shift: bool, block: int | None
+    ) -> None:
+        """Also with given tokens, whole blocks of them, and on block models."""
+        fixed = dict.fromkeys([4, 6, 7, 8, 9, 10, 11], 20)
+        asked = [*REQUESTS, Request(3, [5, 6, 7], 14, fixed=fixed if block is None else {})]
+        found = [
+            decode(tiny(shift, block=block), how, cache, asked)
+            for how in (policy, f'adablock({policy},tau_end=2,delimiters="3 8")', f'adablock({policy},delimiters="")')
+        ]
+        plain, never, none = ([(row.commits, row.tokens) for row in rows.values()] for rows in found)
+        assert plain == never == none
+
+    def test_blocks_end_with_the_surest_delimiter(self) -> None:
+        """Found within reach of the block's start, in its first forward pass; longer than usual, too."""
+        ids = range(0, 60, 2)
+        how = (
+            f'adablock(threshold(tau=0.9,block_length=3),tau_end=0.2,reach=0.5,delimiters="{" ".join(map(str, ids))}")'
+        )
+        lengths, ended = [], 0
+        for seed in range(6):
+            end = -1
+            for before, _, event in trail(tiny(seed=seed), how, "none", Request(0, [5, 6], 20, ignore_eos=True)):
+                notes = {name: int(value) for name, value in event.notes().items()}
+                if int(before.canvas.frontier) >= end:
+                    start, near = notes["start"], range(notes["start"], min(notes["start"] + 10, 22))
+                    assert start == int(before.canvas.frontier)
+                    sure = {at: float(event.confidence[0, at]) for at in near}
+                    tokens = self._predicted(tiny(seed=seed), before, how)
+                    sure = {at: value for at, value in sure.items() if tokens[at] in ids and value >= 0.2}
+                    best = max(sure, key=sure.__getitem__, default=None)
+                    ended += best is not None
+                    assert notes["end"] == (min(start + 3, 22) if best is None else best + 1)
+                    lengths.append(notes["end"] - start)
+                    end = notes["end"]
+                assert notes["end"] == end, "a block stays as it is"
+                assert all(start <= c.position < end for c in event.committed())
+        assert ended > 3
+        assert max(lengths) > 3 > min(lengths)
+
+    @staticmethod
+    def _predicted(model: Denoiser, before: Any, how: str) -> list[int]:
+        """The tokens predicted in a forward pass."""
+        none, made = registry.cache("none"), registry.policy(how)
+        canvas, ask = before.canvas, made.ask(before.canvas, before.policy)
+        answer = model(canvas, ask, none, model.init(canvas, none), before.sampling, before.record.nfe)
+        return answer.prediction.token[0].tolist()
+
+    def test_ids_are_needed_without_a_tokenizer(self) -> None:
+        with refuses(ModelError, "adablock", "delimiters"):
+            registry.policy("adablock").check([1], 4, SPEC)
+        with refuses(SpecError, "adablock", "delimiters", "'a b'"):
+            registry.policy('adablock(delimiters="a b")')
+
+    def test_line_breaks_end_blocks_of_the_bundled_model(self) -> None:
+        lm = unmask.load(device="cpu", dtype="float32")
+        made = registry.policy("adablock")
+        made.check([1], 4, lm.denoiser.spec)
+        ids = made._ids(lm.denoiser.spec, torch.device("cpu")).tolist()
+        assert ids == [i for i in range(len(lm.text)) if "\n" in lm.text.pieces([i])[0]] != []
+
+    @pytest.mark.parametrize("wrapper", ["adablock", "window"])
+    @pytest.mark.parametrize("policy", NO_BLOCKS)
+    def test_policies_without_free_blocks_are_refused(self, wrapper: str, policy: str) -> None:
+        with refuses(SpecError, wrapper, policy.partition("(")[0]):
+            registry.policy(f"{wrapper}({policy})")
+
+
+class TestWindow:
+    @combined(policy=SPANS[:-1], cache=["none", "dual"], shift=SHIFT)
+    def test_as_long_as_the_response_it_is_one_block(self, policy: str, cache: str, shift: bool) -> None:
+        head, _, tail = policy.partition("block_length=")
+        size, more = tail[0], tail[1:]
+        assert size.isdigit()
+        requests = [replace(request, ignore_eos=True) for request in REQUESTS]
+        wide, whole = (
+            [(r.commits, r.tokens) for r in decode(tiny(shift), how, cache, requests).values()]
+            for how in (f"window({head}block_length=99{more})", f"{head}block_length=none{more}")
+        )
+        if cache == "none":  # the window's start moves, and with it a block cache is refreshed
+            assert wide == whole
+        assert [len(commits[0]) for commits, _ in wide] == [len(commits[0]) for commits, _ in whole]
+
+    @pytest.mark.parametrize("longest", [None, 6])
+    def test_it_holds_the_first_masked_positions(self, longest: int | None) -> None:
+        how = f"window(threshold(tau=0.35,block_length=4){f',longest={longest}' if longest else ''})"
+        for before, _, event in trail(tiny(), how, "none", Request(0, [5, 6], 20, ignore_eos=True)):
+            masks = (before.canvas.tokens[0] == MASK).nonzero()[:, 0].tolist()
+            expected = [at for at in masks[:4] if longest is None or at < masks[0] + longest]
+            assert (event.ask.window & before.canvas.masked)[0].nonzero()[:, 0].tolist() == expected
+            assert {c.position for c in event.committed()} <= set(expected)
+
+    def test_it_does_not_reach_over_an_end_of_text(self) -> None:
+        made = registry.policy("window(threshold(block_length=6))")
+        canvas = Canvas.blank([[1]], [8], SPEC)
+        canvas = replace(canvas, tokens=torch.where(canvas.position == 4, SPEC.eos[0], canvas.tokens))
+        assert made.ask(canvas, made.init(canvas, GREEDY)).window[0].nonzero()[:, 0].tolist() == [1, 2, 3]
+        canvas = replace(canvas, eos_stop=torch.tensor([False]))
+        assert made.ask(canvas, made.init(canvas, GREEDY)).window[0].nonzero()[:, 0].tolist() == [*range(1, 8)]
+
+    def test_padding_is_an_id_of_the_model(self) -> None:
+        for policy in ("window", "multiblock"):
+            for pad in (SPEC.mask, SPEC.vocab):
+                with refuses(RequestError, policy, "pad", pad):
+                    registry.policy(f"{policy}(pad={pad})").check([1], 4, SPEC)
+
+
+class TestMultiBlock:
+    def test_without_a_pipeline_it_fills_block_after_block(self) -> None:
+        for how in (
+            "multiblock(tau=1.2,block_length=4,add=1,ready=1)",
+            "multiblock(tau=1.2,block_length=4,add=1,ready=0)",
+        ):
+            for before, _, event in trail(tiny(), how, "none", Request(0, [5, 6], 18, ignore_eos=True)):
+                block = before.canvas.block(4)[0].nonzero()[:, 0].tolist()
+                assert event.ask.window[0].nonzero()[:, 0].tolist() == block
+
+    def test_a_low_bound_commits_the_least_entropy_of_the_block(self) -> None:
+        for how in ("multiblock(tau=0,block_length=5)", "multiblock(tau=0,block_length=5,add=1)"):
+            found = decode(tiny(), how, "none", REQUESTS)
+            assert all(len(commits) == 1 for row in found.values() for commits in row.commits)
+        assert chosen("multiblock(tau=0,block_length=3)", [0.5] * 6, entropy=[2, 1, 3, 0.5, 0.5, 0.5]) == [1]
+
+    def test_a_high_bound_fills_what_has_joined(self) -> None:
+        found = decode(tiny(), "multiblock(tau=99,block_length=5,add=0.1)", "none", REQUESTS)
+        assert [row.nfe for row in found.values()] == [3, 2, 3]
+
+    def test_blocks_join_and_become_active(self) -> None:
+        """Worked out by hand: blocks of four, a response of twelve."""
+        made = registry.policy("multiblock(tau=0.5,block_length=4,add=0.25,ready=0.75)")
+        canvas = Canvas.blank([[1]], [12], SPEC)
+        state = made.init(canvas, GREEDY)
+        assert made.ask(canvas, state).window[0].nonzero()[:, 0].tolist() == [1, 2, 3, 4]
+
+        def after(entropies: dict[int, float]) -> list[int]:
+            nonlocal canvas, state
+            window = made.ask(canvas, state).window & canvas.masked
+            line = torch.where(window, 0.5, -torch.inf).double()
+            entropy = torch.tensor([[entropies.get(at, 1.0) for at in range(13)]]).double()
+            update, state = made.decide(canvas, Prediction(torch.ones_like(canvas.tokens), line, entropy), state)
+            canvas = canvas.apply(update)
+            return update.write[0].nonzero()[:, 0].tolist()
+
+        assert after({2: 0.4, 6: 0.1}) == [2], "the second block has not joined yet"
+        assert after({3: 0.9, 6: 0.1}) == [3, 6], "the first block commits in any case, the second what is certain"
+        assert after({9: 0.9, 12: 0.2}) == [1, 12], "of equals the first; the third block has joined"
+        assert after({5: 0.6, 4: 0.7, 10: 0.1}) == [4, 10], "the second is active, but the first one is there"
+        assert after({7: 0.8}) == [7]
+        assert after({}) == [5]

@@ -48,6 +48,9 @@ POLICIES = {
     "pc_sampler": "unmask.policies.pc_sampler:PcSampler",
     "suffix": "unmask.policies.suffix:Suffix",
     "mask_ratio": "unmask.policies.mask_ratio:MaskRatio",
+    "adablock": "unmask.policies.adablock:AdaBlock",
+    "window": "unmask.policies.window:Window",
+    "multiblock": "unmask.policies.multiblock:MultiBlock",
 }
 CACHES = {
     "none": "unmask.caches.none:NoCache",

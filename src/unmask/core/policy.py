@@ -73,6 +73,13 @@ class Policy(Configured, ABC):
         return False
 
     @property
+    def spans(self) -> bool:
+        """Whether the blocks of ``block_length`` may be any spans of the response, longer ones too; see
+        :class:`~unmask.core.spans.Spanned`.
+        """
+        return False
+
+    @property
     def renoises(self) -> bool:
         """Whether it decodes models without a mask token, which denoise uniform noise, and these alone."""
         return False

@@ -60,8 +60,9 @@ class Adaptive(Wrapper):
             raise SpecError(f"adaptive: policy must have a confidence threshold; {self.policy.name} has none")
 
     def init(self, canvas: Canvas, sampling: Sampling) -> AdaptiveState:
-        confidence = torch.zeros(canvas.tokens.shape, dtype=torch.float64, device=canvas.tokens.device)
-        tau = torch.full_like(confidence[:, 0], threshold_of(self.policy) or 0.0)
+        confidence, own = torch.zeros_like(canvas.tokens, dtype=torch.float64), threshold_of(self.policy)
+        assert own is not None
+        tau = torch.full_like(confidence[:, 0], own)
         return AdaptiveState(self.policy.init(canvas, sampling), tau, torch.zeros_like(canvas.tokens), confidence)
 
     def ask(self, canvas: Canvas, state: AdaptiveState) -> Ask:

@@ -24,6 +24,7 @@ class EntropyBound(Policy):
 
     name = "entropy_bound"
     paper = "arXiv 2505.24857"
+    spans = True
 
     gamma: float = param(0.001, "bound in nats on sum H - max H", ge=0)
     block_length: int | None = param(

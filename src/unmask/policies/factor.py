@@ -25,6 +25,7 @@ class Factor(Policy):
 
     name = "factor"
     paper = "arXiv 2505.22618"
+    spans = True
 
     f: float = param(1.0, "bound on (n + 1)(1 - c_n); more commits more", ge=0, le=1000)
     block_length: int | None = param(

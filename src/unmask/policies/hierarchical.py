@@ -24,6 +24,7 @@ class Hierarchical(Policy):
 
     name = "hierarchical"
     paper = "arXiv 2510.08666"
+    spans = True
     threshold = "tau"
 
     tau: float = param(0.9, "confidence above which any position is committed", ge=0, le=2)

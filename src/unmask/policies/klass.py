@@ -48,6 +48,7 @@ class Klass(Policy):
 
     name = "klass"
     paper = "arXiv 2511.05664"
+    spans = True
     needs = frozenset({"logits"})
     threshold = "tau"
 

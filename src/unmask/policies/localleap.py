@@ -24,6 +24,7 @@ class LocalLeap(Policy):
 
     name = "localleap"
     paper = "arXiv 2510.07081"
+    spans = True
     threshold = "tau"
 
     tau: float = param(0.9, "confidence from which a position is committed and is an anchor", ge=0, le=2)

@@ -32,6 +32,7 @@ class Threshold(Policy):
 
     name = "threshold"
     paper = "arXiv 2505.22618"
+    spans = True
     threshold = "tau"
 
     tau: float = param(

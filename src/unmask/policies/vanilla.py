@@ -55,6 +55,10 @@ class Vanilla(Policy):
     )
 
     @property
+    def spans(self) -> bool:
+        return self.steps is None
+
+    @property
     def guidance(self) -> float:
         return self.cfg_scale
 
