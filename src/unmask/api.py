@@ -326,8 +326,8 @@ class Model:
         return [replace(r, begin=laid[i // count].begin) for i, r in enumerate(requests)]
 
     def setting(self, policy: str | Policy | None = None, cache: str | Cache | None = None) -> tuple[Policy, Cache]:
-        """Policy and cache from specs, objects, or the model's recommendation where None is given; with a policy alone the
-        cache is ``none``, of block models ``blockwise``. The policy of a spec is the same object each time.
+        """Policy and cache from specs, objects, or the model's recommendation where None is given; with a policy alone
+        the cache is ``none``, of block models ``blockwise``. The policy of a spec is the same object each time.
 
         Raises:
             SpecError: unknown policy, cache or parameter.
