@@ -199,6 +199,24 @@ def test_servers_refuse(options, what, monkeypatch):
     assert what in result.stderr
 
 
+def test_a_signal_writes_nothing_by_itself(caplog):
+    """It may come while another line is written, and writing would raise then; the loop writes what it began."""
+    uvicorn = pytest.importorskip("uvicorn")
+    from unmask.server import Settings
+    from unmask.server.run import Server
+
+    caplog.set_level("INFO", "unmask.server")
+    service = SimpleNamespace(draining=False, open=3)
+    server = Server(uvicorn.Config(lambda: None), service, Settings())
+    server.handle_exit(signal.SIGTERM, None)
+    assert service.draining and not server.should_exit
+    server.handle_exit(signal.SIGTERM, None)
+    assert server.should_exit and server.force_exit
+    assert caplog.records == []
+    server._tell()
+    assert len(caplog.records) == 2
+
+
 @pytest.fixture
 def replicas(ray, tmp_path):
     """A server with two replicas: its process, and a client."""
