@@ -432,7 +432,14 @@ def test_choices_regex_and_schema_reach_the_text(lm):
 
 
 @pytest.mark.parametrize(
-    "policy", ["wino(tau_in=0.2,tau_out=0.99)", "saber(n=4)", "credit(tau=0.05)", "apd(r=0,preset=reference)"]
+    "policy",
+    [
+        "wino(tau_in=0.2,tau_out=0.99)",
+        "saber(n=4)",
+        "credit(tau=0.05)",
+        "apd(r=0,preset=reference)",
+        "edit(threshold(tau=0.2))",
+    ],
 )
 def test_policies_that_remask_or_choose(policy):
     names = ("record", "anyOf", "phone")
