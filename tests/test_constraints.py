@@ -16,8 +16,9 @@ import torch
 from scipy.stats import chisquare
 
 import unmask
+from helpers import drain, tiny
 from structured import CASES, SCHEMAS, model, valid
-from unmask import RequestError
+from unmask import Engine, Request, RequestError, registry
 from unmask.constraints import dfa
 from unmask.constraints.automaton import Automaton, compiled
 from unmask.constraints.batch import Constraints
@@ -432,7 +433,14 @@ def test_choices_regex_and_schema_reach_the_text(lm):
 
 
 @pytest.mark.parametrize(
-    "policy", ["wino(tau_in=0.2,tau_out=0.99)", "saber(n=4)", "credit(tau=0.05)", "apd(r=0,preset=reference)"]
+    "policy",
+    [
+        "wino(tau_in=0.2,tau_out=0.99)",
+        "saber(n=4)",
+        "credit(tau=0.05)",
+        "apd(r=0,preset=reference)",
+        "edit(threshold(tau=0.2))",
+    ],
 )
 def test_policies_that_remask_or_choose(policy):
     names = ("record", "anyOf", "phone")
@@ -454,6 +462,31 @@ def test_an_unfinished_response_can_always_be_completed(after):
     assert 0 < len(fixed) < length
     [result] = lm.generate("Fill it.", length, "vanilla(steps=8)", fixed=fixed, **case)
     assert valid(case, result.text)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize(
+    ("policy", "cache"),
+    [
+        ("threshold(tau=0.2)", "blockwise"),
+        ("edit(threshold(tau=0.1),tau_edit=0.1)", "none"),
+        ("ahead(threshold(tau=0.1),add=0.5)", "blockwise"),
+    ],
+)
+def test_block_models(policy, cache, whole):
+    """Also where the last block is filled beyond the response; no text is shorter than that."""
+    lm, length = tiny(block=8, whole=whole), 11
+    moves = {at: {7 + (at + i) % 3: at + 1 for i in (0, 1)} for at in range(length)}
+    made = Automaton.from_transitions(moves, {length}, lm.spec.vocab, lm.spec.eos)
+    for temperature in (0.0, 1.0):
+        engine = Engine(lm)
+        params = unmask.SamplingParams(seed=1, temperature=temperature)
+        engine.add(
+            Request(0, [3, 4, 5], length, registry.policy(policy), registry.cache(cache), params, constraint=made)
+        )
+        [outcome] = drain(engine)
+        assert outcome.error is None
+        assert made.accepts(outcome.tokens)
 
 
 def test_infill_matches_as_a_whole(lm):

@@ -42,7 +42,8 @@ class Constraints:
     ) -> Search:
         """The search for the paths of one forward pass; see :class:`~unmask.constraints.search.Search`."""
         text = Rows.of(self.number, self.start, canvas, (row, position))
-        return Search(text, sampling, needs, row, position, step, canvas.tokens[row, position] == canvas.spec.mask)
+        open_ = (canvas.tokens[row, position] == canvas.spec.mask) & (position < canvas.wanted[row])
+        return Search(text, sampling, needs, row, position, step, open_)
 
     def hold(self, canvas: Canvas, update: Update, token: Tensor, chooses: bool) -> Update:
         """An update after which every row can still become an accepted text.

@@ -45,13 +45,14 @@ class Rows:
             canvas: the rows.
             lines: rows and positions ``[N]`` that have a prediction; rows that are full do not count then.
         """
-        numbers, states, prompt, total = torch.stack([number, start, canvas.prompt, canvas.length]).cpu().numpy()
+        numbers, states, prompt, total = torch.stack([number, start, canvas.prompt, canvas.wanted]).cpu().numpy()
         tokens, place = canvas.tokens.cpu().numpy(), np.arange(canvas.tokens.shape[1])
         inside = (place >= prompt[:, None]) & (place < total[:, None])
         masked = (tokens == canvas.spec.mask) & inside
         counts = inside & ~masked
         if lines is not None:
             counts[tuple(torch.stack(lines).cpu().numpy())] = True
+            counts &= inside
         rows = np.flatnonzero((numbers > 0) & (masked.any(1) | (lines is None)))
         automata = tuple(LIVE[own] for own in numbers[rows].tolist())
         tokens, masked, counts, prompt, total = (own[rows] for own in (tokens, masked, counts, prompt, total))

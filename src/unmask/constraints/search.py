@@ -56,8 +56,8 @@ class Search:
             far.
         row, position: ``[N]`` of each line of logits.
         step: ``[B]`` forward passes of each row.
-        masked: ``[N]`` lines whose position is masked. What stands at the others is part of every path; what is read of
-            them stays as it is.
+        masked: ``[N]`` lines whose position is masked and belongs to the response. What is read of the others stays as
+            it is; what stands there is part of every path.
     """
 
     def __init__(
