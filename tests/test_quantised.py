@@ -20,10 +20,12 @@ from llada_folder import weights as made_weights
 from test_loading import logits
 from unmask import inspection
 from unmask.models import packing, quantised
+from unmask.models.kernels import compiled
 from unmask.models.packing import Scheme
 from unmask.models.quantised import KINDS, Int4, Int8, Quantised, int8_runs, per_token
 from unmask.models.random import random_denoiser, shape
 from unmask.models.tensors import DTYPES
+from unmask.models.transformer import EAGER
 from unmask.models.weights import Checkpoint, parameter_count
 
 CPU = torch.device("cpu")
@@ -252,3 +254,12 @@ def test_random_weights_are_quantised_as_they_are_drawn():
         torch.testing.assert_close(
             b.down.weight.to_dense().t().float() * b.down.scale[:, None], a.down.weight.float(), atol=1e-3, rtol=0
         )
+
+
+def test_compiled_parts_compute_the_same():
+    """By a backend that compiles nothing: parts can be traced, and products are left to themselves."""
+    model, prompt = unmask.load(quantize="int8", dtype="float32"), "Amy has 3 apples."
+    plain = model.generate(prompt, 32, "threshold(0.9)", "dual")[0]
+    quantised.left_to_itself()
+    model.denoiser.network.use(compiled(EAGER, "cpu", backend="eager", rounds=True))
+    assert model.generate(prompt, 32, "threshold(0.9)", "dual")[0].tokens == plain.tokens
