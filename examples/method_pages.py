@@ -12,6 +12,7 @@ import json
 import re
 import subprocess
 import sys
+from functools import lru_cache, partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,10 @@ RUNS = {  # of each cache the pairs in its table; the picture is of the first
     "dllm": [(BLOCKS, "dllm(kp=12,kr=4)"), (BLOCKS, "dllm"), (BLOCKS, "dllm(kp=2,kr=1)")],
     "trailing": [(FORWARD, "trailing"), (FORWARD, "trailing(window=4)"), (BLOCKS, "trailing")],
     "d2": [(BLOCKS, "d2(k=8)"), (BLOCKS, "d2"), ("vanilla(block_length=none)", "d2(k=8)")],
+    "blockwise": [("vanilla", "blockwise"), ("threshold", "blockwise")],
     "every": [(BLOCKS, "every(dual,4)"), (BLOCKS, "every(dual,1)"), (BLOCKS, "every(dllm(kp=48,kr=48,rho=0),4)")],
 }
+BLOCK_MODEL = {name: "unmask-tiny-block" for name in ("ahead", "blockwise")}  # what is not for models without blocks
 COLOURS = {
     "#fce85a": "committed",
     "#36a": "computed",
@@ -252,8 +255,9 @@ def main() -> None:
     args = parser.parse_args()
     folder, pictures = args.docs / "methods", args.docs / "img" / "methods"
     pictures.mkdir(parents=True, exist_ok=True)
-    lm, about = unmask.load(device="cpu", dtype="float32"), methods()
+    load, about = lru_cache(partial(unmask.load, device="cpu", dtype="float32")), methods()
     for name in args.only or about:
+        lm = load(BLOCK_MODEL.get(name))
         file = folder / f"{name}.md"
         page = between(file.read_text(encoding="utf-8"), "parameters", parameters(about[name]))
         if about[name]["hidden"]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..core.errors import ModelError
 
 _ASSETS = Path(__file__).parents[1] / "assets"
-BUNDLED = {"unmask-tiny": _ASSETS / "tiny"}
+BUNDLED = {"unmask-tiny": _ASSETS / "tiny", "unmask-tiny-block": _ASSETS / "tiny-block"}
 """Models that come with the package, by name. A local folder of that name goes first."""
 
 _HOLDS = {"adapter": "adapter_config.json"}
