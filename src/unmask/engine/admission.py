@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -23,6 +23,7 @@ _LOG = logging.getLogger(__name__)
 def fresh_state(model: Denoiser, requests: Sequence[Request]) -> State:
     """The state of requests with one policy and cache before their first forward pass."""
     device, spec = model.network.device, model.spec
+    rooms = [spec.room(len(r.prompt), r.gen_length) for r in requests]
     canvas = Canvas.blank(
         [r.prompt for r in requests],
         [r.gen_length for r in requests],
@@ -30,7 +31,7 @@ def fresh_state(model: Denoiser, requests: Sequence[Request]) -> State:
         eos_stop=[not r.params.ignore_eos for r in requests],
         fixed=[r.fixed for r in requests],
         device=device,
-    ).widened(spare_columns(requests[0].policy, requests))
+    ).widened(spare_columns(requests[0].policy, rooms))
     return start(model, requests[0].cache, requests[0].policy, canvas, _sampling(requests, spec, device))
 
 
@@ -47,9 +48,11 @@ def state_bytes(model: Denoiser, request: Request, width: int = 0) -> int:
         return 0
 
 
-def spare_columns(policy: Policy, requests: Sequence[Request]) -> int:
-    """Columns behind the longest row that probes may take: a forward pass probes positions of the response alone."""
-    return min(policy.probes, max(r.gen_length for r in requests))
+def spare_columns(policy: Policy, rooms: Iterable[int]) -> int:
+    """Columns behind the longest row that probes may take: a forward pass probes positions of the response alone, of
+    which each row has as many as ``rooms`` say.
+    """
+    return min(policy.probes, max(rooms))
 
 
 def _sampling(requests: Sequence[Request], spec: ModelSpec, device: torch.device) -> Sampling:

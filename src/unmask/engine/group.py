@@ -53,5 +53,5 @@ class Group:
     @property
     def width(self) -> int:
         """Positions that the canvas needs: the longest row's, and the columns of probes."""
-        spare = spare_columns(self.policy, [row.request for row in self.rows])
+        spare = spare_columns(self.policy, [row.room for row in self.rows])
         return max(row.total for row in self.rows) + spare

@@ -369,8 +369,9 @@ class Engine:
             room, held = len(rows), max((slab.capacity for slab in slabs(state)), default=0)
             if 0 < held < room:  # where requests come one by one, not every one of them moves the others
                 room = min(max(room, 2 * held), self.batch_size)
-            width = max(len(r.prompt) + self.spec.room(len(r.prompt), r.gen_length) for r in rows)
-            width += spare_columns(group.policy, rows)
+            rooms = [self.spec.room(len(r.prompt), r.gen_length) for r in rows]
+            width = max(len(r.prompt) + own for r, own in zip(rows, rooms, strict=True))
+            width += spare_columns(group.policy, rooms)
             wide = -(-(width + 1) // _ROUND) * _ROUND
         else:
             left = self.memory - sum(one.row_bytes * places(one.state) for one in self._groups if one is not group)
