@@ -34,6 +34,12 @@ RUNS = {  # of each cache the pairs in its table; the picture is of the first
     "dual": [(BLOCKS, "dual"), ("threshold(block_length=16)", "dual")],
     "dllm": [(BLOCKS, "dllm(kp=12,kr=4)"), (BLOCKS, "dllm"), (BLOCKS, "dllm(kp=2,kr=1)")],
     "trailing": [(FORWARD, "trailing"), (FORWARD, "trailing(window=4)"), (BLOCKS, "trailing")],
+    "window_cache": [
+        ("window(threshold(block_length=8))", "window_cache"),
+        ("window(threshold(block_length=8))", "window_cache(before=none,behind=0)"),
+        ("window(threshold(block_length=8))", "dual"),
+        ("threshold(block_length=16)", "window_cache"),
+    ],
     "d2": [(BLOCKS, "d2(k=8)"), (BLOCKS, "d2"), ("vanilla(block_length=none)", "d2(k=8)")],
     "blockwise": [("vanilla", "blockwise"), ("threshold", "blockwise")],
     "every": [(BLOCKS, "every(dual,4)"), (BLOCKS, "every(dual,1)"), (BLOCKS, "every(dllm(kp=48,kr=48,rho=0),4)")],

