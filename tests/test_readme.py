@@ -23,7 +23,15 @@ from unmask.tasks import FAMILIES
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))]
-RUN = ["README.md", "docs/blocks.md", "docs/chat.md", "docs/cli.md", "docs/python.md", "docs/speculate.md", "docs/structured.md"]
+RUN = [
+    "README.md",
+    "docs/blocks.md",
+    "docs/chat.md",
+    "docs/cli.md",
+    "docs/python.md",
+    "docs/speculate.md",
+    "docs/structured.md",
+]
 OWN = ["CONTRIBUTING.md", "docs/eval.md", "docs/serve.md", "docs/trace.md"]  # have tests of their own
 
 
