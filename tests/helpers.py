@@ -35,7 +35,6 @@ from unmask.engine.request import SamplingParams
 from unmask.engine.scheduler import Engine
 from unmask.models.denoiser import Denoiser
 from unmask.models.transformer import Architecture, Transformer
-from unmask.policies.edit import Edit
 
 ARCH = Architecture(width=32, layers=2, heads=4, kv_heads=2, ffn=48, vocab=64, theta=10000.0, eps=1e-6)
 MASK, EOS, PAD, LIMIT, CONTEXT = 60, 57, 58, 62, 64
@@ -299,7 +298,7 @@ def decode(
                 assert event.error is None, event.error
                 rows[event.request.id].finished += 1
                 continue
-            check_step(event, before, isinstance(made(policy), Edit))
+            check_step(event, before, made(policy).holds)
             written, undone = event.committed(), event.remasked()
             assert not undone or made(policy).remasks, "it claims that it never does"
             for i, row in enumerate(event.rows):

@@ -18,3 +18,30 @@ def test_probes_of_positions_that_fill_the_last_block_have_columns(policy: str, 
         short = Request(0, [3, 1, 4, token], 1, ignore_eos=True)
         alone = decode(model, policy, kept, [short])
         assert_same({0: decode(model, policy, kept, [short, long])[0]}, alone)
+
+
+@pytest.mark.parametrize("post", [0, 3])
+@pytest.mark.parametrize(
+    "inner",
+    [
+        "lookahead(threshold(tau=0.4),3)",
+        "suffix(threshold(tau=0.4,block_length=3),window=2,last=0)",
+        "left_to_right(k=2,lookahead=3)",
+        "learned(temperature=9,block_length=5)",
+    ],
+)
+def test_editing_nothing_is_the_policy_alone_whatever_it_leaves_out_or_counts(inner: str, post: int) -> None:
+    """Editing brings no masked position into the input, and passes over a full block are not the policy's own."""
+    request = Request(1, [3, 1, 4, 1, 5, 9], 21, ignore_eos=True)
+    edited = decode(tiny(block=8), f"edit({inner},tau_edit=2,max_post_steps={post})", "blockwise", [request])[1]
+    assert [c for c in edited.commits if c] == decode(tiny(block=8), inner, "blockwise", [request])[1].commits
+
+
+@pytest.mark.parametrize("inner", ["edit(threshold(tau=0.4),tau_edit=0.1)", "ahead(threshold(tau=0.4),add=0)"])
+def test_prophet_that_is_never_certain_is_the_policy_alone(inner: str) -> None:
+    """Edits, held blocks and blocks begun ahead pass through it."""
+    request = Request(1, [3, 1, 4, 1, 5, 9], 21, ignore_eos=True)
+    never = decode(tiny(block=8), f"prophet({inner},high=1e9,mid=1e9,low=1e9)", "blockwise", [request])
+    assert_same(never, decode(tiny(block=8), inner, "blockwise", [request]))
+    at_once = decode(tiny(block=8), f"prophet({inner},high=0,mid=0,low=0)", "blockwise", [request])[1]
+    assert len(at_once.commits[0]) == 2  # all that the first block has left

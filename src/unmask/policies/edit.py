@@ -14,6 +14,7 @@ from ..core.config import Spec, param
 from ..core.pick import above
 from ..core.policy import Policy, Wrapper
 from ..core.protocols import Ask, Prediction, Sampling
+from ..core.state import mixed
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ class Edit(Wrapper):
         return EditState(self.policy.init(canvas, sampling), never, never + 1)
 
     def ask(self, canvas: Canvas, state: EditState) -> Ask:
-        ask = self.policy.ask(canvas, state.inner)
-        return replace(ask, window=ask.window | self._block(canvas), reread=self._placed(canvas), penalty=self.penalty)
+        ask, placed = self.policy.ask(canvas, state.inner), self._placed(canvas)
+        return replace(ask, window=ask.window | placed, reread=placed, penalty=self.penalty)
 
     def decide(self, canvas: Canvas, prediction: Prediction, state: EditState) -> tuple[Update, EditState]:
         own = prediction.within(self.policy.ask(canvas, state.inner).window & canvas.masked)
@@ -71,6 +72,7 @@ class Edit(Wrapper):
         start = canvas.block_start(None)
         over = ~canvas.masked.any(1)  # it had no mask before this forward pass
         extra = torch.where(start == state.start, state.extra, 0) + over
+        inner = mixed(over, state.inner, inner)  # the policy alone would not have made this forward pass
         write = update.write & ~over[:, None] | edited
         left = (canvas.masked & ~write).any(1)
         again = torch.where(over, edited.any(1) & (extra < self.max_post_steps), left | (self.max_post_steps > 0))

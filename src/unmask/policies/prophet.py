@@ -58,14 +58,14 @@ class Prophet(Wrapper):
         return replace(ask, window=ask.window | canvas.masked & whole, optional=optional)
 
     def decide(self, canvas: Canvas, prediction: Prediction, state: Any) -> tuple[Update, Any]:
-        own = self.policy.ask(canvas, state).window & canvas.masked
+        ask, masked = self.policy.ask(canvas, state), canvas.masked
+        own = ask.window & masked if ask.reread is None else ask.window & masked | ask.reread
         update, after = self.policy.decide(canvas, prediction.within(own), state)
-        masked = canvas.masked
-        all_in = (masked == (prediction.confidence > -torch.inf)).all(1)
+        all_in = ~(masked & (prediction.confidence == -torch.inf)).any(1)
         sure = (all_in & self._sure(canvas, prediction, update))[:, None]
         token = torch.where(update.write, update.token, prediction.token)
         remask = None if update.remask is None else update.remask & ~sure
-        return Update(torch.where(sure, masked, update.write), token, remask), after
+        return replace(update, write=update.write | masked & sure, token=token, remask=remask), after
 
     def _sure(self, canvas: Canvas, prediction: Prediction, update: Update) -> Tensor:
         """``[B]`` rows whose answer has a lead that is enough; none where the answer has no masked position."""
