@@ -29,6 +29,7 @@ RUN = [
     "docs/chat.md",
     "docs/cli.md",
     "docs/python.md",
+    "docs/quantize.md",
     "docs/speculate.md",
     "docs/structured.md",
 ]
