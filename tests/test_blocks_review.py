@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from helpers import Request, assert_same, decode, tiny
+from helpers import VERIFIER, Request, assert_same, decode, singly, tiny
 from refusals import refuses
 from structured import CASES, model, valid
 from unmask import Model
@@ -82,3 +82,17 @@ def test_likelihoods_by_masking_are_refused() -> None:
     for measured in (lambda: list(bounds(tiny(block=4), pairs, 8, 0, 4)), lambda: greedy(tiny(block=4), pairs, 4)):
         with refuses(RequestError, 4):
             measured()
+
+
+def test_apd_may_be_edited_but_not_run_ahead() -> None:
+    """A block that is held has nothing to draft; blocks begun ahead stand behind text that is not there yet."""
+    apd = f'apd(verifier="{VERIFIER}")'
+    model, given = (
+        tiny(block=4, whole=True),
+        [Request(1, [3, 1, 4, 1, 5, 9], 9, ignore_eos=True), Request(2, [3, 1], 5)],
+    )
+    edited = f"edit({apd},tau_edit=0.3)"
+    assert_same(decode(model, edited, "blockwise", given), singly(model, edited, "blockwise", given))
+    for policy in (f"ahead({apd})", "ahead(left_to_right)"):
+        with refuses(RequestError, "ahead"):
+            decode(model, policy, "blockwise", given)
