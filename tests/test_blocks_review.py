@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from helpers import Request, assert_same, decode, tiny
+from helpers import VERIFIER, Request, assert_same, decode, singly, tiny
+from refusals import refuses
+from structured import CASES, model, valid
+from unmask import Model
+from unmask.core.errors import RequestError
+from unmask.evaluation.bound import Pair, bounds, greedy
+from unmask.models.denoiser import Denoiser
 
 pytestmark = pytest.mark.usefixtures("many_tiles")
 
@@ -45,3 +53,46 @@ def test_prophet_that_is_never_certain_is_the_policy_alone(inner: str) -> None:
     assert_same(never, decode(tiny(block=8), inner, "blockwise", [request]))
     at_once = decode(tiny(block=8), f"prophet({inner},high=0,mid=0,low=0)", "blockwise", [request])[1]
     assert len(at_once.commits[0]) == 2  # all that the first block has left
+
+
+@pytest.fixture(scope="module")
+def blocks() -> Model:
+    """The bundled model's shape with random weights, in whole blocks of 8."""
+    lm = model("random")
+    return Model(Denoiser(lm.denoiser.network, replace(lm.denoiser.spec, block=8, whole=True)), lm.text)
+
+
+@pytest.mark.parametrize(("case", "length"), [("record", 21), ("array", 14)])
+@pytest.mark.parametrize("policy", ["threshold(tau=0.1)", "edit(threshold(tau=0.1),tau_edit=0)"])
+def test_constraints_hold_for_what_was_asked_for(blocks: Model, policy: str, case: str, length: int) -> None:
+    """What fills the last block is cut off: the accepted text ends before it."""
+    [result] = blocks.generate("Fill it.", length, policy, "blockwise", temperature=1.0, seed=length, **CASES[case])
+    assert valid(CASES[case], result.text)
+
+
+def test_choices_are_scored_where_the_last_block_has_more_positions(blocks: Model) -> None:
+    part = Model(Denoiser(blocks.denoiser.network, replace(blocks.denoiser.spec, whole=False)), blocks.text)
+    for lm in (blocks, part):
+        [found] = lm.score_choices("Count.", "3+4=[MASK]", ["7", "8"])
+        assert sum(found.values()) == pytest.approx(1)
+
+
+def test_likelihoods_by_masking_are_refused() -> None:
+    pairs = [Pair((3, 1, 4), tuple(range(5, 5 + size))) for size in (3, 12)]
+    for measured in (lambda: list(bounds(tiny(block=4), pairs, 8, 0, 4)), lambda: greedy(tiny(block=4), pairs, 4)):
+        with refuses(RequestError, 4):
+            measured()
+
+
+def test_apd_may_be_edited_but_not_run_ahead() -> None:
+    """A block that is held has nothing to draft; blocks begun ahead stand behind text that is not there yet."""
+    apd = f'apd(verifier="{VERIFIER}")'
+    model, given = (
+        tiny(block=4, whole=True),
+        [Request(1, [3, 1, 4, 1, 5, 9], 9, ignore_eos=True), Request(2, [3, 1], 5)],
+    )
+    edited = f"edit({apd},tau_edit=0.3)"
+    assert_same(decode(model, edited, "blockwise", given), singly(model, edited, "blockwise", given))
+    for policy in (f"ahead({apd})", "ahead(left_to_right)"):
+        with refuses(RequestError, "ahead"):
+            decode(model, policy, "blockwise", given)

@@ -34,7 +34,7 @@ WITH_THRESHOLD = {
     "hierarchical": ["hierarchical(tau=0.6,low=0.2,block_length=7)"],
     "credit": ["credit(tau=0.5,block_length=5)"],
     "wino": ["wino(tau_in=0.3,tau_out=0.3,block_length=6)"],
-    "sdar": ["sdar(tau=0.4,steps=14)"],
+    "sdar": ["sdar(tau=0.5,steps=14,block_length=7)"],
     "localleap": ["localleap(tau=0.5,low=0.3,radius=2,block_length=7)"],
     "suffix": ["suffix(threshold(tau=0.4,block_length=4),window=3)"],
     "adablock": ['adablock(threshold(tau=0.4,block_length=5),tau_end=0.1,reach=0.6,delimiters="3 8 11 20 33 40")'],

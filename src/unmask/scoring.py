@@ -112,11 +112,12 @@ def _read(model: Denoiser, cache: Cache, laid: Sequence[Layout], masks: int) -> 
         fixed=[one.fixed for one in laid],
         device=model.network.device,
     )
+    gaps = canvas.masked & (canvas.position < canvas.wanted[:, None])
     zero = torch.zeros(len(laid), device=model.network.device)
     how = Sampling(zero.double(), zero.double() + 1, zero.long(), zero.long(), samples=False, filters=False)
     with model.lock:
         answer = model(
-            canvas, Ask(canvas.masked), cache, model.init(canvas, cache), how, zero.long(), needs=frozenset({"logits"})
+            canvas, Ask(gaps), cache, model.init(canvas, cache), how, zero.long(), needs=frozenset({"logits"})
         )
     logits, (row, _) = answer.prediction.logits, answer.prediction.lines
     assert logits is not None

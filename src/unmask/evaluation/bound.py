@@ -195,12 +195,17 @@ def _blank(denoiser: Denoiser, pairs: Sequence[Pair]) -> tuple[Canvas, Tensor]:
     """The contexts with masks behind them, and ``[B, T]`` the tokens that belong there.
 
     Raises:
-        RequestError: a model without a mask token.
+        RequestError: a model without a mask token, or one that decodes block after block.
     """
     if denoiser.spec.mask == NO_MASK:
         raise RequestError(
             "a likelihood is bounded by masking parts of the text, but this model has no mask token; tasks that "
             "generate can be scored"
+        )
+    if denoiser.spec.block is not None:
+        raise RequestError(
+            "a likelihood is bounded by masking any parts of the text, but this model decodes blocks of "
+            f"{denoiser.spec.block} tokens in order and sees none behind a masked one; tasks that generate can be scored"
         )
     lengths, device = [len(p.continuation) for p in pairs], denoiser.network.device
     canvas = Canvas.blank([p.context for p in pairs], lengths, denoiser.spec, eos_stop=False, device=device)

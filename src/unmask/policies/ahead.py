@@ -36,7 +36,9 @@ class Ahead(Wrapper):
 
     name = "ahead"
     paper = "arXiv 2508.09192"
-    refuses = "models without blocks, shifted ones, and policies that hold a block (`edit`)"
+    refuses = (
+        "models without blocks, shifted ones, policies that hold a block (`edit`), or go from left to right (`apd`)"
+    )
 
     policy: Policy = param(Spec("threshold"), "the policy that decodes, as a spec")
     blocks: int = param(2, "blocks decoded at once at most", ge=2, le=8)
@@ -52,6 +54,8 @@ class Ahead(Wrapper):
             raise RequestError(f"ahead needs a block model whose positions predict themselves; this is {kind}")
         if self.policy.holds:
             raise RequestError(f"ahead cannot decode by {self.policy.name}, which holds a block until it is settled")
+        if self.policy.left_to_right:
+            raise RequestError(f"ahead cannot decode by {self.policy.name}, which goes from left to right")
         self.policy.check(prompt, gen_length, spec)
 
     def init(self, canvas: Canvas, sampling: Sampling) -> AheadState:

@@ -88,6 +88,8 @@ class Apd(Policy):
         row, position = prediction.lines
         logits, allowed = prediction.logits, prediction.allowed
         assert logits is not None
+        if not len(row):  # every row is held at a block that is full
+            return Update(asked, canvas.tokens), state
         if allowed is not None:
             logits = logits.masked_fill(~allowed, -torch.inf)
         draft = prediction.token[row, position]
