@@ -92,9 +92,8 @@ class Apd(Policy):
             return Update(asked, canvas.tokens), state
         if allowed is not None:
             logits = logits.masked_fill(~allowed, -torch.inf)
-        draft = prediction.token[row, position]
-        if self.preset == "reference":
-            draft = self._reheated(logits, row, position, state)
+        twice = self.preset == "reference"
+        draft = self._reheated(logits, row, position, state) if twice else prediction.token[row, position]
         tokens = canvas.tokens.index_put((row, position), draft)
         judged, memory = self.judge.score(tokens, row, position, state.memory)
         judged = _aligned(judged, logits.shape[1], canvas.spec)
