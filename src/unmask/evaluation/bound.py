@@ -205,11 +205,7 @@ def _blank(denoiser: Denoiser, pairs: Sequence[Pair]) -> tuple[Canvas, Tensor]:
     if denoiser.spec.block is not None:
         raise RequestError(
             "a likelihood is bounded by masking any parts of the text, but this model decodes blocks of "
-<<<<<<< HEAD
-            f"{denoiser.spec.block} tokens in order and sees none behind a masked one; use tasks that generate"
-=======
             f"{denoiser.spec.block} tokens in order; tasks that generate can be scored"
->>>>>>> refs/heads/review
         )
     lengths, device = [len(p.continuation) for p in pairs], denoiser.network.device
     canvas = Canvas.blank([p.context for p in pairs], lengths, denoiser.spec, eos_stop=False, device=device)
