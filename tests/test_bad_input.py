@@ -127,7 +127,7 @@ class TestConfig:
         assert first.network.arch == second.network.arch
 
     @pytest.mark.parametrize(
-        "names", [None, [], "LLaDAModelLM", 7, {}, ["LLaDAMoEModelLM"], ["Qwen2ForCausalLM"], [["x"]]]
+        "names", [None, [], "LLaDAModelLM", 7, {}, ["BD3LM"], ["Qwen2ForCausalLM"], [["x"]]]
     )
     def test_unsupported_architecture(self, tmp_path, names):
         with refuses(ModelError, "architectures", names, "LLaDAModelLM"):
