@@ -270,12 +270,3 @@ def test_a_response_takes_whole_blocks_and_is_cut() -> None:
     engine.add(Request(0, [3, 1, 4], 10, ignore_eos=True).to("vanilla", "blockwise"))
     (outcome,) = drain(engine)
     assert outcome.tokens == long.tokens[3:13]
-
-
-@pytest.mark.parametrize("length", ["none", "8", "4"])
-def test_steps_are_those_of_the_model_s_blocks(length: str) -> None:
-    """Sixteen tokens in four blocks, however long those of the policy would be."""
-    row = decode(
-        tiny(block=BLOCK), f"vanilla(steps=8,block_length={length})", "none", [Request(0, [1] * 4, 16, ignore_eos=True)]
-    )
-    assert row[0].nfe == 8

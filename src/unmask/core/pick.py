@@ -56,15 +56,13 @@ class Stepped(Protocol):
         """Positions of a block; None: the response is one."""
 
 
-def block_steps(policy: Stepped, length: Tensor, most: int | None) -> Tensor:
-    """``[B]`` steps of each block of responses of ``length [B]``: its share of all, or its own length. ``most``:
-    positions of a block model's blocks, of which a policy's are parts.
+def block_steps(policy: Stepped, length: Tensor) -> Tensor:
+    """``[B]`` steps of each block of responses of ``length [B]``: its share of all, or its own length.
 
     Raises:
         RequestError: the policy's ``steps`` are not a multiple of a row's number of blocks.
     """
-    own = policy.block_length or most
-    size = length if own is None else torch.full_like(length, min(own, most or own))
+    size = length if policy.block_length is None else torch.full_like(length, policy.block_length)
     if policy.steps is None:
         return size
     blocks = (length + size - 1) // size

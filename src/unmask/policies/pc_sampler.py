@@ -57,7 +57,7 @@ class PcSampler(Policy):
     )
 
     def check(self, prompt: Sequence[int], gen_length: int, spec: ModelSpec) -> None:
-        block_steps(self, torch.tensor([gen_length]), spec.block)
+        block_steps(self, torch.tensor([gen_length]))
         self._share(spec, torch.device("cpu"))
 
     def init(self, canvas: Canvas, sampling: Sampling) -> PcState:
