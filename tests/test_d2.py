@@ -171,7 +171,7 @@ def test_rollout_is_the_product_of_the_layers(layers: int) -> None:
     compute[1, 2] = True
     weights = [torch.rand(3, total, total, generator=draw, dtype=torch.float64) for _ in range(layers)]
     weights = [(w * canvas.valid[:, None]) / (w * canvas.valid[:, None]).sum(2, keepdim=True) for w in weights]
-    geometry = replace(ARCH, layers=layers)
+    geometry = tiny(arch=replace(ARCH, layers=layers))
     expected = torch.stack([naive_rollout([w[b] for w in weights], compute[b]) for b in range(3)])
     for parts in ([gather(compute, canvas.valid)], laid_out(compute, canvas.valid, compute.sum(1) * 1000.0)):
         state = D2Cache().init(canvas, geometry, torch.zeros(0, dtype=torch.float64))
@@ -254,10 +254,10 @@ def test_nucleus_is_the_smallest_that_reaches_the_share(mass: list[int], p: floa
 
 def chosen(cache: D2Cache, canvas: Canvas, window: Tensor, confidence: list[float], must: bool = False) -> list[int]:
     need = canvas.sources(window & canvas.masked)
-    state = cache.init(canvas, ARCH, torch.zeros(0, dtype=torch.float64))
+    state = cache.init(canvas, tiny(), torch.zeros(0, dtype=torch.float64))
     state = replace(
         state,
-        store=state.store.learn(canvas.valid),
+        store=state.store.learn(canvas, canvas.valid),
         confidence=torch.tensor([confidence], dtype=torch.float64),
     )
     plan, _ = cache.plan(canvas, Ask(window, optional=None if must else window), need, state)
