@@ -126,9 +126,7 @@ class TestConfig:
         assert replace(first.spec, tokenizer=None) == replace(second.spec, tokenizer=None)
         assert first.network.arch == second.network.arch
 
-    @pytest.mark.parametrize(
-        "names", [None, [], "LLaDAModelLM", 7, {}, ["BD3LM"], ["Qwen2ForCausalLM"], [["x"]]]
-    )
+    @pytest.mark.parametrize("names", [None, [], "LLaDAModelLM", 7, {}, ["BD3LM"], ["Qwen2ForCausalLM"], [["x"]]])
     def test_unsupported_architecture(self, tmp_path, names):
         with refuses(ModelError, "architectures", names, "LLaDAModelLM"):
             unmask.load(write(tmp_path, {"architectures": names}))
