@@ -304,7 +304,8 @@ def phases(
     request = Request(0, prompt, length, ignore_eos=True)
     policy, found = registry.policy(spec), []
     for before, _, _ in trail(tiny(shift), policy, kept, request):
-        found.append((int(policy._bounds(before.canvas, before.policy)[0][0]), int(before.policy.fast[0]) < 0))
+        state, start, _ = policy._here(before.canvas, before.policy)
+        found.append((int(start[0]), int(state.fast[0]) < 0))
     return found
 
 
@@ -386,6 +387,8 @@ def test_the_head_sees_only_asked_positions(policy: str, kept: str, shift: bool)
                 asked += int((event.ask.probe & ~before.canvas.masked).sum())
             if event.ask.score is not None:
                 asked += int((event.ask.score & before.canvas.response & (before.canvas.tokens != MASK)).sum())
+            if event.ask.reread is not None:
+                asked += int((event.ask.reread & before.canvas.response & (before.canvas.tokens != MASK)).sum())
     branches = 2 if registry.policy(policy).guidance else 1
     assert seen.head == branches * asked
 
@@ -476,8 +479,13 @@ def test_guidance_keeps_two_stores(kept: str, shift: bool) -> None:
             plain, free = plain or model.init(canvas, kept_by), free or model.init(masked, kept_by)
             seen.clear()
             common = event.ask, kept_by
-            plain = model(canvas, *common, plain, before.sampling, before.record.nfe).state
-            free = model(masked, *common, free, before.sampling, before.record.nfe).state
+            answers = [
+                model(each, *common, state, before.sampling, before.record.nfe)
+                for each, state in ((canvas, plain), (masked, free))
+            ]
+            plain, free = (
+                replace(a.state, plain=kept_by.note(event.update, a.prediction, a.state.plain)) for a in answers
+            )
             logits = seen[1] + (scale + 1) * (seen[0] - seen[1])
             logits[:, MASK] = -torch.inf
             logits[:, LIMIT:] = -torch.inf
