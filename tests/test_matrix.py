@@ -16,6 +16,8 @@ import torch
 
 from counting import LAYERS, counting
 from helpers import (
+    AHEAD,
+    BLOCK_CACHES,
     CACHES,
     EOS,
     MASK,
@@ -216,7 +218,8 @@ def test_seeds_and_temperatures_matter() -> None:
 
 
 def test_variants_cover_the_registry() -> None:
-    for table, specs in ((registry.POLICIES, POLICIES), (registry.CACHES, CACHES)):
+    caches = [*CACHES, *BLOCK_CACHES]  # those of block models and what is for these alone: see test_blocks
+    for table, specs in ((registry.POLICIES, [*POLICIES, *AHEAD]), (registry.CACHES, caches)):
         apart = {name for name, known in POLICY_VARIANTS.items() if not known}
         assert apart == {name for name in registry.POLICIES if registry.policy(name).renoises}
         assert {spec.partition("(")[0] for spec in specs} == set(table) - apart
