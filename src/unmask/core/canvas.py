@@ -191,6 +191,11 @@ class Canvas:
         return self.open & ~self.past & (self.position < self._limit[:, None])
 
     @cached_property
+    def filled(self) -> Tensor:
+        """``[B, T]`` positions of the response that hold a token."""
+        return self.response & (self.tokens != self.spec.mask)
+
+    @cached_property
     def next(self) -> Tensor:
         """``[B]`` position of the first mask that must be filled; T where none is left."""
         return self.first(self.open & (self.position < self.wanted[:, None]))

@@ -22,8 +22,6 @@ class Ask:
         cell: ``[B, T]`` of block models, the part of the model's block that the window is what is left of; for caches
             that keep the rest of the block. None: the window itself.
         visible: ``[B, T]`` positions that may be attended to; the others leave the input altogether. None: all.
-        rank: ``[B, T]`` a position sees those of its own rank and of lower ones. None: as the model does, see
-            :attr:`unmask.core.canvas.Canvas.rank`.
         stale: ``[B, T]`` positions that need not be recomputed: their stored keys and values will do. Given (even all
             false) it makes every cache keep a store, ``none`` included. None: nothing.
         refresh: ``[B]`` rows whose caches must recompute everything. None: no row.
@@ -48,7 +46,6 @@ class Ask:
     window: Tensor
     cell: Tensor | None = None
     visible: Tensor | None = None
-    rank: Tensor | None = None
     stale: Tensor | None = None
     refresh: Tensor | None = None
     skipped: Tensor | None = None

@@ -135,22 +135,21 @@ class Denoiser:
             probes = None if ask.probe is None else Probes.of(canvas, ask.probe)
             want = ask.window & canvas.masked
             if ask.reread is not None:
-                want = want | ask.reread & canvas.response & (canvas.tokens != self.spec.mask)
-            scored = None if ask.score is None else ask.score & canvas.response & (canvas.tokens != self.spec.mask)
+                want = want | ask.reread & canvas.filled
+            scored = None if ask.score is None else ask.score & canvas.filled
             need = canvas.sources(want if scored is None else want | scored)
             need = need if probes is None else need | probes.held
             branches = [state.plain, state.free] if guidance else [state.plain]
             planned = [cache.plan(canvas, ask, need, branch) for branch in branches]
             plans = [plan for plan, _ in planned]
             lines = Lines.of(canvas, ask, want, scored, probes, plans)
-            rank = canvas.rank if ask.rank is None else ask.rank
-            layouts, outputs = layout(plans, lines, rank)
+            layouts, outputs = layout(plans, lines, canvas.rank)
             tokens = [canvas.tokens]
             if guidance:
                 given = (canvas.position < canvas.prompt[:, None]) | canvas.fixed
                 tokens.append(torch.where(given, self.spec.mask, canvas.tokens))
             ran = list[Rows]()
-            run = partial(self._hidden, outputs, probes, cache, rank, ran)
+            run = partial(self._hidden, outputs, probes, cache, canvas.rank, ran)
             found = [run(*each) for each in zip(tokens, planned, layouts, strict=True)]
             hidden = torch.stack(found, 1) if guidance else found[0]
         (_, (row, position), asked), *others = outputs.split(hidden)

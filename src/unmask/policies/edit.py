@@ -48,10 +48,6 @@ class Edit(Wrapper):
     max_post_steps: int = param(16, "forward passes of a block without masks at most; 0: none", ge=0)
     penalty: float = param(0.0, "taken off the logit of the token one position before; 0: off", ge=0, le=100)
 
-    @property
-    def needs(self) -> frozenset[str]:
-        return self.policy.needs
-
     def most_passes(self, positions: int) -> int:
         return self.policy.most_passes(positions) + positions * (self.max_post_steps + 1)
 
@@ -84,9 +80,6 @@ class Edit(Wrapper):
         return self.policy.notes(canvas, before.inner, after.inner)
 
     @staticmethod
-    def _block(canvas: Canvas) -> Tensor:
-        return canvas.block(None)
-
-    def _placed(self, canvas: Canvas) -> Tensor:
+    def _placed(canvas: Canvas) -> Tensor:
         """``[B, T]`` tokens of the current block that may be replaced."""
-        return self._block(canvas) & (canvas.tokens != canvas.spec.mask) & ~canvas.fixed
+        return canvas.block(None) & canvas.filled & ~canvas.fixed
