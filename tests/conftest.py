@@ -45,6 +45,11 @@ def many_tiles() -> Iterator[None]:
         yield
 
 
+def pytest_runtest_setup() -> None:
+    """Denormals are kept: training runs flush them in their whole process, and hypothesis draws no floats then."""
+    torch.set_flush_denormal(False)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """``smoke``: the first case of every test that is not ``slow``. And what shares results in one process under

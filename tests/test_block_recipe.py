@@ -22,13 +22,6 @@ TINY = BUNDLED["unmask-tiny"]
 B = 16
 
 
-@pytest.fixture(autouse=True)
-def _denormals():
-    """A training run flushes them, in its whole process."""
-    yield
-    torch.set_flush_denormal(False)
-
-
 @pytest.fixture(scope="module")
 def model():
     made = model_.load(TINY).eval()
