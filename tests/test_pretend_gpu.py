@@ -24,7 +24,7 @@ GREEDY = [Request(10, [1, 2, 3], 12), Request(12, [4], 12, seed=3), Request(13, 
 PAIRS = [(policy, CACHES[i % len(CACHES)]) for i, policy in enumerate(POLICIES)]
 PAIRS += [(POLICIES[(7 * i + 3) % len(POLICIES)], cache) for i, cache in enumerate(CACHES)]
 FIRST = {spec.partition("(")[0]: spec for spec in reversed(POLICIES)}
-MORE = {"apd": 1}  # waits of the verifier
+MORE = {"apd": 1, "cascade": 1}  # waits of the verifier
 
 
 @pytest.fixture

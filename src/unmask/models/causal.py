@@ -205,7 +205,7 @@ class CausalModel:
         rows, count, k = options.shape
         device, known, bin_ = tokens.device, memory.known, memory.key[0].shape[1] - 1
         new = (begin - known).clamp(min=0)
-        width = int(new.amax())
+        (width,) = new.amax(0, keepdim=True).tolist()
         column, node = torch.arange(width, device=device), torch.arange(count * k, device=device)
         place, step = known[:, None] + column, node // k
         first = bin_ - count * k  # slot of the tree

@@ -107,9 +107,13 @@ class AdaBlock(Wrapper):
 
     def _ids(self, spec: ModelSpec, device: torch.device) -> Tensor:
         """The delimiters."""
-        if self.delimiters is None:
-            return _breaks(spec.tokenizer, device)
-        return torch.tensor([int(i) for i in self.delimiters.replace(",", " ").split()], device=device)
+        return _breaks(spec.tokenizer, device) if self.delimiters is None else _given(self.delimiters, device)
+
+
+@lru_cache(maxsize=8)
+def _given(delimiters: str, device: torch.device) -> Tensor:
+    """Ids as a user lists them; sent to the device once."""
+    return torch.tensor([int(i) for i in delimiters.replace(",", " ").split()], device=device)
 
 
 @lru_cache(maxsize=8)
