@@ -201,7 +201,7 @@ def test_request_ids_and_no_prompts_in_the_log(served, caplog, capsys):
             {"prompt": "a secret", "secret": 1, "max_tokens": "secret"},
             headers={"x-request-id": "a b\tc"},
         )
-        assert served.idle()
+        assert wait_for(lambda: [r.getMessage() for r in caplog.records].count("request") == 2)
     assert own.headers["x-request-id"] == "mine-1" and odd.headers["x-request-id"].startswith("req-")
     noted = [vars(r)["fields"] for r in caplog.records if r.getMessage() == "request"]
     assert [n["request"] for n in noted] == ["mine-1", odd.headers["x-request-id"]]
