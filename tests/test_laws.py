@@ -365,7 +365,7 @@ def test_kmax_forwards_left_out_are_reported() -> None:
 # --- work ----------------------------------------------------------------------------------------------------------
 
 
-@combined(apart=("policy", "kept"), policy=POLICIES, kept=CACHES, shift=SHIFT)
+@combined(apart=("policy", "kept", "shift"), policy=POLICIES, kept=CACHES, shift=SHIFT)
 def test_claimed_positions_are_the_rows_computed(policy: str, kept: str, shift: bool) -> None:
     """``Stats.positions`` is what q, k, attention output and feed-forward really see, averaged over the layers."""
     model = tiny(shift)
@@ -376,7 +376,7 @@ def test_claimed_positions_are_the_rows_computed(policy: str, kept: str, shift: 
 
 
 @combined(  # d2 looks at positions of its own choice, too
-    apart=("policy", "kept"), policy=POLICIES, kept=[c for c in CACHES if not c.startswith("d2")], shift=SHIFT
+    apart=("policy", "kept", "shift"), policy=POLICIES, kept=[c for c in CACHES if not c.startswith("d2")], shift=SHIFT
 )
 def test_the_head_sees_only_asked_positions(policy: str, kept: str, shift: bool) -> None:
     model, asked = tiny(shift), 0
