@@ -185,7 +185,9 @@ def reusing_nothing(policy: Any) -> Any:
     return replace(policy, suffix="full") if getattr(policy, "suffix", None) == "cached" else policy
 
 
-@combined(cache=CACHES, scale=[0.0, 0.5], shift=SHIFT, requests=list(REQUESTS))
+@combined(
+    apart=("scale", "shift", "requests", "cache"), cache=CACHES, scale=[0.0, 0.5], shift=SHIFT, requests=list(REQUESTS)
+)
 def test_a_policy_that_asks_for_anything(cache: str, scale: float, shift: bool, requests: str) -> None:
     """Windows without masks, positions that leave and return, stale ones, refreshes, skips, tokens taken back."""
     model, policy = tiny(shift), Chaos(scale)
