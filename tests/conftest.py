@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported, here and in the processes that tests start
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -24,6 +27,7 @@ settings.register_profile(
 settings.load_profile("unmask")
 
 MOST_WORKERS = 16  # each takes up to 1.5 GB
+PIECES = {"test_blocks.py", "test_infill.py", "test_matrix.py", "test_structured_grid.py"}  # whose tests name a policy
 
 
 def pytest_xdist_auto_num_workers() -> int:
@@ -52,8 +56,8 @@ def pytest_runtest_setup() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """``smoke``: the first case of every test that is not ``slow``. And what shares results in one process under
-    ``pytest -n``: the tests of one policy, or of one file where they have no policy.
+    """``smoke``: the first case of every test that is not ``slow``. Files in pieces come last: no worker then waits
+    long for another.
     """
     tested = set()
     for item in items:
@@ -61,9 +65,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if function not in tested and not item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.smoke)
         tested.add(function)
-        policy = item.callspec.params.get("policy") if hasattr(item, "callspec") else None
-        group = f"{item.path.name} {str(policy).partition('(')[0]}" if policy else item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: item.path.name in PIECES)
+
+
+def group(test: str) -> str:
+    """What runs in one process, since it shares models and results: a file, or the tests of one policy in it."""
+    file, _, name = test.partition("::")
+    policy = re.search(r"\[(\w+)", name) if Path(file).name in PIECES else None
+    return f"{file} {policy[1]}" if policy else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """``--dist loadgroup`` by :func:`group`; xdist's own does nothing with pytest 9.2."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group(nodeid)
+
+    config.option.loadscopereorder = False  # as sorted above
+    return Groups(config, log) if config.getoption("dist") == "loadgroup" else None
 
 
 @pytest.fixture(scope="session")

@@ -200,7 +200,7 @@ CACHE_VARIANTS: dict[str, list[str]] = {
     "trailing": ["trailing(window=3)"],
     "window_cache": [
         "window_cache(refresh=5,before=2,behind=1)",
-        "window_cache(refresh=4,before=none,behind=none)",
+        "window_cache(refresh=4,before=none,behind=none,last=false)",
         "window_cache(refresh=6,before=3,behind=0,margin=this,last=false)",
     ],
     "d2": ["d2(k=4,p=0.4,sigma=3,inflate=3)", "d2(k=2,p=0.2,sigma=2,nucleus=within)"],

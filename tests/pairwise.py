@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from itertools import combinations_with_replacement, product
+from itertools import combinations_with_replacement, groupby, product
 from typing import Any
 
 import pytest
@@ -17,7 +17,8 @@ import pytest
 FULL = os.environ.get("UNMASK_ALL", "0") not in ("", "0")  # set by `make test-all`
 
 Row = tuple[Any, ...]
-Pair = tuple[int, Any, int, Any]  # index and value of one factor, index and value of a later one
+Pair = tuple[int, Any, int, Any]  # index and value (or kind) of one factor, index and value of a later one
+Indices = Collection[int]
 
 
 def anything(*_: Any) -> bool:
@@ -25,44 +26,69 @@ def anything(*_: Any) -> bool:
     return True
 
 
-def pairs(row: Row, apart: Collection[int] = ()) -> Iterator[Pair]:
-    """All pairs of values in a row, each with itself too, but those of two factors that are both ``apart``."""
+def kind(spec: str) -> tuple[str]:
+    """What a spec is a variant of: its name."""
+    return (spec.partition("(")[0],)
+
+
+def pairs(row: Row, apart: Indices = (), kinds: Indices = ()) -> Iterator[Pair]:
+    """All pairs of values in a row, each with itself too, but those of two factors that are both ``apart``. Of two
+    factors that are both in ``kinds``: the value of each with the kind of the other.
+    """
     for (i, a), (j, b) in combinations_with_replacement(enumerate(row), 2):
         if i == j or i not in apart or j not in apart:
-            yield i, a, j, b
+            if i == j or i not in kinds or j not in kinds:
+                yield i, a, j, b
+            else:
+                yield i, a, j, kind(b)
+                yield i, kind(a), j, b
 
 
 def pairwise(
-    factors: Sequence[Sequence[Any]], possible: Callable[..., bool] = anything, apart: Collection[int] = ()
+    factors: Sequence[Sequence[Any]],
+    possible: Callable[..., bool] = anything,
+    apart: Indices = (),
+    kinds: Indices = (),
 ) -> list[Row]:
     """Possible rows, one value per factor, in which every pair of values occurs that occurs in any possible row.
 
     Begins with one row for each pair of values of the two longest factors, and fills in the other factors one by one,
     with the value that brings the most new pairs, or else the one seen least beside the values already there. What is
-    missing then gets rows of its own. Deterministic. Of factors that are ``apart`` all values occur, not all pairs.
+    missing then gets rows of its own. Deterministic. Of factors that are ``apart`` all values occur, not all pairs; of
+    those in ``kinds``, which are specs, every value occurs with every kind of the others.
     """
     first, *rest = sorted(range(len(factors)), key=lambda f: -len(factors[f]))
     order = [first, *sorted(rest, key=lambda f: {f, first} <= set(apart))]
     given = [f for f in order[:2] if f == first or not {f, first} <= set(apart)]
     allowed = [row for row in product(*factors) if possible(*row)]
-    missing = {pair for row in allowed for pair in pairs(row, apart)}
+    missing = {pair for row in allowed for pair in pairs(row, apart, kinds)}
+    seen: Counter[Pair] = Counter()
+    rows: list[Row] = []
+
+    def new(row: Row) -> int:
+        return sum(pair in missing for pair in pairs(row, apart, kinds))
+
     starts: dict[Row, list[Row]] = {}
     for row in allowed:
         starts.setdefault(tuple(row[f] for f in given), []).append(row)
-    seen: Counter[Pair] = Counter()
-    rows: list[Row] = []
+    if len(given) == 2 and set(given) <= set(kinds):
+        starts = {start: starts[start] for start in _turns(*(factors[f] for f in given)) if start in starts}
     while missing:
-        candidates = starts.pop(next(iter(starts))) if starts else [max(allowed, key=lambda row: _new(row, missing))]
+        candidates = starts.pop(next(iter(starts))) if starts else [max(allowed, key=new)]
         for n, f in enumerate(order[len(given) :], len(given)):
             candidates = _best(candidates, f, order[:n], missing, seen)
         rows.append(candidates[0])
         seen.update(pairs(candidates[0]))
-        missing.difference_update(pairs(candidates[0]))
+        missing.difference_update(pairs(candidates[0], apart, kinds))
     return rows
 
 
-def _new(row: Row, missing: set[Pair]) -> int:
-    return sum(pair in missing for pair in pairs(row))
+def _turns(some: Sequence[Any], others: Sequence[Any]) -> Iterator[Row]:
+    """As few pairs as can be in which each of ``some`` meets every kind of the ``others``, and the reverse."""
+    variants = [[list(same) for _, same in groupby(sorted(specs, key=kind), kind)] for specs in (some, others)]
+    for (i, a), b in product(enumerate(variants[0]), variants[1]):
+        for k in range(max(len(a), len(b))):
+            yield a[k % len(a)], b[(i + k) % len(b)]
 
 
 def _best(candidates: list[Row], f: int, given: list[int], missing: set[Pair], seen: Counter[Pair]) -> list[Row]:
@@ -81,7 +107,11 @@ Values = Mapping[str, Any] | Sequence[Any]
 
 
 def combined(
-    possible: Callable[..., bool] = anything, /, apart: Collection[str] = (), **factors: Values
+    possible: Callable[..., bool] = anything,
+    /,
+    apart: Collection[str] = (),
+    kinds: Collection[str] = (),
+    **factors: Values,
 ) -> pytest.MarkDecorator:
     """``pytest.mark.parametrize`` over the factors: a covering array, or the whole product where ``UNMASK_ALL`` is set.
 
@@ -99,5 +129,6 @@ def combined(
     if FULL:
         rows = [row for row in product(*texts) if fits(*row)]
     else:
-        rows = pairwise(texts, fits, [i for i, name in enumerate(factors) if name in apart])
+        indices = ([i for i, name in enumerate(factors) if name in some] for some in (apart, kinds))
+        rows = pairwise(texts, fits, *indices)
     return pytest.mark.parametrize(tuple(factors), [pytest.param(*values(row), id="-".join(row)) for row in rows])

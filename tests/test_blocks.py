@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
+from itertools import pairwise
 
 import pytest
 import torch
@@ -21,7 +21,6 @@ from helpers import (
     SPEC,
     Poisoned,
     Request,
-    Row,
     assert_same,
     decode,
     drain,
@@ -31,7 +30,7 @@ from helpers import (
 )
 from pairwise import combined
 from refusals import refuses
-from test_matrix import REQUESTS, REVOKING, check_row, round_up
+from test_matrix import REQUESTS, REVOKING, check_batch, check_row, together
 from unmask import registry
 from unmask.core.canvas import Canvas
 from unmask.core.errors import RequestError
@@ -50,44 +49,36 @@ def seen(total: int, block: int) -> Tensor:
     return (number[None] <= number[:, None])[None]
 
 
-@cache
-def alone(policy: str, kept: str, shift: bool, requests: str) -> dict[int, Row]:
-    return singly(tiny(shift, block=BLOCK), policy, kept, REQUESTS[requests])
-
-
 @combined(
-    policy=POLICIES, cache=BLOCK_CACHES, shift=SHIFT, requests=list(REQUESTS), batch=["ragged", "midway", "padded"]
+    kinds=("policy", "cache"),
+    policy=POLICIES,
+    cache=BLOCK_CACHES,
+    shift=SHIFT,
+    requests=list(REQUESTS),
+    batch=["ragged", "midway", "padded"],
+    single=range(5),
 )
 def test_a_row_is_the_same_in_any_batch(
-    policy: str, cache: str, shift: bool, requests: str, batch: str, monkeypatch: pytest.MonkeyPatch
+    policy: str, cache: str, shift: bool, requests: str, batch: str, single: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, given, expected = tiny(shift, block=BLOCK), REQUESTS[requests], alone(policy, cache, shift, requests)
-    for request in given:
-        check_row(expected[request.row], request, policy in REVOKING)
-        for before, after in zip(expected[request.row].commits, expected[request.row].commits[1:], strict=False):
-            if policy not in REVOKING and before and after:  # block after block
-                assert max(p for p, _ in before) // BLOCK <= min(p for p, _ in after) // BLOCK
-    if batch == "ragged":
-        assert_same(decode(model, policy, cache, given), expected)
-    elif batch == "midway":
-        order = [given[i] for i in (1, 3, 0, 4, 2)]
-        assert_same(decode(model, policy, Poisoned(registry.cache(cache)), order, batch_size=2), expected)
-    else:
-        round_up(monkeypatch, 3)
-        assert_same(decode(model, policy, cache, given), expected)
+    """And its blocks are filled one after the other."""
+    found = check_batch(policy, cache, tiny(shift, block=BLOCK), requests, batch, single, monkeypatch)
+    for row in found.values() if policy not in REVOKING else ():
+        for before, after in pairwise(commit for commit in row.commits if commit):
+            assert max(p for p, _ in before) // BLOCK <= min(p for p, _ in after) // BLOCK
 
 
 @combined(policy=AHEAD, cache=BLOCK_CACHES, requests=list(REQUESTS))
 def test_blocks_begun_ahead(policy: str, cache: str, requests: str) -> None:
     """A row is the same in any batch; blockwise is exact; no more forward passes than block after block."""
     model, given = tiny(block=BLOCK), REQUESTS[requests]
-    expected = alone(policy, cache, False, requests)
+    expected = singly(model, policy, cache, given)
     for request in given:
         check_row(expected[request.row], request, registry.policy(policy).remasks)
     order = [given[i] for i in (1, 3, 0, 4, 2)]
     assert_same(decode(model, policy, Poisoned(registry.cache(cache)), order, batch_size=2), expected)
     if cache == "blockwise":
-        plain = alone(policy, "none", False, requests)
+        plain = together(policy, "none", False, requests, BLOCK)
         assert {row: one.commits for row, one in plain.items()} == {row: one.commits for row, one in expected.items()}
 
 
@@ -125,10 +116,10 @@ def test_editing_nothing_is_the_policy_alone(block: int | None) -> None:
         ].commits
 
 
-@combined(policy=POLICIES, shift=SHIFT, requests=list(REQUESTS))
+@combined(apart=("policy", "shift", "requests"), policy=POLICIES, shift=SHIFT, requests=list(REQUESTS))
 def test_blockwise_answers_as_no_cache(policy: str, shift: bool, requests: str) -> None:
     """Same commits in the same forward passes, with less work, which is what is really computed."""
-    plain, kept = alone(policy, "none", shift, requests), alone(policy, "blockwise", shift, requests)
+    plain, kept = (together(policy, kept, shift, requests, BLOCK) for kept in ("none", "blockwise"))
     for row, one in plain.items():
         assert kept[row].commits == one.commits
         assert kept[row].remasks == one.remasks

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from helpers import CACHES, EOS, MASK, PAD, POLICIES, SPEC, Chaos, Request, admit, decode, drain, laid_out, tiny
+from pairwise import combined
 from refusals import refuses
 from unmask import RequestError, SpecError, UnmaskError, registry
 from unmask.caches.none import NoCache
@@ -320,8 +321,7 @@ def test_unlike_states_do_not_mix() -> None:
         append(state, state.inner)
 
 
-@pytest.mark.parametrize("kept", CACHES)
-@pytest.mark.parametrize("policy", POLICIES)
+@combined(apart=("policy", "kept"), policy=POLICIES, kept=CACHES)
 def test_every_leaf_of_every_state_is_a_row(policy: str, kept: str) -> None:
     """What continuous batching rests on."""
     requests = [Request(i, [1] * (i + 1), 6 + i, ignore_eos=True) for i in range(3)]
@@ -610,14 +610,11 @@ def test_the_record_tells_each_tokens_forward(kept: str) -> None:
         assert engine.clock >= outcome.seconds > 0
 
 
-@pytest.mark.parametrize("kept", CACHES)
-@pytest.mark.parametrize("length", [1, 2, 3])
-def test_shortest_responses(length: int, kept: str) -> None:
+@combined(apart=("policy", "kept"), policy=[p for p in POLICIES if "steps=" not in p], kept=CACHES, length=[1, 2, 3])
+def test_shortest_responses(policy: str, kept: str, length: int) -> None:
     """dLLM-Cache's share of so few positions is none."""
-    for policy in POLICIES:
-        if "steps=" not in policy:
-            row = decode(tiny(), policy, kept, [Request(0, [1, 2, 3, 4], length, ignore_eos=True)])[0]
-            assert MASK not in row.tokens
+    row = decode(tiny(), policy, kept, [Request(0, [1, 2, 3, 4], length, ignore_eos=True)])[0]
+    assert MASK not in row.tokens
 
 
 def test_specs_of_models_are_values() -> None:

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from helpers import CACHES, MASK, POLICIES, VERIFIER, Request, admit, drain, tiny
+from helpers import CACHES, MASK, POLICIES, SHIFT, VERIFIER, Request, admit, drain, tiny
+from pairwise import combined
 from unmask import RequestError, registry
 from unmask.core.state import row_bytes, slabs
 from unmask.engine.admission import fresh_state
@@ -190,25 +191,28 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("shift", [False, True])
-@pytest.mark.parametrize("kept", CACHES)
-def test_the_host_waits_twice_in_a_forward_pass(kept: str, shift: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@combined(
+    apart=("policy", "kept"),
+    policy=[p for p in POLICIES if "verifier=" not in p and "(klass" not in p],  # own passes; logits that are cut out
+    kept=CACHES,
+    shift=SHIFT,
+)
+def test_the_host_waits_twice_in_a_forward_pass(
+    policy: str, kept: str, shift: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whatever the policy; a list made of a tensor counts as well."""
     reading = torch.Tensor.tolist
     lists: list[int] = []
     monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: lists.append(1) or reading(tensor))
     requests = [Request(i, [1] * (i + 2), 12 + i, ignore_eos=True, temperature=0.5 * i) for i in range(3)]
-    for policy in POLICIES:
-        if "verifier=" in policy or "(klass" in policy:  # which has passes of its own; whose logits are cut out
-            continue
-        how, cache_ = registry.policy(policy), registry.cache(kept)
-        state = admit(tiny(shift), cache_, how, requests)
-        state, _ = step(tiny(shift), cache_, how, state, 0)  # what is read once: learned weights
-        for index in range(1, 4):
-            lists.clear()
-            with Waits() as waits:
-                state, _ = step(tiny(shift), cache_, how, state, index)
-            assert len(lists) + waits.count.total() <= 2, (policy, len(lists), waits.count)
+    how, cache_ = registry.policy(policy), registry.cache(kept)
+    state = admit(tiny(shift), cache_, how, requests)
+    state, _ = step(tiny(shift), cache_, how, state, 0)  # what is read once: learned weights
+    for index in range(1, 4):
+        lists.clear()
+        with Waits() as waits:
+            state, _ = step(tiny(shift), cache_, how, state, index)
+        assert len(lists) + waits.count.total() <= 2, (len(lists), waits.count)
 
 
 def test_waits_are_seen() -> None:

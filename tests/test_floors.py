@@ -202,7 +202,7 @@ def operations(policy: str, kept: str, rows: int, forwards: int = 6) -> list[Cou
 @pytest.mark.parametrize(("policy", "kept"), [(p, "none") for p in POLICIES] + [(POLICIES[0], c) for c in CACHES])
 def test_nothing_goes_row_by_row(policy: str, kept: str) -> None:
     """A forward is made of the same operations for two rows as for seven."""
-    operations(policy, kept, 1)  # what is loaded when first used
+    operations(policy, kept, 1, 1)  # what is loaded when first used
     assert operations(policy, kept, 2) == operations(policy, kept, 7)
 
 

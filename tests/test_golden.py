@@ -10,7 +10,8 @@ import json
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import islice
@@ -23,13 +24,12 @@ import pytest
 import torch
 
 import unmask
-from helpers import Request, forward, run
+from helpers import Request, forward, made, run
 from refusals import refuses
 from unmask import registry
 from unmask.caches import interval
 from unmask.core.canvas import Canvas, ModelSpec
 from unmask.core.config import Spec
-from unmask.engine.loop import Step
 from unmask.models import causal
 from unmask.models.denoiser import Denoiser
 from unmask.models.weights import Checkpoint
@@ -44,6 +44,7 @@ ROOT = Path(os.environ.get("UNMASK_GOLDEN") or OWN)
 LOGITS_TOLERANCE = 1e-4
 MAX_DEVIATING_SHARE = 0.05
 ROUNDING, TIE_BREAKS = 3e-7, 32
+TOGETHER = 16  # rows in a batch
 
 
 @dataclass(frozen=True)
@@ -413,10 +414,10 @@ class Outcome:
         return ""
 
 
-def requests(case: Case) -> list[Request]:
+def request(case: Case) -> Request:
     top_k = 50 if case.method.startswith("fastdllm_dream") else 0  # the default of the configuration class it inherits
     stops = "eos_token_id" in case.data["params"]
-    return [Request(0, case.data["prompt_ids"], case.gen_length, top_k=top_k, ignore_eos=not stops)]
+    return Request(case, case.data["prompt_ids"], case.gen_length, top_k=top_k, ignore_eos=not stops)
 
 
 def denoiser(case: Case) -> Denoiser:
@@ -425,25 +426,59 @@ def denoiser(case: Case) -> Denoiser:
     return found if eos is None else Denoiser(found.network, replace(found.spec, eos=(eos,)))
 
 
-def event(done: Step) -> tuple[Any, ...]:
-    committed = tuple(sorted((c.position, c.token) for c in done.committed()))
-    return committed, tuple(sorted(p for _, p in done.remasked())), ()
+def followed(
+    found: Denoiser, how: Specs, requests: Sequence[Request], forwards: int | None = None
+) -> dict[Any, Outcome]:
+    """What the engine does with requests that are decoded together; of each row the forwards with an effect."""
+    policy, kept = how
+    rows: dict[Any, Outcome] = {}
+    for done in islice(run(found, registry.cache(kept), made(policy), requests, TOGETHER), forwards):
+        written, undone = done.committed(), done.remasked()
+        for i, row in enumerate(done.rows):
+            before = rows.get(row, Outcome([], [], 0))
+            mine = [(c.position, c.token) for c in written if c.row == row]
+            over = [(p, t) for p, t in mine if before.tokens and before.tokens[p] != found.spec.mask]
+            effect = (
+                tuple(sorted(set(mine) - set(over))),
+                tuple(sorted(p for other, p in undone if other == row)),
+                tuple(sorted(over)),
+            )
+            tokens = done.canvas.tokens[i, : int(done.canvas.length[i])].tolist()
+            rows[row] = Outcome([*before.events, effect] if any(effect) else before.events, tokens, before.nfe + 1)
+    return rows
 
 
-@cache
-def outcome(case: Case) -> Outcome:
-    return play(case)
+class Batches:
+    """Cases that have model, policy and cache in common, decoded together: each is decoded as it is alone."""
+
+    def __init__(self, cases: Sequence[Case], key: Callable[[Case], Any], play: Callable[..., dict[Any, Outcome]]):
+        self.cases, self.key, self.play = cases, key, play
+        self.done: dict[Case, Outcome] = {}
+
+    def __call__(self, case: Case) -> Outcome:
+        if case not in self.done:
+            same = self.groups[self.key(case)]
+            self.done |= self.play(same if case in same else [case])
+        return self.done[case]
+
+    @cached_property
+    def groups(self) -> dict[Any, list[Case]]:
+        found: dict[Any, list[Case]] = defaultdict(list)
+        for case in self.cases:
+            with suppress(NotImplementedError):  # told by the case itself
+                found[self.key(case)].append(case)
+        return found
 
 
-def play(case: Case, forwards: int | None = None) -> Outcome:
-    policy, cache = specs(case)
-    events, tokens, nfe = [], [], 0
-    for done in islice(
-        run(denoiser(case), registry.cache(cache), registry.policy(policy), requests(case), 1), forwards
-    ):
-        events.append(event(done))
-        tokens, nfe = done.canvas.tokens[0, : int(done.canvas.length[0])].tolist(), nfe + 1
-    return Outcome([e for e in events if any(e)], tokens, nfe)
+def key(case: Case) -> Any:
+    return case.checkpoint, specs(case), case.data["params"].get("eos_token_id")
+
+
+def play(cases: Sequence[Case], forwards: int | None = None) -> dict[Any, Outcome]:
+    return followed(denoiser(cases[0]), specs(cases[0]), [request(case) for case in cases], forwards)
+
+
+outcome = Batches(CASES, key, play)
 
 
 # --- deviations ----------------------------------------------------------------------------------------------------
@@ -466,7 +501,7 @@ def other_ties(case: Case) -> Iterator[Outcome]:
             return value + ROUNDING * torch.randn(value.shape, generator=draw)
 
         with mock.patch.object(interval.F, "cosine_similarity", moved):
-            yield play(case)
+            yield play([case])[case]
 
 
 def end_of_text_in_the_prompt(case: Case) -> bool:
@@ -476,7 +511,7 @@ def end_of_text_in_the_prompt(case: Case) -> bool:
 
 def first_forward(case: Case) -> Iterator[Outcome]:
     """Our run, given up after its first forward."""
-    yield play(case, forwards=1)
+    yield play([case], forwards=1)[case]
 
 
 @dataclass(frozen=True)

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import test_golden as first_set
 import unmask
-from helpers import Request, run
-from test_golden import Case, Outcome, Params, Specs, _spec
-from unmask import registry
+from helpers import Request
+from test_golden import Batches, Case, Outcome, Params, Specs, _spec, followed
 from unmask.core.canvas import ModelSpec
 from unmask.core.config import Spec
 from unmask.models.denoiser import Denoiser
@@ -117,7 +117,11 @@ def spec_of(case: Case, own: ModelSpec) -> ModelSpec:
     ends = next((case.data["params"][name] for name in _ENDS if name in case.data["params"]), None)
     if ends is None:  # RND1 knows no end of text, not even before a suffix
         return replace(own, eos=(own.mask,)) if case.method.startswith("rnd1") else own
-    return replace(own, eos=tuple(ends) if isinstance(ends, list) else (ends,))
+    return replace(own, eos=tuple(_listed(ends)))
+
+
+def _listed(ids: Any) -> list[int]:
+    return ids if isinstance(ids, list) else [ids]
 
 
 def request(case: Case) -> Request:
@@ -135,7 +139,7 @@ def request(case: Case) -> Request:
         length += len(fixed)
     if params.get("reserve_eos"):
         fixed = {at - start: token for at, token in enumerate(case.data["initial"]) if at >= start and token != 126}
-    return Request(0, prompt, length, ignore_eos=not stops, fixed=fixed)
+    return Request(case, prompt, length, ignore_eos=not stops, fixed=fixed)
 
 
 def specs(case: Case) -> Specs:
@@ -149,30 +153,35 @@ def specs(case: Case) -> Specs:
     return found
 
 
-def play(case: Case) -> tuple[Outcome, int]:
-    """What the engine does, and the position from which its answer does not count."""
-    policy, kept = specs(case)
-    block = next((case.data["params"][name] for name in _BLOCKS if name in case.data["params"]), None)
-    found = model(case.checkpoint, block if "blockwise" in kept or kept == "dual" else None)
-    asked, spec = request(case), spec_of(case, found.spec)
-    events, tokens, nfe, before = [], [], 0, None
-    for done in run(Denoiser(found.network, spec), registry.cache(kept), registry.policy(policy), [asked], 1):
-        row, nfe = done.canvas.tokens[0, : int(done.canvas.length[0])].tolist(), nfe + 1
-        pairs = [(c.position, c.token) for c in done.committed()]
-        old = [(p, t) for p, t in pairs if before is not None and before[p] != spec.mask]
-        events.append(
-            (tuple(sorted(set(pairs) - set(old))), tuple(sorted(p for _, p in done.remasked())), tuple(sorted(old)))
-        )
-        before = tokens = row
-    wanted = len(asked.prompt) + asked.gen_length
-    ends = [p for p, t in enumerate(tokens) if p >= len(asked.prompt) and t in spec.eos and not asked.ignore_eos]
-    return Outcome([e for e in events if any(e)], tokens, nfe), min([wanted, *(p + 1 for p in ends)])
+def key(case: Case) -> Any:
+    params, how = case.data["params"], specs(case)
+    block = next((params[name] for name in _BLOCKS if name in params), None)
+    ends = next((tuple(_listed(params[name])) for name in _ENDS if name in params), None)
+    return case.checkpoint, block if "blockwise" in how[1] or how[1] == "dual" else None, ends, how
+
+
+def play(cases: Sequence[Case]) -> dict[Any, Outcome]:
+    checkpoint, block, _, how = key(cases[0])
+    found = model(checkpoint, block)
+    own = Denoiser(found.network, spec_of(cases[0], found.spec))
+    return followed(own, how, [request(case) for case in cases])
+
+
+outcome = Batches(CASES, key, play)
+
+
+def settled(case: Case, tokens: list[int]) -> int:
+    """The position from which an answer does not count."""
+    asked, eos = request(case), spec_of(case, model(*key(case)[:2]).spec).eos
+    start = len(asked.prompt)
+    ends = [p for p, t in enumerate(tokens) if p >= start and t in eos and not asked.ignore_eos]
+    return min([start + asked.gen_length, *(p + 1 for p in ends)])
 
 
 def problem(case: Case) -> str:
     """The first difference, in words; "" when there is none."""
-    ours, end = play(case)
-    given = case.events
+    ours, given = outcome(case), case.events
+    end = settled(case, ours.tokens)
     if case.method == "diffcoder_block":  # writes the end of text over what follows it
         given = [(new, gone, tuple(x for x in old if x[0] < end)) for new, gone, old in given]
     for i, (mine, theirs) in enumerate(zip(ours.events, given, strict=False)):

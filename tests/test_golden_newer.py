@@ -12,18 +12,18 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import test_golden as first_set
-from helpers import Request, run
-from test_golden import Case, Outcome, Params, Specs, _spec, event
-from unmask import registry
+from helpers import Request
+from test_golden import Batches, Case, Outcome, Params, Specs, _spec, followed
 from unmask.core.config import Spec
 from unmask.models.denoiser import Denoiser
 
@@ -194,16 +194,25 @@ def specs(case: Case) -> Specs:
     return found
 
 
-@cache
-def play(case: Case) -> Outcome:
-    policy, kept = specs(case)
-    top_k = 50 if "dream" in case.method else 0  # the default of the configuration class it inherits
-    asked = Request(0, case.data["prompt_ids"], case.gen_length, top_k=top_k, ignore_eos=end_of(case) is None)
-    events, tokens, nfe = [], [], 0
-    for done in run(denoiser(case), registry.cache(kept), registry.policy(policy), [asked], 1):
-        events.append(event(done))
-        tokens, nfe = done.canvas.tokens[0, : int(done.canvas.length[0])].tolist(), nfe + 1
-    return Outcome([e for e in events if any(e)], tokens, nfe)
+def key(case: Case) -> Any:
+    return case.checkpoint, specs(case), end_of(case)
+
+
+def play(cases: Sequence[Case]) -> dict[Any, Outcome]:
+    requests = [
+        Request(
+            case,
+            case.data["prompt_ids"],
+            case.gen_length,
+            top_k=50 if "dream" in case.method else 0,  # the default of the configuration class it inherits
+            ignore_eos=end_of(case) is None,
+        )
+        for case in cases
+    ]
+    return followed(denoiser(cases[0]), specs(cases[0]), requests)
+
+
+outcome = Batches(CASES, key, play)
 
 
 def settled(case: Case, tokens: list[int]) -> int:
@@ -214,7 +223,7 @@ def settled(case: Case, tokens: list[int]) -> int:
 
 def problem(case: Case) -> str:
     """The first difference, in words; "" when there is none."""
-    ours, theirs = play(case), case.data["tokens"]
+    ours, theirs = outcome(case), case.data["tokens"]
     end = settled(case, ours.tokens)
     if ours.tokens[:end] != theirs[:end]:
         return f"tokens {ours.tokens[:end]}, reference: {theirs[:end]}"
@@ -250,7 +259,7 @@ def test_trace(case: Case) -> None:
     found = problem(case)
     if found:
         assert any(d["method"] == case.method and CONDITIONS[d["condition"]](case) for d in DEVIATIONS), found
-        assert play(case).events[0] == case.events[0], "not explained by its deviation: nothing differs yet"
+        assert outcome(case).events[0] == case.events[0], "not explained by its deviation: nothing differs yet"
 
 
 def test_deviations_are_complete() -> None:

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import unmask
-from helpers import CACHES, POLICIES, SHIFTS, Request, Row, assert_same, decode, tiny
+from helpers import CACHES, POLICIES, SHIFT, Request, Row, assert_same, decode, tiny
+from pairwise import combined
 from unmask import registry
 from unmask.core import rows
 from unmask.models.denoiser import Denoiser
@@ -131,8 +132,7 @@ def plain(policy: str, cache: str, shift: bool) -> dict[int, Row]:
     return decode(tiny(shift), policy, cache, REQUESTS)
 
 
-@pytest.mark.parametrize("shift", SHIFTS)
-@pytest.mark.parametrize("cache", CAPTURING)
+@combined(apart=("cache", "shift"), cache=CAPTURING, shift=SHIFT)
 def test_graphs_change_nothing(cache: str, shift: bool) -> None:
     """Not what is committed, nor what is said to have been computed."""
     backend = Taped()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
 
 import pytest
 import torch
@@ -65,12 +64,6 @@ REQUESTS = [
 ]
 
 
-@cache
-def alone(policy: str, kept: str, shift: bool) -> dict[int, Row]:
-    """Each request in a batch of its own."""
-    return singly(tiny(shift), policy, kept, REQUESTS)
-
-
 def assert_filled(request: Request, row: Row, policy: str) -> None:
     """Given tokens stay, masks go, bans hold, and no end of text stands in front of given text."""
     text = whole(request)
@@ -91,16 +84,26 @@ def assert_filled(request: Request, row: Row, policy: str) -> None:
         assert all(row.commits), "a forward without effect"
 
 
-@combined(policy=ANY_ORDER, kept=CACHES, shift=SHIFT, batch=["ragged", "midway"])
-def test_given_tokens_stay_and_masks_are_filled_in_any_batch(policy: str, kept: str, shift: bool, batch: str) -> None:
-    """Rows with gaps and without, with bans and without; in one batch, or entering and leaving."""
-    for request in REQUESTS:
-        assert_filled(request, alone(policy, kept, shift)[request.row], policy)
+@combined(
+    apart=("policy", "kept", "single"),
+    policy=ANY_ORDER,
+    kept=CACHES,
+    shift=SHIFT,
+    batch=["ragged", "midway"],
+    single=range(5),
+)
+def test_given_tokens_stay_and_masks_are_filled_in_any_batch(
+    policy: str, kept: str, shift: bool, batch: str, single: int
+) -> None:
+    """Rows with gaps and without, with bans and without; in one batch, or entering and leaving; two of them alone."""
     if batch == "ragged":
         found = decode(tiny(shift), policy, kept, REQUESTS)
     else:
         found = decode(tiny(shift), policy, Poisoned(registry.cache(kept)), REQUESTS[::-1], batch_size=2)
-    assert_same(found, alone(policy, kept, shift))
+    for request in REQUESTS:
+        assert_filled(request, found[request.row], policy)
+    some = [REQUESTS[single], REQUESTS[single - 2]]
+    assert_same({r.row: found[r.row] for r in some}, singly(tiny(shift), policy, kept, some))
 
 
 @combined(scale=[0.0, 0.5], kept=CACHES, shift=SHIFT)

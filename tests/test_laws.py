@@ -365,7 +365,7 @@ def test_kmax_forwards_left_out_are_reported() -> None:
 # --- work ----------------------------------------------------------------------------------------------------------
 
 
-@combined(apart=("policy", "kept"), policy=POLICIES, kept=CACHES, shift=SHIFT)
+@combined(apart=("policy", "kept", "shift"), policy=POLICIES, kept=CACHES, shift=SHIFT)
 def test_claimed_positions_are_the_rows_computed(policy: str, kept: str, shift: bool) -> None:
     """``Stats.positions`` is what q, k, attention output and feed-forward really see, averaged over the layers."""
     model = tiny(shift)
@@ -376,7 +376,7 @@ def test_claimed_positions_are_the_rows_computed(policy: str, kept: str, shift: 
 
 
 @combined(  # d2 looks at positions of its own choice, too
-    apart=("policy", "kept"), policy=POLICIES, kept=[c for c in CACHES if not c.startswith("d2")], shift=SHIFT
+    apart=("policy", "kept", "shift"), policy=POLICIES, kept=[c for c in CACHES if not c.startswith("d2")], shift=SHIFT
 )
 def test_the_head_sees_only_asked_positions(policy: str, kept: str, shift: bool) -> None:
     model, asked = tiny(shift), 0
@@ -528,8 +528,15 @@ def test_saturated_confidences_keep_their_order() -> None:
     assert rows[0].commits == rows[1].commits
 
 
-@pytest.mark.parametrize("kept", ["none", "dual"])
-@pytest.mark.parametrize("policy", ["vanilla", "threshold", "slowfast(tau_high=0.998,window=1,block_length=32)"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("policy", "kept"),
+    [
+        ("vanilla", "dual"),
+        ("threshold", "none"),
+        *(("slowfast(tau_high=0.998,window=1,block_length=32)", kept) for kept in ("none", "dual")),
+    ],
+)
 def test_an_early_stop_changes_no_answer(policy: str, kept: str) -> None:
     """A block is finished before the next is begun: what is filled behind the answer comes too late to matter."""
     lm = unmask.load(dtype="float32")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from helpers import POLICIES, Request, Row, decode, tiny, trail
+from helpers import Request, Row, decode, tiny, trail
 
 REQUESTS = [Request(0, [5, 6, 7], 12, ignore_eos=True), Request(1, [4], 9), Request(2, [9, 8, 7, 6], 14)]
 
@@ -28,13 +28,6 @@ def test_a_lookahead_past_the_end_changes_nothing() -> None:
 def test_positions_behind_the_lookahead_leave_the_input() -> None:
     for before, _, event in trail(tiny(), "left_to_right(k=3,lookahead=4)", "none", REQUESTS[0]):
         assert float(event.work[0]) == min(int(before.canvas.frontier[0]) + 4, 15)
-
-
-@pytest.mark.parametrize("shift", [False, True])
-@pytest.mark.parametrize("policy", POLICIES)
-def test_a_window_as_wide_as_the_canvas_is_no_cache(policy: str, shift: bool) -> None:
-    wide, none = rows(policy, "trailing(window=99)", shift), rows(policy, "none", shift)
-    assert [row.commits for row in wide.values()] == [row.commits for row in none.values()]
 
 
 def test_only_the_window_and_what_follows_is_computed() -> None:

@@ -1,7 +1,8 @@
 """Policies, caches, models, sampling and batches of every kind together, on a tiny random transformer in float64.
 
 The parameters come from the registry: what is registered is tested, with the variants that ``helpers`` lists for it.
-Every pair of values of two factors occurs (see ``pairwise``); ``make test-all`` runs every combination.
+Every policy meets every cache: each variant of the one, one variant of the other at least. Every pair of values of two
+other factors occurs (see ``pairwise``); ``make test-all`` runs every combination.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from pairwise import combined
 from unmask import registry
 from unmask.caches.every import Every
 from unmask.core import rows
+from unmask.models.denoiser import Denoiser
 
 pytestmark = pytest.mark.usefixtures("many_tiles")
 REQUESTS = {
@@ -61,11 +63,15 @@ REVOKING = {policy for policy in POLICIES if registry.policy(policy).remasks}
 
 
 @cache
-def alone(policy: str, kept: str, shift: bool, requests: str = "greedy") -> dict[int, Row]:
+def together(policy: str, kept: str, shift: bool, requests: str = "greedy", block: int | None = None) -> dict[int, Row]:
+    """The requests in one batch."""
+    return decode(tiny(shift, block=block), policy, kept, REQUESTS[requests])
+
+
+def alone(policy: str, kept: str, model: Denoiser, requests: Sequence[Request]) -> dict[int, Row]:
     """Each request in a batch of its own; the work claimed is the work done."""
-    model = tiny(shift)
     with counting(model) as seen:
-        found = singly(model, policy, kept, REQUESTS[requests])
+        found = singly(model, policy, kept, requests)
     for kind in LAYERS:
         assert seen.mean(kind) == pytest.approx(sum(row.work for row in found.values())), kind
     assert seen.mean("attn_norm") >= seen.mean("qkv_proj")  # values that are only looked at
@@ -101,26 +107,47 @@ def only(found: dict[int, Row], requests: Sequence[Request]) -> dict[int, Row]:
     return {request.row: found[request.row] for request in requests}
 
 
-@combined(policy=POLICIES, cache=CACHES, shift=SHIFT, requests=list(REQUESTS), batch=["ragged", "midway", "padded"])
-def test_a_row_is_the_same_in_any_batch(
-    policy: str, cache: str, shift: bool, requests: str, batch: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """ragged: all in one batch, rows leave as they finish. midway: two places for five requests of other widths, so
-    that narrow canvases grow under stores in use; nothing is read from a store that was not written before. padded:
+def check_batch(
+    policy: str, cache: str, model: Denoiser, requests: str, batch: str, single: int, monkeypatch: pytest.MonkeyPatch
+) -> dict[int, Row]:
+    """Rows decoded together are sound, and two of them are decoded alone as they are among others.
+
+    ragged: all in one batch, rows leave as they finish. midway: two places for five requests of other widths, so that
+    narrow canvases grow under stores in use; nothing is read from a store that was not written before. padded:
     gathered positions are rounded up, for several rows and for one.
     """
-    model, given, expected = tiny(shift), REQUESTS[requests], alone(policy, cache, shift, requests)
-    for request in given:
-        check_row(expected[request.row], request, policy in REVOKING)
+    given = REQUESTS[requests]
+    some = [given[single], given[single - 2]]
+    expected = alone(policy, cache, model, some)
     if batch == "ragged":
-        assert_same(decode(model, policy, cache, given), expected)
+        found = decode(model, policy, cache, given)
     elif batch == "midway":
         order = [given[i] for i in (1, 3, 0, 4, 2)]
-        assert_same(decode(model, policy, Poisoned(registry.cache(cache)), order, batch_size=2), expected)
+        found = decode(model, policy, Poisoned(registry.cache(cache)), order, batch_size=2)
     else:
-        for some, by in ((given[::2], 3), (given[2:3], 8)):
-            round_up(monkeypatch, by)
-            assert_same(decode(model, policy, cache, some), only(expected, some))
+        round_up(monkeypatch, 8)
+        assert_same(decode(model, policy, cache, some[:1]), only(expected, some[:1]))
+        round_up(monkeypatch, 3)
+        found = decode(model, policy, cache, given)
+    for request in given:
+        check_row(found[request.row], request, policy in REVOKING)
+    assert_same(only(found, some), expected)
+    return found
+
+
+@combined(
+    kinds=("policy", "cache"),
+    policy=POLICIES,
+    cache=CACHES,
+    shift=SHIFT,
+    requests=list(REQUESTS),
+    batch=["ragged", "midway", "padded"],
+    single=range(5),
+)
+def test_a_row_is_the_same_in_any_batch(
+    policy: str, cache: str, shift: bool, requests: str, batch: str, single: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_batch(policy, cache, tiny(shift), requests, batch, single, monkeypatch)
 
 
 FRESH: dict[
@@ -129,6 +156,7 @@ FRESH: dict[
     **{
         f"every({kept},1)": (Every(registry.cache(kept), 1), True) for name, kept in ONE_EACH.items() if name != "every"
     },
+    "trailing(window=99)": ("trailing(window=99)", False),
     "dllm(kp=1,kr=1)": ("dllm(kp=1,kr=1)", False),
     "dllm(kp=1,kr=1,rho=0)": ("dllm(kp=1,kr=1,rho=0,first_layer=adaptive)", False),
     "dllm(kp=1,rho=1,full)": ("dllm(kp=1,kr=5,rho=1,first_layer=full)", False),
@@ -136,12 +164,12 @@ FRESH: dict[
 }
 
 
-@combined(policy=POLICIES, fresh=FRESH, shift=SHIFT, requests=list(REQUESTS))
+@combined(kinds=("policy", "fresh"), policy=POLICIES, fresh=FRESH, shift=SHIFT, requests=list(REQUESTS))
 def test_a_cache_that_reuses_nothing_is_no_cache(policy: str, fresh: Any, shift: bool, requests: str) -> None:
     """The same text, confidences equal up to rounding."""
     kept, whole = fresh
     plain = str(reusing_nothing(registry.policy(policy))) if whole else policy
-    got, expected = decode(tiny(shift), policy, kept, REQUESTS[requests]), alone(plain, "none", shift, requests)
+    got, expected = decode(tiny(shift), policy, kept, REQUESTS[requests]), together(plain, "none", shift, requests)
     if whole:
         assert_same(got, expected)
     for row, one in expected.items():
@@ -157,7 +185,9 @@ def reusing_nothing(policy: Any) -> Any:
     return replace(policy, suffix="full") if getattr(policy, "suffix", None) == "cached" else policy
 
 
-@combined(cache=CACHES, scale=[0.0, 0.5], shift=SHIFT, requests=list(REQUESTS))
+@combined(
+    apart=("scale", "shift", "requests", "cache"), cache=CACHES, scale=[0.0, 0.5], shift=SHIFT, requests=list(REQUESTS)
+)
 def test_a_policy_that_asks_for_anything(cache: str, scale: float, shift: bool, requests: str) -> None:
     """Windows without masks, positions that leave and return, stale ones, refreshes, skips, tokens taken back."""
     model, policy = tiny(shift), Chaos(scale)
@@ -193,12 +223,12 @@ def test_other_precisions_finish(policy: Any, cache: str, dtype: torch.dtype, sh
 def test_the_rows_are_no_trivial_ones() -> None:
     """Ends of text, several tokens per forward, and caches that change something."""
     some = POLICIES[::5]
-    plain = [row for shift in (False, True) for p in some for row in alone(p, "none", shift).values()]
+    plain = [row for shift in (False, True) for p in some for row in together(p, "none", shift).values()]
     assert any(EOS in row.tokens and MASK in row.tokens for row in plain), "no row stops early"
     assert any(len(commit) > 2 for row in plain for commit in row.commits), "no forward commits several tokens"
     assert any(len({len(c) for c in row.commits}) > 1 for row in plain)
     for name in (c for c in CACHES if "none" not in c):
-        pairs = ((alone(p, name, False), alone(p, "none", False)) for p in POLICIES)
+        pairs = ((together(p, name, False), together(p, "none", False)) for p in POLICIES)
         changed, saved = False, False
         for kept, base in pairs:
             changed |= any(kept[r].commits != base[r].commits for r in kept)
@@ -210,7 +240,7 @@ def test_the_rows_are_no_trivial_ones() -> None:
 
 
 def test_seeds_and_temperatures_matter() -> None:
-    runs = [alone(p, "none", shift, "sampled") for shift in (False, True) for p in POLICIES[::3]]
+    runs = [together(p, "none", shift, "sampled") for shift in (False, True) for p in POLICIES[::3]]
     same = [run[20].tokens == run[23].tokens for run in runs]
     assert sum(same) < len(same) / 2, "other seeds, the same text"
     cold = decode(tiny(), POLICIES[0], "none", [replace(REQUESTS["sampled"][0], temperature=0.0)])

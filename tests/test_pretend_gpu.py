@@ -9,7 +9,8 @@ from copy import deepcopy
 import pytest
 import torch
 
-from helpers import CACHES, POLICIES, Request, assert_same, decode, tiny
+from helpers import CACHES, POLICIES, SHIFT, Request, assert_same, decode, tiny
+from pairwise import combined
 from pretend import CUDA, Pretending, gpu, moved
 from unmask.engine.scheduler import Engine
 from unmask.models.denoiser import Denoiser
@@ -38,9 +39,9 @@ def there(shift: bool) -> Denoiser:
     return Denoiser(moved(deepcopy(plain.network)), plain.spec)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("shift", [False, True], ids=["plain", "shift"])
-@pytest.mark.parametrize(("policy", "kept"), PAIRS, ids=lambda spec: spec)
-def test_the_same_as_on_the_cpu(policy: str, kept: str, shift: bool, waits: Counter[str]) -> None:
+@combined(apart=("pair", "shift"), pair={" ".join(pair): pair for pair in PAIRS}, shift=SHIFT)
+def test_the_same_as_on_the_cpu(pair: tuple[str, str], shift: bool, waits: Counter[str]) -> None:
+    policy, kept = pair
     model = there(shift)
     model.graphs = Graphs(Rerun())
     assert_same(decode(model, policy, kept, REQUESTS), decode(tiny(shift), policy, kept, REQUESTS))

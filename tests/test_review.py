@@ -199,7 +199,7 @@ def decoded(engine: Engine) -> tuple[dict[object, Outcome], int]:
 def test_memory_of_rows_that_left_counts(lm: unmask.Model) -> None:
     """What was made for eight rows is not kept beside seven others, nor widened for a long one."""
     one = state_bytes(lm.denoiser, ask(lm, 0, "vanilla", 20, 20))
-    for policy, length in (("threshold", 20), ("vanilla", 120)):
+    for policy, length in (("threshold", 20), ("vanilla", 60)):
         rows = [ask(lm, i, "vanilla", 20, 8) for i in range(7)] + [ask(lm, 7, "vanilla", 20, 20)]
         rows += [ask(lm, i, policy, 20, length) for i in range(8, 14)]
         engine = lm.engine(memory=8 * one)

@@ -139,6 +139,7 @@ def test_one_graph_serves_all_layers_and_sizes(lm):
     assert 1 <= len(graphs) <= 4, f"{len(graphs)} graphs for {len(network.blocks)} layers"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs a compiler")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # what inductor imports uses old parts of torch
 def test_compiled_is_eager(lm):

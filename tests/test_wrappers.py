@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import replace
+from functools import cache as cached
 
 import pytest
 import torch
@@ -49,6 +50,7 @@ def with_number(policy: Policy, value: float) -> Policy:
     return replace(policy, **{name: with_number(held, value) if isinstance(held, Policy) else value})
 
 
+@cached
 def rows(policy: str, shift: bool = False, cache: str = "none") -> list[Row]:
     return list(decode(tiny(shift), policy, cache, REQUESTS).values())
 

@@ -81,7 +81,7 @@ class WindowCache(Cache):
             low = torch.maximum(state.start - self.before, canvas.prompt)
             low = torch.minimum(low if self.margin == "last" else state.start, start)
             low = low if self.margin == "last" else torch.minimum(low, start - self.before)
-        part = canvas.position >= low[:, None]
+        part = canvas.valid & (canvas.position >= low[:, None])  # padding has no source
         if self.behind is not None:
             end = torch.where(ask.window, canvas.position + 1, 0).amax(1)
             part = part & (canvas.position < (end + self.behind)[:, None])
