@@ -77,6 +77,28 @@ def test_choices_are_scored_where_the_last_block_has_more_positions(blocks: Mode
         assert sum(found.values()) == pytest.approx(1)
 
 
+@pytest.mark.parametrize("shift", [False, True])
+def test_text_that_a_read_does_not_see_is_refused(blocks: Model, shift: bool) -> None:
+    """Behind the block of the gap, or of a shifted model behind a gap that opens a block. What is seen counts."""
+    own = blocks.denoiser
+    lm = Model(Denoiser(own.network, replace(own.spec, shift=shift)), blocks.text)
+    first = len(lm.text.plain("", special=True))
+    assert len(lm.text.plain("12345", special=True)) == first + 5  # a token for each digit
+    front, behind = "12345"[first:], "67"
+    [short], [seen] = (lm.score_choices(None, f"{front}[MASK]{more}", ["8", "9"]) for more in ("", behind))
+    assert short["8"] != pytest.approx(seen["8"], rel=1e-6)
+    for template in (f"{front}[MASK]{behind}3", f"{front}[MASK]67[MASK]"):
+        with refuses(RequestError, "template", 8):
+            lm.score_choices(None, template, ["8", "9"])
+    opening = f"{front}678[MASK]"
+    lm.score_choices(None, opening, ["8", "9"])
+    if shift:
+        with refuses(RequestError, "template", 8):
+            lm.score_choices(None, f"{opening}6", ["8", "9"])
+    else:
+        lm.score_choices(None, f"{opening}6", ["8", "9"])
+
+
 def test_likelihoods_by_masking_are_refused() -> None:
     pairs = [Pair((3, 1, 4), tuple(range(5, 5 + size))) for size in (3, 12)]
     for measured in (lambda: list(bounds(tiny(block=4), pairs, 8, 0, 4)), lambda: greedy(tiny(block=4), pairs, 4)):
