@@ -219,8 +219,11 @@ AHEAD = [
     "ahead(threshold(tau=0.4),add=0.3)",
     "ahead(slowfast(tau_min=0.2,tau_high=0.5,k_max=3),blocks=3,add=0)",
     "ahead(wino(tau_in=0.3,tau_out=0.3,block_length=6),add=0.5)",
+    "ahead(klass(tau=0.4,kl=0.3,history=1),add=0.2)",
 ]
 POLICIES = variants({name: at for name, at in registry.POLICIES.items() if name != "ahead"}, POLICY_VARIANTS)
+STEPPED = ("vanilla(steps", "pc_sampler(decay=0.1,most=1,steps", "dream(steps")  # shared by blocks of block_length
+BLOCK_POLICIES = [spec for spec in POLICIES if not spec.startswith(STEPPED)]  # of any block length
 _EVERY_CACHE = variants(registry.CACHES, CACHE_VARIANTS)
 CACHES = [spec for spec in _EVERY_CACHE if "full" in registry.cache(spec).attention]
 BLOCK_CACHES = [spec for spec in _EVERY_CACHE if "block" in registry.cache(spec).attention]
