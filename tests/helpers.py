@@ -356,7 +356,7 @@ def assert_same(got: dict[int, Row], expected: dict[int, Row]) -> None:
 
 def check_step(event: Step, before: dict[int, list[int]], edits: bool = False) -> None:
     """Only masks are written, inside the window; what is not written stays; ``before`` becomes the rows after it."""
-    canvas = event.canvas
+    canvas, mask = event.canvas, event.canvas.spec.mask
     remask = torch.zeros_like(event.update.write) if event.update.remask is None else event.update.remask
     assert not (event.update.write & ~canvas.response).any(), "a policy wrote outside the response"
     assert not (event.update.write & ~event.ask.window).any(), "a policy wrote outside its window"
@@ -369,11 +369,11 @@ def check_step(event: Step, before: dict[int, list[int]], edits: bool = False) -
             if not touched[at]:
                 assert token == old, f"position {at} changed without an update"
             elif not remask[i, at]:
-                assert edits or old == MASK or row not in before, f"position {at} was overwritten"
-                assert token in SAMPLED, f"token {token} may not be sampled"
+                assert edits or old == mask or row not in before, f"position {at} was overwritten"
+                assert token != mask and token < canvas.spec.limit, f"token {token} may not be sampled"
         if int(event.forward[i]) == 0:
             prompt = int(canvas.prompt[i])
-            assert tokens[:prompt] == [t for t in tokens[:prompt] if t != MASK]
+            assert tokens[:prompt] == [t for t in tokens[:prompt] if t != mask]
         before[row] = tokens
 
 
