@@ -219,8 +219,11 @@ AHEAD = [
     "ahead(threshold(tau=0.4),add=0.3)",
     "ahead(slowfast(tau_min=0.2,tau_high=0.5,k_max=3),blocks=3,add=0)",
     "ahead(wino(tau_in=0.3,tau_out=0.3,block_length=6),add=0.5)",
+    "ahead(klass(tau=0.4,kl=0.3,history=1),add=0.2)",
 ]
 POLICIES = variants({name: at for name, at in registry.POLICIES.items() if name != "ahead"}, POLICY_VARIANTS)
+STEPPED = ("vanilla(steps", "pc_sampler(decay=0.1,most=1,steps", "dream(steps")  # shared by blocks of block_length
+BLOCK_POLICIES = [spec for spec in POLICIES if not spec.startswith(STEPPED)]  # of any block length
 _EVERY_CACHE = variants(registry.CACHES, CACHE_VARIANTS)
 CACHES = [spec for spec in _EVERY_CACHE if "full" in registry.cache(spec).attention]
 BLOCK_CACHES = [spec for spec in _EVERY_CACHE if "block" in registry.cache(spec).attention]
@@ -353,7 +356,7 @@ def assert_same(got: dict[int, Row], expected: dict[int, Row]) -> None:
 
 def check_step(event: Step, before: dict[int, list[int]], edits: bool = False) -> None:
     """Only masks are written, inside the window; what is not written stays; ``before`` becomes the rows after it."""
-    canvas = event.canvas
+    canvas, mask = event.canvas, event.canvas.spec.mask
     remask = torch.zeros_like(event.update.write) if event.update.remask is None else event.update.remask
     assert not (event.update.write & ~canvas.response).any(), "a policy wrote outside the response"
     assert not (event.update.write & ~event.ask.window).any(), "a policy wrote outside its window"
@@ -366,11 +369,11 @@ def check_step(event: Step, before: dict[int, list[int]], edits: bool = False) -
             if not touched[at]:
                 assert token == old, f"position {at} changed without an update"
             elif not remask[i, at]:
-                assert edits or old == MASK or row not in before, f"position {at} was overwritten"
-                assert token in SAMPLED, f"token {token} may not be sampled"
+                assert edits or old == mask or row not in before, f"position {at} was overwritten"
+                assert token != mask and token < canvas.spec.limit, f"token {token} may not be sampled"
         if int(event.forward[i]) == 0:
             prompt = int(canvas.prompt[i])
-            assert tokens[:prompt] == [t for t in tokens[:prompt] if t != MASK]
+            assert tokens[:prompt] == [t for t in tokens[:prompt] if t != mask]
         before[row] = tokens
 
 

@@ -86,11 +86,13 @@ def valid(case: dict[str, Any], text: str) -> bool:
     return True
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def model(weights: str) -> unmask.Model:
-    """The bundled model, or its shape with random weights: every token is about as likely as any other."""
-    lm = unmask.load(dtype="float32", device="cpu")
-    if weights == "bundled":
+    """A bundled model (``"bundled"``, ``"blocks"``), or its shape with random weights (``"random"``, ``"random
+    blocks"``): there every token is about as likely as any other.
+    """
+    lm = unmask.load("unmask-tiny-block" if "blocks" in weights else "unmask-tiny", dtype="float32", device="cpu")
+    if "random" not in weights:
         return lm
     network, draw = deepcopy(lm.denoiser.network), torch.Generator().manual_seed(0)
     with torch.no_grad():

@@ -13,12 +13,13 @@ from counting import counting
 from helpers import (
     AHEAD,
     BLOCK_CACHES,
+    BLOCK_POLICIES,
     CACHES,
     MASK,
-    POLICIES,
     SHIFT,
     SHIFTS,
     SPEC,
+    STEPPED,
     Poisoned,
     Request,
     assert_same,
@@ -51,7 +52,7 @@ def seen(total: int, block: int) -> Tensor:
 
 @combined(
     kinds=("policy", "cache"),
-    policy=POLICIES,
+    policy=BLOCK_POLICIES,
     cache=BLOCK_CACHES,
     shift=SHIFT,
     requests=list(REQUESTS),
@@ -116,7 +117,7 @@ def test_editing_nothing_is_the_policy_alone(block: int | None) -> None:
         ].commits
 
 
-@combined(apart=("policy", "shift", "requests"), policy=POLICIES, shift=SHIFT, requests=list(REQUESTS))
+@combined(apart=("policy", "shift", "requests"), policy=BLOCK_POLICIES, shift=SHIFT, requests=list(REQUESTS))
 def test_blockwise_answers_as_no_cache(policy: str, shift: bool, requests: str) -> None:
     """Same commits in the same forward passes, with less work, which is what is really computed."""
     plain, kept = (together(policy, kept, shift, requests, BLOCK) for kept in ("none", "blockwise"))
@@ -202,6 +203,20 @@ def test_finished_blocks_are_computed_once() -> None:
     row = decode(model, "vanilla", "blockwise", [Request(0, [3, 1, 4, 1, 5, 9], 14, ignore_eos=True)])[0]
     assert row.nfe == 14
     assert row.work == 4 + 14 * BLOCK + 3 * BLOCK  # the prompt's first block, each pass's own, three stored
+
+
+@pytest.mark.parametrize("name", [start.partition("(")[0] for start in STEPPED])
+def test_steps_are_shared_by_the_model_s_blocks(name: str) -> None:
+    """Of responses that are whole blocks; a policy whose blocks are others cannot share them."""
+    model, given = tiny(block=BLOCK), [Request(1, [3, 1, 4, 1], 16, ignore_eos=True), Request(2, [7] * 8, 8)]
+    policy = f"{name}(steps=8,block_length={BLOCK})"
+    alone = singly(model, policy, "blockwise", given)
+    assert alone[1].nfe == 8
+    assert [len(commit) for commit in alone[1].commits] == [2] * 8 or name == "dream"
+    assert_same(decode(model, policy, "blockwise", given), alone)
+    for other in (8, 2, "none"):
+        with refuses(RequestError, name, "steps", BLOCK):
+            decode(model, f"{name}(steps=8,block_length={other})", "blockwise", given)
 
 
 def test_caches_that_mean_nothing_are_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from structured import CASES, model, valid
 from unmask import Model
 from unmask.core.errors import RequestError
 from unmask.evaluation.bound import Pair, bounds, greedy
+from unmask.models.causal import CausalModel
 from unmask.models.denoiser import Denoiser
 
 pytestmark = pytest.mark.usefixtures("many_tiles")
@@ -77,6 +79,28 @@ def test_choices_are_scored_where_the_last_block_has_more_positions(blocks: Mode
         assert sum(found.values()) == pytest.approx(1)
 
 
+@pytest.mark.parametrize("shift", [False, True])
+def test_text_that_a_read_does_not_see_is_refused(blocks: Model, shift: bool) -> None:
+    """Behind the block of the gap, or of a shifted model behind a gap that opens a block. What is seen counts."""
+    own = blocks.denoiser
+    lm = Model(Denoiser(own.network, replace(own.spec, shift=shift)), blocks.text)
+    first = len(lm.text.plain("", special=True))
+    assert len(lm.text.plain("12345", special=True)) == first + 5  # a token for each digit
+    front, behind = "12345"[first:], "67"
+    [short], [seen] = (lm.score_choices(None, f"{front}[MASK]{more}", ["8", "9"]) for more in ("", behind))
+    assert short["8"] != pytest.approx(seen["8"], rel=1e-6)
+    for template in (f"{front}[MASK]{behind}3", f"{front}[MASK]67[MASK]"):
+        with refuses(RequestError, "template", 8):
+            lm.score_choices(None, template, ["8", "9"])
+    opening = f"{front}678[MASK]"
+    lm.score_choices(None, opening, ["8", "9"])
+    if shift:
+        with refuses(RequestError, "template", 8):
+            lm.score_choices(None, f"{opening}6", ["8", "9"])
+    else:
+        lm.score_choices(None, f"{opening}6", ["8", "9"])
+
+
 def test_likelihoods_by_masking_are_refused() -> None:
     pairs = [Pair((3, 1, 4), tuple(range(5, 5 + size))) for size in (3, 12)]
     for measured in (lambda: list(bounds(tiny(block=4), pairs, 8, 0, 4)), lambda: greedy(tiny(block=4), pairs, 4)):
@@ -96,3 +120,23 @@ def test_apd_may_be_edited_but_not_run_ahead() -> None:
     for policy in (f"ahead({apd})", "ahead(left_to_right)"):
         with refuses(RequestError, "ahead"):
             decode(model, policy, "blockwise", given)
+
+
+@pytest.mark.parametrize(("policy", "reads"), [("apd(r=0.2", "score"), ("cascade(k=3,window=4,margin=0.5", "branch")])
+@pytest.mark.parametrize("block", [None, 8])
+def test_a_verifier_reads_edited_tokens_again(
+    policy: str, reads: str, block: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if it read the whole text in every forward pass, though tokens in front of the masked ones are replaced."""
+    edited = f'edit({policy},verifier="{VERIFIER}"),tau_edit=0.1,max_post_steps=0)'
+    model, given = tiny(block=block), [Request(1, [3, 1, 4, 1, 5, 9], 21, ignore_eos=True), Request(2, [3, 1], 9)]
+    found = decode(model, edited, "none", given)
+    written = [[at for commit in row.commits for at, _ in commit] for row in found.values()]
+    assert any(len(set(own)) < len(own) for own in written), "nothing is edited"
+    whole = getattr(CausalModel, reads)
+
+    def anew(self: CausalModel, *given: Any) -> Any:
+        return whole(self, *given[:-1], given[-1].cropped(given[-1].known * 0))
+
+    monkeypatch.setattr(CausalModel, reads, anew)
+    assert_same(decode(model, edited, "none", given), found)

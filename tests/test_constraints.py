@@ -207,7 +207,11 @@ def test_classes_are_searched_alike_on_any_device():
     for one, other in zip(kind.best(logits), kind.best_anywhere(logits), strict=True):
         live = np.broadcast_to(made.open, one.shape)
         assert np.array_equal(one[live], other[live])
-    assert np.allclose(kind.mass(logits), kind.mass_anywhere(logits))
+    heat, noise = np.linspace(0.3, 2, 6), np.random.default_rng(0).random((6, kind.count))
+    for given in (logits, logits.float(), logits.masked_fill(logits > 0, -torch.inf)):
+        (value, token), (other, same) = (draw(given, heat, noise) for draw in (kind.draw, kind.draw_anywhere))
+        assert np.allclose(value, other, rtol=1e-6)
+        assert np.array_equal(token, same)
 
 
 # --- languages

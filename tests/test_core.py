@@ -24,7 +24,7 @@ from unmask.core import pick
 from unmask.core.canvas import Canvas, ModelSpec, Update
 from unmask.core.config import Configured, Spec, accepted, param, parse
 from unmask.core.rows import Rows, bucket, gather, partition
-from unmask.core.state import Slab, append, select
+from unmask.core.state import Slab, append, row_bytes, select
 from unmask.core.store import Store, put
 from unmask.engine.loop import step
 from unmask.engine.scheduler import Engine
@@ -626,3 +626,15 @@ def test_rows_know_their_slots() -> None:
     assert isinstance(rows, Rows)
     assert (rows.slots, rows.extent, rows.whole, rows.keys) == (2, 3, False, None)
     assert rows.index(4).tolist() == [0, 2]
+
+
+def test_a_slab_that_stands_in_a_state_twice_is_one() -> None:
+    """It joins, keeps and counts once, as its rows do."""
+    first, second = (Slab(rows, 3, (2,), torch.zeros(0)) for rows in (2, 1))
+    first.data[:], second.data[:] = torch.tensor([1.0, 2.0])[:, None, None], 3.0
+    both = append([first, (first, torch.arange(2))], [second, (second, torch.arange(2, 3))])
+    assert first.rows == first.capacity == 3
+    assert row_bytes(both) == 3 * 2 * 4 + 8
+    kept, (again, _) = select(both, [2, 0])
+    assert kept is again is first
+    assert first.data[:, 0, 0].tolist() == [3.0, 1.0]

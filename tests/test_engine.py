@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers import CACHES, MASK, POLICIES, SHIFT, VERIFIER, Request, admit, drain, tiny
 from pairwise import combined
+from refusals import refuses
 from unmask import RequestError, registry
 from unmask.core.state import row_bytes, slabs
 from unmask.engine.admission import fresh_state
@@ -357,14 +358,29 @@ def test_threads_share_a_model() -> None:
 
 
 def test_late_ends_of_text_are_committed_last() -> None:
-    plain = replace(Request(0, [20, 21], 14), seed=2)
-    for policy in ("vanilla(block_length=none)", "threshold(tau=0.4,block_length=none)"):
-        engine = Engine(tiny())
-        engine.add(replace(plain, late_eos=True).to(policy, "none"))
-        order: list[int] = []
+    """No end of text is committed while another token could be; without ``late_eos`` some are."""
+    plain, model = Request(0, [20, 21], 14), tiny(eos_bias=2.0)
+
+    def early(policy: str, late: bool) -> list[bool]:
+        engine, found = Engine(model), list[bool]()
+        for row, prompt in enumerate(([20, 21], [3, 1, 4], [7], [9, 9, 2, 30])):
+            engine.add(replace(plain, row=row, prompt=prompt, late_eos=late).to(policy, "none"))
         while engine.busy:
             for event in engine.step():
                 if isinstance(event, Step):
-                    order += [commit.token for commit in event.committed()]
-        ends = [token in tiny().spec.eos for token in order]
-        assert ends == sorted(ends), "an end of text came before another token"
+                    open_, ends = event.confidence > -torch.inf, event.canvas.is_eos(event.update.token)
+                    written = event.update.write
+                    found += ((ends & written).any(1) & (~ends & open_ & ~written).any(1)).tolist()
+        return found
+
+    for policy in (
+        "vanilla(block_length=none)",
+        "threshold(tau=0.4,block_length=none)",
+        "sdar(schedule=sequential)",
+        "sdar(schedule=sequential,steps=4)",
+    ):
+        assert not any(early(policy, True)), policy
+        assert any(early(policy, False)), policy
+    for policy in ("left_to_right", f'edit(apd(verifier="{VERIFIER}"))'):
+        with refuses(RequestError, "late_eos"):
+            Engine(model).add(replace(plain, late_eos=True).to(policy, "none"))

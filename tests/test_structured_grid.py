@@ -8,26 +8,40 @@ from __future__ import annotations
 import pytest
 
 from pairwise import FULL, combined
+from refusals import refuses
 from structured import CASES, LENGTH, model, valid
-from unmask import SamplingParams, registry
+from unmask import RequestError, SamplingParams, registry
 
-CACHES = ("none", "dual", "dllm(kp=4,kr=2)")
+CACHES = ("none", "dual", "dllm(kp=4,kr=2)", "blockwise")
+WEIGHTS = ("bundled", "random", "blocks", "random blocks")
 PROMPT = "The age of Rosa Reed is 38. There is a snake at home.\nFill the record: name, age, pet"
-_TOGETHER = 6  # constraints in a batch of the spread
+_TOGETHER = 4  # constraints in a batch of the spread
 _NAMES = list(CASES)
-_POLICIES = tuple(name for name in registry.POLICIES if name not in ("ahead", "renoise"))  # for models of another kind
+_BLOCKS_ALONE = {"ahead"}
+_REFUSED = {name for name in registry.POLICIES if registry.policy(name).renoises}  # they commit whole canvases
+_POLICIES = tuple(name for name in registry.POLICIES if name not in _REFUSED)
+
+
+def possible(policy, cache, temperature, weights):
+    """What is for full attention or for blocks alone; of the spread one of the two, in turn, where both are."""
+    kinds = [kind for kind in ("full", "block") if kind in registry.cache(cache).attention]
+    kinds = ["block"] if policy in _BLOCKS_ALONE and "block" in kinds else kinds
+    if not FULL and len(kinds) > 1:
+        kinds = [kinds[(_POLICIES.index(policy) + CACHES.index(cache)) % 2]]
+    return ("block" if "blocks" in weights else "full") in kinds and (policy not in _BLOCKS_ALONE or "block" in kinds)
 
 
 @pytest.mark.slow
 @combined(
+    possible,
     apart=("cache", "temperature", "weights"),
     policy=_POLICIES,
     cache=CACHES,
     temperature=(0.0, 1.0),
-    weights=("bundled", "random"),
+    weights=WEIGHTS,
 )
 def test_every_output_is_valid(policy, cache, temperature, weights):
-    first = 5 * _POLICIES.index(policy)
+    first = 5 * _POLICIES.index(policy) + _TOGETHER * CACHES.index(cache)
     names = _NAMES if FULL else [_NAMES[(first + i) % len(_NAMES)] for i in range(_TOGETHER)]
     params = [SamplingParams(temperature=temperature, seed=i, **CASES[name]) for i, name in enumerate(names)]
     results = model(weights).generate([PROMPT] * len(names), LENGTH, policy, cache, params=params)
@@ -38,3 +52,14 @@ def test_every_output_is_valid(policy, cache, temperature, weights):
 
 def test_there_are_thirty_constraints():
     assert len(CASES) == 30
+
+
+def test_what_is_left_out_is_refused():
+    """Policies for models that denoise uniform noise, where a constraint is refused too; see test_renoise."""
+    assert _REFUSED == {"renoise"}
+    for policy in _REFUSED:
+        with refuses(RequestError, policy):
+            model("bundled").generate(PROMPT, LENGTH, policy, "none", regex="a*")
+    for policy in _BLOCKS_ALONE:
+        with refuses(RequestError, policy):
+            model("bundled").generate(PROMPT, LENGTH, policy, "none", regex="a*")

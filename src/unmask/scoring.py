@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from .core.cache import Cache
-from .core.canvas import Canvas
+from .core.canvas import NO_MASK, Canvas, ModelSpec
 from .core.errors import RequestError
 from .core.protocols import Ask, Sampling
 from .core.values import is_list
@@ -38,7 +38,8 @@ def score(
         choices: texts for every gap, or a list of them for each.
 
     Raises:
-        RequestError: no gap, choices that are not texts, or of different lengths in one of several gaps.
+        RequestError: no gap, choices that are not texts, or of different lengths in one of several gaps; of block
+            models gaps in several blocks, or text behind the block of the gaps.
     """
     if text is None:
         raise RequestError("score_choices: the model has no tokenizer.json")
@@ -56,6 +57,7 @@ def score(
         filled = [part if isinstance(part, str) else next(count) for part in parts]
         ids = text.encode_gaps(filled, model.spec.mask, special=front is None)
         laid.append(lay_out(0, ids, text, model.spec, None if front is None else list(front)))
+    _check_seen(laid, model.spec)
     found = _read(model, cache, laid, sum(map(sum, lengths)))
     scores: list[dict[str, float]] = [{} for _ in each]
     for own, logp in zip(lengths, found, strict=True):
@@ -82,6 +84,25 @@ def _check_sizes(sizes: Sequence[Sequence[int]]) -> None:
             f"choices of gap {odd} have {' and '.join(map(str, sizes[odd]))} tokens; with several gaps all of one must "
             "have equally many"
         )
+
+
+def _check_seen(laid: Sequence[Layout], spec: ModelSpec) -> None:
+    """Refuse what a forward pass over one block of a block model would not read, or not see."""
+    for one in laid if spec.block is not None else ():
+        size, first = spec.block or 1, 0 if spec.mask == NO_MASK else len(one.prompt)
+        opens = spec.shift and first % size == 0  # the block before predicts this token, and nothing else is in the input
+        end = 1 if opens else (first // size + 1) * size - first  # of what is seen, in the response
+        gaps = max(at for at in range(one.gen_length) if at not in one.fixed)
+        if gaps >= end:
+            raise RequestError(
+                f"template: all gaps must lie in one block of the model ({size} tokens), for one forward pass reads one"
+            )
+        if one.gen_length > end:
+            raise RequestError(
+                f"template: this model decodes blocks of {size} tokens in order and does not see the last "
+                f"{one.gen_length - end} tokens, which stand behind the block of the gaps; leave them out, or take a "
+                "model with full attention"
+            )
 
 
 def _per_gap(choices: Sequence[object], gaps: int) -> list[Sequence[object]]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from .automaton import Automaton
 
 _LARGE = 96  # tokens of a class from which it is searched by itself
+_CELL = 16  # tokens among which one is looked for after their sum was
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 WORST = -1e9  # the score of a token whose logit is not finite; every path of real tokens is better
@@ -63,6 +64,10 @@ class Classes:
         """``[V]`` the class of each id; C where it is not generated."""
         return torch.from_numpy(np.where(self.automaton.allowed, self.automaton.classes, self.count))
 
+    @cached_property
+    def _cells(self) -> _Cells:
+        return _Cells.of(*self.order)
+
     def best(self, logits: Tensor) -> tuple[Floats, Ints]:
         """``[N, C]`` the largest of ``logits [N, V]`` in each class, -inf in classes without tokens, and its id."""
         if logits.device.type != "cpu":
@@ -93,37 +98,128 @@ class Classes:
         found = value[:, :-1].double().cpu().numpy()
         return _finite(found, self.automaton), token[:, :-1].cpu().numpy()
 
-    def mass(self, logits: Tensor) -> Floats:
-        """``[N, C]`` the logarithm of the sum of exponentials of ``logits [N, V]`` in each class."""
-        if logits.device.type != "cpu":
-            return self.mass_anywhere(logits)
-        _, few, starts, large = self.order
-        value = np.full((len(logits), self.count), -np.inf)
-        picked = _plain(logits.index_select(1, self._index))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            if len(few):
-                part = picked[:, : large[0][1] if large else None]
-                top = np.nan_to_num(np.maximum.reduceat(part, starts, axis=1), nan=WORST, neginf=WORST)
-                rest = np.exp(part - np.repeat(top, self._sizes, axis=1))
-                value[:, few] = top + np.log(np.add.reduceat(rest, starts, axis=1))
-            for c, begin, end in large:
-                part = picked[:, begin:end]
-                best = np.nan_to_num(part.max(1, keepdims=True), nan=WORST, neginf=WORST)
-                value[:, c] = best[:, 0] + np.log(np.exp(part - best).sum(1))
-        return _finite(value, self.automaton)
+    def draw(self, logits: Tensor, heat: Floats, uniform: Floats) -> tuple[Floats, Ints]:
+        """What classes are worth altogether, and a token drawn from each.
 
-    def mass_anywhere(self, logits: Tensor) -> Floats:
-        """As :meth:`mass`, on any device."""
-        owner = self._by_id.to(logits.device).expand(len(logits), -1)
-        top = logits.new_full((len(logits), self.count + 1), -torch.inf).scatter_reduce_(1, owner, logits, "amax")
-        top = top.nan_to_num(WORST, WORST, WORST)
-        parts = torch.zeros_like(top).scatter_add_(1, owner, (logits - top.gather(1, owner)).exp())
-        return _finite((top + parts.log())[:, :-1].double().cpu().numpy(), self.automaton)
+        Args:
+            logits: ``[N, V]``.
+            heat: ``[N]`` temperatures above 0.
+            uniform: ``[N, C]`` noise in (0, 1).
+
+        Returns:
+            ``[N, C]`` the logarithm of the sum of exponentials of the class's ``logits / heat``, -inf in classes without
+            tokens, and an id, drawn in proportion to these exponentials.
+        """
+        if logits.device.type != "cpu":
+            return self.draw_anywhere(logits, heat, uniform)
+        cells = self._cells
+        value, token = np.full(uniform.shape, -np.inf), np.zeros(uniform.shape, np.int64)
+        if not len(cells.own):
+            return value, token
+        weight = _plain(logits.index_select(1, cells.index))
+        top = np.nan_to_num(np.maximum.reduceat(weight, cells.starts, axis=1), nan=WORST, neginf=WORST, posinf=-WORST)
+        for begin, end, some in cells.runs:
+            low = top[:, some] if some.stop - some.start == 1 else np.repeat(top[:, some], cells.sizes[some], axis=1)
+            weight[:, begin:end] -= low
+        if (heat != 1).any():
+            weight /= heat[:, None].astype(weight.dtype)
+        torch.from_numpy(weight).exp_()
+        weight[:, cells.spare] = 0.0
+        total, place = _placed(weight.reshape(len(weight), -1, _CELL), cells.firsts, uniform[:, cells.own])
+        with np.errstate(divide="ignore"):
+            value[:, cells.own] = top.astype(np.float64) / heat[:, None] + np.log(total)
+        token[:, cells.own] = cells.ids[place]
+        return _finite(value, self.automaton), token
+
+    def draw_anywhere(self, logits: Tensor, heat: Floats, uniform: Floats) -> tuple[Floats, Ints]:
+        """As :meth:`draw`, on any device; the same but for rounding."""
+        cells, device = self._cells, logits.device
+        value, token = np.full(uniform.shape, -np.inf), np.zeros(uniform.shape, np.int64)
+        if not len(cells.own):
+            return value, token
+        owner = torch.from_numpy(np.repeat(np.arange(len(cells.own)), cells.sizes)).to(device).expand(len(logits), -1)
+        picked, hot = logits[:, cells.index.to(device)].double(), torch.from_numpy(heat).to(device)[:, None]
+        top = picked.new_full((len(logits), len(cells.own)), -torch.inf).scatter_reduce_(1, owner, picked, "amax")
+        top = top.nan_to_num(WORST, -WORST, WORST)
+        weight = ((picked - top.gather(1, owner)) / hot).exp()
+        weight[:, torch.from_numpy(cells.spare).to(device)] = 0.0
+        total = torch.zeros_like(top).scatter_add_(1, owner, weight)
+        share = weight / torch.where(total == 0, 1.0, total).gather(1, owner)
+        share[:, torch.from_numpy(cells.starts).to(device)] += total == 0
+        reached = share.cumsum(1)  # of each class from its number to the next
+        wanted = torch.from_numpy(uniform[:, cells.own].copy()).to(device)
+        wanted += torch.arange(len(cells.own), device=device)
+        place = torch.searchsorted(reached, wanted, right=True).cpu().numpy()
+        value[:, cells.own] = (top / hot + total.log()).cpu().numpy()
+        token[:, cells.own] = cells.ids[place.clip(cells.starts, cells.starts + cells.real - 1)]
+        return _finite(value, self.automaton), token
 
     def allowed(self, classes: NDArray[np.bool_], like: Tensor) -> Tensor:
         """``[N, V]`` ids whose class is among ``classes [N, C]``."""
         known = torch.from_numpy(np.pad(classes, ((0, 0), (0, 1)))).to(like.device)
         return known[:, self._by_id.to(like.device)]
+
+
+@dataclass(frozen=True, eq=False)
+class _Cells:
+    """Ids by class, each class in whole cells of ``_CELL`` ids; its first id fills up the last one.
+
+    Attributes:
+        own: ``[K]`` the classes.
+        ids, index: of every place.
+        starts, sizes, real: ``[K]`` where a class begins, its places, those of ids of its own.
+        firsts: ``[K]`` its first cell.
+        spare: places that fill up.
+        runs: begin, end and classes of stretches of equally many places per class, or of one class.
+    """
+
+    own: Ints
+    ids: Ints
+    index: Tensor
+    starts: Ints
+    sizes: Ints
+    real: Ints
+    firsts: Ints
+    spare: Ints
+    runs: list[tuple[int, int, slice]]
+
+    @staticmethod
+    def of(ids: Ints, few: Ints, starts: Ints, large: list[tuple[int, int, int]]) -> _Cells:
+        """From :attr:`Classes.order`."""
+        own = np.append(few, [c for c, _, _ in large]).astype(np.int64)
+        begins = np.append(starts, [b for _, b, _ in large]).astype(np.int64)
+        real = np.diff(np.append(begins, len(ids)))
+        sizes = -(-real // _CELL) * _CELL
+        ends = np.cumsum(sizes)
+        at = np.arange(int(sizes.sum())) - np.repeat(ends - sizes, sizes)
+        spare = at >= np.repeat(real, sizes)
+        made = ids[np.repeat(begins, sizes) + np.where(spare, 0, at)]
+        cut = int(ends[len(few) - 1]) if len(few) else 0
+        runs = [(0, cut, slice(0, len(few)))] if len(few) else []
+        runs += [(int(ends[k] - sizes[k]), int(ends[k]), slice(k, k + 1)) for k in range(len(few), len(own))]
+        firsts = (ends - sizes) // _CELL
+        return _Cells(
+            own, made, torch.from_numpy(made), ends - sizes, sizes, real, firsts, np.flatnonzero(spare), runs
+        )
+
+
+def _placed(weight: NDArray[np.floating], firsts: Ints, uniform: Floats) -> tuple[Floats, Ints]:
+    """The sums of each class, ``[N, K]``, and a place drawn in proportion to ``weight [N, cells, _CELL]``."""
+    lines, count, size = weight.shape
+    cell = (weight.reshape(-1, size) @ np.ones(size, weight.dtype)).reshape(lines, count).astype(np.float64)
+    total = np.add.reduceat(cell, firsts, axis=1)
+    many = np.diff(np.append(firsts, count))
+    cell[:, firsts] += total == 0  # of tokens that cannot be the first is taken
+    share = cell / np.repeat(np.where(total == 0, 1.0, total), many, axis=1)
+    reached = share.cumsum(1)  # of each class from its number to the next
+    line, number = np.arange(lines)[:, None], np.arange(len(firsts))
+    apart = line * (len(firsts) + 1)
+    found = np.searchsorted((reached + apart).reshape(-1), (uniform + number + apart).reshape(-1), side="right")
+    which = (found.reshape(uniform.shape) - line * count).clip(firsts, firsts + many - 1)
+    before = np.where(which == firsts, number, reached[line, which - 1])
+    parts = weight.reshape(-1, size)[line * count + which].cumsum(2, dtype=np.float64)
+    left = ((uniform + number - before) * total).clip(0.0, np.nextafter(parts[:, :, -1], 0.0))
+    return total, which * size + (parts <= left[:, :, None]).sum(2).clip(max=size - 1)
 
 
 def classes_of(automaton: Automaton) -> Classes:

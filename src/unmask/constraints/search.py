@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.predict import gumbel, temper
+from ..core.predict import temper, uniform, uniform_at
 from ..core.protocols import Sampling
 from .classes import Classes, classes_of
 from .paths import Bools, Floats, Ints, backward, forward
 from .rows import Rows
 
 _CELLS = 1 << 23  # most scores of rows that are searched at a time
+_NOISE = 0x5851F42D4C957F2D  # keeps the noise of classes apart from that of tokens, which has the same counters
 _FILTERED = 1e4  # how far, in log-odds, tokens that top-k or top-p leave out are behind all others
 
 
@@ -112,19 +113,37 @@ class Search:
         if "tempered" in self.needs:
             source = temper(logits, self.sampling, row)
         if warm:
-            plain = self._tempered(logits, row)
-            noise = gumbel(self.sampling.seed[row], self.position[index], self.step[row], logits.shape[1])
-            mass = kind.mass(plain)
-            value, token = kind.best(plain + noise)
+            value, mass, token = self._drawn(index, kind, logits, read["token"][at])
         else:
             value, token = kind.best(logits)
-        ids = torch.from_numpy(token).to(logits.device)
-        if warm:
-            sure = (source.gather(1, ids).double() - source.double().logsumexp(1, keepdim=True)).exp()
-        else:  # the token read is the likeliest
-            odds = source.gather(1, ids).double() - source.gather(1, read["token"][at][:, None]).double()
-            sure = odds.exp() * read["confidence"][at][:, None].double()
+        ids, sure = torch.from_numpy(token).to(logits.device), read["confidence"][at][:, None].double()
+        odds = source.gather(1, ids).double() - source.gather(1, read["token"][at][:, None]).double()
+        sure = (odds + sure.log()).exp() if warm else odds.exp() * sure  # a sampled token's may be next to 0
         return _Lines(line, at, kind, value, mass, token, sure.cpu().numpy(), read)
+
+    def _drawn(self, index: Tensor, kind: Classes, logits: Tensor, token: Tensor) -> tuple[Floats, Floats, Ints]:
+        """``[n, C]`` the largest sum of log-odds and noise of each class, what it is worth altogether, and its token.
+
+        The ``token [n]`` that is drawn without a constraint is the best of all, its sum known. Those of other classes
+        are drawn given that they are smaller (top-down sampling of a Gumbel process: Maddison et al., arXiv 1411.0030,
+        section 3), so that there is no noise for each token.
+        """
+        row, rows = self.row[index], np.arange(len(token))
+        counter = self.sampling.seed[row], self.position[index], self.step[row]
+        best = -np.log(-np.log(uniform_at(*counter, token).cpu().numpy()))
+        apart = uniform(counter[0] ^ _NOISE, *counter[1:], 2 * kind.count).cpu().numpy()
+        heat = self.sampling.temperature[row].double()
+        if self.sampling.filters:
+            logits, heat = self._tempered(logits, row), torch.ones_like(heat)
+        mass, drawn = kind.draw(logits, heat.cpu().numpy(), apart[:, : kind.count])
+        base = logits.gather(1, token[:, None])[:, 0].double() / heat
+        mass = mass - base.nan_to_num(0.0, 0.0, 0.0).cpu().numpy()[:, None]
+        value = -np.logaddexp(-best[:, None], np.log(-np.log(apart[:, kind.count :])) - mass)
+        own = token.cpu().numpy()
+        column = kind.automaton.classes[own]
+        free = kind.automaton.allowed[own] & (column < kind.count)
+        value[rows[free], column[free]], drawn[rows[free], column[free]] = best[free], own[free]
+        return value, mass, drawn
 
     def _tempered(self, logits: Tensor, row: Tensor) -> Tensor:
         """``[n, V]`` tempered log-odds; filtered tokens, which a path may need, are far behind the others."""

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .canvas import ModelSpec
 from .errors import RequestError
 
 
@@ -56,12 +57,18 @@ class Stepped(Protocol):
         """Positions of a block; None: the response is one."""
 
 
-def block_steps(policy: Stepped, length: Tensor) -> Tensor:
+def block_steps(policy: Stepped, length: Tensor, spec: ModelSpec) -> Tensor:
     """``[B]`` steps of each block of responses of ``length [B]``: its share of all, or its own length.
 
     Raises:
-        RequestError: the policy's ``steps`` are not a multiple of a row's number of blocks.
+        RequestError: the policy's ``steps`` are not a multiple of a row's number of blocks, or these blocks are not
+            those of a block model.
     """
+    if policy.steps is not None and spec.block not in (None, policy.block_length):
+        raise RequestError(
+            f"{policy.name}: steps are shared by blocks of block_length = {policy.block_length} tokens, but this model "
+            f"decodes blocks of {spec.block}: with steps, give block_length={spec.block}"
+        )
     size = length if policy.block_length is None else torch.full_like(length, policy.block_length)
     if policy.steps is None:
         return size

@@ -237,9 +237,17 @@ def uniform(seed: Tensor, position: Tensor, step: Tensor, size: int) -> Tensor:
 
     It does not depend on the batch, the device or the order of calls. ``seed``, ``position``, ``step`` are ``[N]``.
     """
+    return _uniform(seed, position, step, torch.arange(size, device=seed.device)[None])
+
+
+def uniform_at(seed: Tensor, position: Tensor, step: Tensor, column: Tensor) -> Tensor:
+    """``[N]`` the numbers of :func:`uniform` in one column of each line, ``column [N]``."""
+    return _uniform(seed, position, step, column[:, None])[:, 0]
+
+
+def _uniform(seed: Tensor, position: Tensor, step: Tensor, columns: Tensor) -> Tensor:
     counter = _mix(_mix(_mix(seed + _GOLDEN) ^ position) ^ step)
-    columns = torch.arange(1, size + 1, device=seed.device) * _GOLDEN
-    bits = _mix(counter[:, None] + columns) >> 12 & (1 << 52) - 1  # one bit less than a double holds: never 0 or 1
+    bits = _mix(counter[:, None] + (columns + 1) * _GOLDEN) >> 12 & (1 << 52) - 1  # one less than a double's: not 0, 1
     return (bits.double() + 0.5) / (1 << 52)
 
 

@@ -155,9 +155,13 @@ def select(state: S, rows: Sequence[int], width: int | None = None) -> S:
         own = leaf[:, :width] if positions and width is not None else leaf
         return own[index[leaf.device]]
 
+    changed = set[int]()
+
     def kept(leaf: Any, positions: bool) -> Any:
         if isinstance(leaf, Slab):
-            leaf.keep(rows)
+            if id(leaf) not in changed:
+                leaf.keep(rows)
+            changed.add(id(leaf))
             return leaf
         return chosen(leaf, positions)
 
@@ -167,23 +171,30 @@ def select(state: S, rows: Sequence[int], width: int | None = None) -> S:
 def append(first: S, second: S) -> S:
     """Put the rows of ``second`` behind those of ``first``; both are used up. Other dimensions that differ are padded
     with zeros at the end, which is behind the end of the shorter rows. A bool says whether something holds for any row.
+    A slab that stands in a state several times is one slab.
 
     Raises:
         TypeError: the states are of different kinds.
     """
+    return _append(first, second, set())
+
+
+def _append(first: S, second: S, joined: set[int]) -> S:
     if isinstance(first, Tensor) and isinstance(second, Tensor):
         size = [max(a, b) for a, b in zip(first.shape[1:], second.shape[1:], strict=True)]
         return torch.cat([_grow(first, size), _grow(second, size)])  # type: ignore[return-value]
     if type(first) is not type(second):
         raise TypeError(f"cannot append a {type(second).__name__} to a {type(first).__name__}")
     if isinstance(first, Slab) and isinstance(second, Slab):
-        first.join(second)
+        if id(first) not in joined:
+            first.join(second)
+        joined.add(id(first))
         return first
     if dataclasses.is_dataclass(first) and not isinstance(first, type):
         names = [f.name for f in dataclasses.fields(first)]
-        return replace(first, **{n: append(getattr(first, n), getattr(second, n)) for n in names})
+        return replace(first, **{n: _append(getattr(first, n), getattr(second, n), joined) for n in names})
     if isinstance(first, (list, tuple)) and isinstance(second, (list, tuple)):
-        return type(first)(append(a, b) for a, b in zip(first, second, strict=True))
+        return type(first)(_append(a, b, joined) for a, b in zip(first, second, strict=True))
     if isinstance(first, bool):
         return first or second
     return first
@@ -219,17 +230,20 @@ def places(state: Any) -> int:
 
 
 def row_bytes(state: Any, optional: bool = True) -> int:
-    """Bytes that one row of a state takes at most. Slabs count whether they are in use yet or not, optional ones if
-    ``optional``.
+    """Bytes that one row of a state takes at most. Slabs count whether they are in use yet or not, each once, optional
+    ones if ``optional``.
     """
-    if isinstance(state, Slab):
-        return state.row_bytes if optional or not state.optional else 0
+    held = {id(slab): slab for slab in slabs(state)}.values()
+    return sum(slab.row_bytes for slab in held if optional or not slab.optional) + _tensor_bytes(state)
+
+
+def _tensor_bytes(state: Any) -> int:
     if isinstance(state, Tensor):
         return state.nbytes // max(1, len(state)) if state.dim() else 0
     if dataclasses.is_dataclass(state) and not isinstance(state, type):
-        return sum(row_bytes(getattr(state, f.name), optional) for f in dataclasses.fields(state))
+        return sum(_tensor_bytes(getattr(state, f.name)) for f in dataclasses.fields(state))
     if isinstance(state, (list, tuple)):
-        return sum(row_bytes(leaf, optional) for leaf in state)
+        return sum(map(_tensor_bytes, state))
     return 0
 
 

@@ -177,6 +177,12 @@ class Request:
                 "slowfast or threshold",
                 self.id,
             )
+        if self.params.late_eos and self.policy.left_to_right:
+            raise RequestError(
+                f"late_eos: {self.policy.name} commits from left to right, so that no position can wait for others; "
+                "take a policy that fills positions in any order, such as slowfast or threshold",
+                self.id,
+            )
         if spec.block is not None and self.inside:
             raise RequestError(
                 f"the model decodes blocks of {spec.block} tokens in order and cannot see what stands behind a gap: "

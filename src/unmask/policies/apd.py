@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -15,6 +15,7 @@ from ..core.config import param
 from ..core.policy import Policy
 from ..core.predict import forbid, gumbel, temper
 from ..core.protocols import Ask, Prediction, Sampling
+from ..core.state import PER_POSITION
 from ..models.causal import CausalModel
 from ..models.causal import load as load_verifier
 from ..models.slots import Memory
@@ -24,9 +25,12 @@ _LINES = 1 << 23  # elements of [positions, vocabulary] compared at a time: 64 M
 
 @dataclass(frozen=True)
 class ApdState:
-    """What the verifier has read, the rows' sampling parameters, and ``step [B]``, forward passes so far."""
+    """What the verifier has read, ``text [B, T]`` as it was then, the rows' sampling parameters, and ``step [B]``, forward
+    passes so far.
+    """
 
     memory: Memory
+    text: Tensor = field(metadata=PER_POSITION)
     sampling: Sampling
     step: Tensor
 
@@ -75,7 +79,7 @@ class Apd(Policy):
         self.judge.check(prompt, len(prompt) + gen_length)
 
     def init(self, canvas: Canvas, sampling: Sampling) -> ApdState:
-        return ApdState(self.judge.memory(canvas), sampling, torch.zeros_like(canvas.prompt))
+        return ApdState(self.judge.memory(canvas), canvas.tokens, sampling, torch.zeros_like(canvas.prompt))
 
     def ask(self, canvas: Canvas, state: ApdState) -> Ask:
         if self.lookahead is None:
@@ -95,7 +99,8 @@ class Apd(Policy):
         twice = self.preset == "reference"
         draft = self._reheated(logits, row, position, state) if twice else prediction.token[row, position]
         tokens = canvas.tokens.index_put((row, position), draft)
-        judged, memory = self.judge.score(tokens, row, position, state.memory)
+        read = state.memory.cropped(canvas.first(canvas.tokens != state.text))  # tokens may have been replaced since
+        judged, memory = self.judge.score(tokens, row, position, read)
         judged = _aligned(judged, logits.shape[1], canvas.spec)
         if allowed is not None:
             judged.masked_fill_(~allowed, -torch.inf)
@@ -104,7 +109,7 @@ class Apd(Policy):
         agreed = agreed | (canvas.position == canvas.frontier[:, None])
         write = asked & ((asked & ~agreed).cumsum(1) == 0)
         known = memory.cropped(canvas.frontier + write.sum(1) - 1)
-        return Update(write, tokens), replace(state, memory=known, step=state.step + 1)
+        return Update(write, tokens), replace(state, memory=known, text=tokens, step=state.step + 1)
 
     def _reheated(self, logits: Tensor, row: Tensor, position: Tensor, state: ApdState) -> Tensor:
         """``[N]`` the authors' draft, in which the temperature counts twice."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -14,6 +14,7 @@ from ..core.chain import max_marginals, viterbi
 from ..core.config import param
 from ..core.policy import Policy
 from ..core.protocols import Ask, Prediction, Sampling
+from ..core.state import PER_POSITION
 from ..models.causal import CausalModel
 from ..models.causal import load as load_verifier
 from ..models.slots import Memory
@@ -21,9 +22,10 @@ from ..models.slots import Memory
 
 @dataclass(frozen=True)
 class CascadeState:
-    """What the verifier has read."""
+    """What the verifier has read, and ``text [B, T]`` as it was then."""
 
     memory: Memory
+    text: Tensor = field(metadata=PER_POSITION)
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,8 @@ class Cascade(Policy):
         rows, total = canvas.tokens.shape
         spare = self.window * self.k if self.order else 0
         device = canvas.tokens.device
-        if not self.order:
-            return CascadeState(Memory([], [], torch.zeros(rows, dtype=torch.long, device=device)))
-        return CascadeState(self.judge.empty(rows, total + spare, device))
+        none = Memory([], [], torch.zeros(rows, dtype=torch.long, device=device))
+        return CascadeState(self.judge.empty(rows, total + spare, device) if self.order else none, canvas.tokens)
 
     def ask(self, canvas: Canvas, state: CascadeState) -> Ask:
         return Ask(canvas.block(self.block_length))
@@ -88,7 +89,7 @@ class Cascade(Policy):
         inside = inside & (~inside).cumsum(1).eq(0)
         options, unary = self._candidates(canvas, prediction, place.clamp(max=total - 1), inside)
         start, pair = torch.zeros_like(unary[:, 0]), unary.new_zeros(*unary[:, 1:].shape, unary.shape[2])
-        memory = state.memory
+        memory = state.memory.cropped(canvas.first(canvas.tokens != state.text))  # tokens may have been replaced since
         for round_ in range(self.rounds if self.order else 0):
             if round_:
                 options, unary = self._pruned(options, unary, start, pair)
@@ -107,7 +108,7 @@ class Cascade(Policy):
         goal = torch.where(taken, place, total)
         write = bare.bool().scatter(1, goal, taken)[:, :total]
         token = bare.scatter(1, goal, chosen)[:, :total]
-        return Update(write, token), replace(state, memory=memory)
+        return Update(write, token), CascadeState(memory, canvas.tokens)
 
     def _candidates(
         self, canvas: Canvas, prediction: Prediction, place: Tensor, inside: Tensor

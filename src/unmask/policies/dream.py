@@ -73,11 +73,11 @@ class Dream(Policy):
         return frozenset({"tempered"} | extra.get(self.alg, set()))
 
     def check(self, prompt: Sequence[int], gen_length: int, spec: ModelSpec) -> None:
-        block_steps(self, torch.tensor([gen_length]))
+        block_steps(self, torch.tensor([gen_length]), spec)
 
     def init(self, canvas: Canvas, sampling: Sampling) -> DreamState:
         length = canvas.length - canvas.prompt
-        steps = block_steps(self, length)
+        steps = block_steps(self, length, canvas.spec)
         zero = torch.zeros_like(length)
         due = canvas.tokens.new_zeros((len(length), 0))
         if self.alg == "origin":

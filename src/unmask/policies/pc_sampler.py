@@ -57,12 +57,12 @@ class PcSampler(Policy):
     )
 
     def check(self, prompt: Sequence[int], gen_length: int, spec: ModelSpec) -> None:
-        block_steps(self, torch.tensor([gen_length]))
+        block_steps(self, torch.tensor([gen_length]), spec)
         self._share(spec, torch.device("cpu"))
 
     def init(self, canvas: Canvas, sampling: Sampling) -> PcState:
         zero = torch.zeros_like(canvas.prompt)
-        return PcState(block_steps(self, canvas.wanted - canvas.prompt), zero - 1, zero, zero)
+        return PcState(block_steps(self, canvas.wanted - canvas.prompt, canvas.spec), zero - 1, zero, zero)
 
     def ask(self, canvas: Canvas, state: PcState) -> Ask:
         block = canvas.block(self.block_length)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,10 +16,13 @@ from ..core.protocols import Ask, Prediction, Sampling
 
 @dataclass(frozen=True)
 class SdarState:
-    """``[B]``: ``start`` of the current block (-1: none yet) and forward passes in it so far (``step``)."""
+    """``[B]``: ``start`` of the current block (-1: none yet), forward passes in it so far (``step``), and rows whose end of
+    text is committed ``late``.
+    """
 
     start: Tensor
     step: Tensor
+    late: Tensor
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,8 @@ class Sdar(Policy):
     where they do not divide.
 
     *static* commits the most confident ones of this number; *dynamic* all above ``tau`` if these are at least as many,
-    else as *static* does; *sequential* the next ones from the left. LLaDA2.0 decodes by *dynamic* too.
+    else as *static* does; *sequential* the next ones from the left, with ``late_eos`` ends of text behind all others.
+    LLaDA2.0 decodes by *dynamic* too.
     """
 
     name = "sdar"
@@ -45,7 +49,8 @@ class Sdar(Policy):
     )
 
     def init(self, canvas: Canvas, sampling: Sampling) -> SdarState:
-        return SdarState(torch.full_like(canvas.prompt, -1), torch.zeros_like(canvas.prompt))
+        zero = torch.zeros_like(canvas.prompt)
+        return SdarState(zero - 1, zero, zero.bool() if sampling.late_eos is None else sampling.late_eos)
 
     def ask(self, canvas: Canvas, state: SdarState) -> Ask:
         return Ask(canvas.block(self.block_length))
@@ -55,13 +60,14 @@ class Sdar(Policy):
         step = torch.where(start == state.start, state.step, 0)
         quota = self._quota(canvas, step).clamp(min=1)
         if self.schedule == "sequential":
-            open_ = confidence > -torch.inf
-            return Update(open_ & (open_.cumsum(1) <= quota[:, None]), prediction.token), SdarState(start, step + 1)
+            waits = canvas.is_eos(prediction.token) & state.late[:, None]
+            turn = canvas.position + waits * confidence.shape[1]
+            confidence = torch.where(confidence > -torch.inf, -turn.double(), -torch.inf)
         write = top(confidence, quota)
         if self.schedule == "dynamic":
             sure = above(confidence, self.tau)
             write = torch.where((sure.sum(1) >= quota)[:, None], sure, write)
-        return Update(write, prediction.token), SdarState(start, step + 1)
+        return Update(write, prediction.token), replace(state, start=start, step=step + 1)
 
     def _quota(self, canvas: Canvas, step: Tensor) -> Tensor:
         """``[B]`` positions that a block's forward pass number ``step`` commits at the least."""

@@ -63,11 +63,11 @@ class Vanilla(Policy):
         return self.cfg_scale
 
     def check(self, prompt: Sequence[int], gen_length: int, spec: ModelSpec) -> None:
-        block_steps(self, torch.tensor([gen_length]))
+        block_steps(self, torch.tensor([gen_length]), spec)
 
     def init(self, canvas: Canvas, sampling: Sampling) -> VanillaState:
         length = canvas.wanted - canvas.prompt
-        steps = block_steps(self, length)
+        steps = block_steps(self, length, canvas.spec)
         zero = torch.zeros_like(length)
         return VanillaState(steps, zero - 1, zero, zero, sampling.seed, zero)
 
