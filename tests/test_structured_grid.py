@@ -56,7 +56,7 @@ def test_there_are_thirty_constraints():
 
 def test_what_is_left_out_is_refused():
     """Policies for models that denoise uniform noise, where a constraint is refused too; see test_renoise."""
-    assert _REFUSED == {"renoise"}
+    assert {"renoise"} == _REFUSED
     for policy in _REFUSED:
         with refuses(RequestError, policy):
             model("bundled").generate(PROMPT, LENGTH, policy, "none", regex="a*")

@@ -90,7 +90,9 @@ def _check_seen(laid: Sequence[Layout], spec: ModelSpec) -> None:
     """Refuse what a forward pass over one block of a block model would not read, or not see."""
     for one in laid if spec.block is not None else ():
         size, first = spec.block or 1, 0 if spec.mask == NO_MASK else len(one.prompt)
-        opens = spec.shift and first % size == 0  # the block before predicts this token, and nothing else is in the input
+        opens = (
+            spec.shift and first % size == 0
+        )  # the block before predicts this token, and nothing else is in the input
         end = 1 if opens else (first // size + 1) * size - first  # of what is seen, in the response
         gaps = max(at for at in range(one.gen_length) if at not in one.fixed)
         if gaps >= end:

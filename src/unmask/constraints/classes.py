@@ -107,8 +107,8 @@ class Classes:
             uniform: ``[N, C]`` noise in (0, 1).
 
         Returns:
-            ``[N, C]`` the logarithm of the sum of exponentials of the class's ``logits / heat``, -inf in classes without
-            tokens, and an id, drawn in proportion to these exponentials.
+            ``[N, C]`` the logarithm of the sum of exponentials of the class's ``logits / heat``, -inf in classes
+            without tokens, and an id, drawn in proportion to these exponentials.
         """
         if logits.device.type != "cpu":
             return self.draw_anywhere(logits, heat, uniform)
@@ -198,9 +198,7 @@ class _Cells:
         runs = [(0, cut, slice(0, len(few)))] if len(few) else []
         runs += [(int(ends[k] - sizes[k]), int(ends[k]), slice(k, k + 1)) for k in range(len(few), len(own))]
         firsts = (ends - sizes) // _CELL
-        return _Cells(
-            own, made, torch.from_numpy(made), ends - sizes, sizes, real, firsts, np.flatnonzero(spare), runs
-        )
+        return _Cells(own, made, torch.from_numpy(made), ends - sizes, sizes, real, firsts, np.flatnonzero(spare), runs)
 
 
 def _placed(weight: NDArray[np.floating], firsts: Ints, uniform: Floats) -> tuple[Floats, Ints]:

@@ -25,8 +25,8 @@ _LINES = 1 << 23  # elements of [positions, vocabulary] compared at a time: 64 M
 
 @dataclass(frozen=True)
 class ApdState:
-    """What the verifier has read, ``text [B, T]`` as it was then, the rows' sampling parameters, and ``step [B]``, forward
-    passes so far.
+    """What the verifier has read, ``text [B, T]`` as it was then, the rows' sampling parameters, and ``step [B]``,
+    forward passes so far.
     """
 
     memory: Memory
