@@ -16,8 +16,8 @@ from ..core.protocols import Ask, Prediction, Sampling
 
 @dataclass(frozen=True)
 class SdarState:
-    """``[B]``: ``start`` of the current block (-1: none yet), forward passes in it so far (``step``), and rows whose end
-    of text is committed ``late``.
+    """``[B]``: ``start`` of the current block (-1: none yet), forward passes in it so far (``step``), and rows whose
+    end of text is committed ``late``.
     """
 
     start: Tensor
