@@ -233,9 +233,11 @@ def test_metrics_of_replicas_are_shown_with_their_names():
     front = Metrics()
     reports = Reports(front.registry, lambda: now[0])
     front.http.labels("/v1/completions", "200").inc()
-    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "raw_path": b"/v1/completions", "scheme": "http",
-             "query_string": b"", "root_path": "", "headers": [(b"content-type", b"application/json")], "server": ("a", 1),
-             "client": ("a", 1), "http_version": "1.1", "asgi": {"version": "3.0"}}  # fmt: skip
+    scope = {
+        "type": "http", "method": "POST", "path": "/v1/completions", "raw_path": b"/v1/completions", "scheme": "http",
+        "query_string": b"", "root_path": "", "headers": [(b"content-type", b"application/json")], "client": ("a", 1),
+        "server": ("a", 1), "http_version": "1.1", "asgi": {"version": "3.0"},
+    }  # fmt: skip
 
     async def ask(replica, count):
         for _ in range(count):

@@ -22,7 +22,8 @@ RECORD = {"type": "object", "properties": FIELDS, "required": list(FIELDS), "add
 SAVE = {"type": "function", "function": {"name": "save", "description": "Saves a record.", "parameters": RECORD}}
 NOW = {"type": "function", "function": {"name": "now"}}
 NAME = "unmask-tiny"
-HERMES = """{%- if tools %}<|user|>Functions:{% for tool in tools %}{{ '\\n' }}{{ tool | tojson }}{% endfor %}{% endif -%}
+HERMES = """{%- if tools %}<|user|>Functions:
+{%- for tool in tools %}{{ '\\n' }}{{ tool | tojson }}{% endfor %}{% endif -%}
 {%- for message in messages -%}
 {%- if message.role == 'assistant' %}<|assistant|>{{ message.content }}
 {%- for call in message.tool_calls %}{{ '\\n' if message.content or not loop.first }}<tool_call>
@@ -94,8 +95,8 @@ def test_a_conversation_with_calls(hermes):
     ids = hermes.text.encode(said, tools=[SAVE])
     shown = "".join(hermes.text.pieces(ids))
     assert shown.endswith(
-        '<|assistant|><tool_call>\n{"name": "save", "arguments": {"age": 1, "b": "<|user|>"}}\n</tool_call><|endoftext|>'
-        "<|user|><tool_response>\nok\n</tool_response><|assistant|>"
+        '<|assistant|><tool_call>\n{"name": "save", "arguments": {"age": 1, "b": "<|user|>"}}\n</tool_call>'
+        "<|endoftext|><|user|><tool_response>\nok\n</tool_response><|assistant|>"
     )
     assert ids.count(hermes.text.control["<|user|>"]) == 3  # what an argument spells is text
     plain = unmask.load().text
@@ -109,13 +110,14 @@ def test_a_conversation_with_calls(hermes):
 
 # --- what is accepted, and how it is taken apart
 
+CALL = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
+SAVED = '<tool_call>\n{"name": "save", "arguments": {"a": "}\\"{\\\\"}}\n</tool_call>'
 TEXTS = [
     ("", None, []),
     ("plain <tool text", "plain <tool text", []),
-    ('<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>', None, [("now", "{}")]),
-    ('I do.\n\n<tool_call>\n{"name": "save", "arguments": {"a": "}\\"{\\\\"}}\n</tool_call>\n<tool_call>\n{"name": "now", '
-     '"arguments": {}}\n</tool_call>', "I do.", [("save", '{"a": "}\\"{\\\\"}'), ("now", "{}")]),
-]  # fmt: skip
+    (CALL, None, [("now", "{}")]),
+    (f"I do.\n\n{SAVED}\n{CALL}", "I do.", [("save", '{"a": "}\\"{\\\\"}'), ("now", "{}")]),
+]
 
 
 def offer(form=FORMAT, text=True, name=None, many=True, free=None):
@@ -154,14 +156,14 @@ def test_texts_and_calls_are_told_apart():
     ("options", "accepted", "not_accepted"),
     [
         ({}, [text for text, _, _ in TEXTS if "\\\\" not in text], ["<tool_call>", "a <tool_call>\n", "<tool_call>x"]),
-        ({"many": False}, ["x", TEXTS[2][0]], [TEXTS[2][0] + "\n" + TEXTS[2][0]]),
-        ({"text": False}, [TEXTS[2][0], TEXTS[2][0] + "\n" + TEXTS[2][0]], ["", "x", "x" + TEXTS[2][0]]),
+        ({"many": False}, ["x", CALL], [CALL + "\n" + CALL]),
+        ({"text": False}, [CALL, CALL + "\n" + CALL], ["", "x", "x" + CALL]),
         (
             {"form": PLAIN},
             ["", '{"name', '{"nom":', 'a {"name": x', '{"name": "now", "arguments": {}}'],
             ['{"name":', '{"name": "no"}', '{"name": "now", "arguments": {}} '],
         ),
-        ({"free": ("regex", "[0-9]+")}, ["12", TEXTS[2][0]], ["", "x", "12\n" + TEXTS[2][0]]),
+        ({"free": ("regex", "[0-9]+")}, ["12", CALL], ["", "x", "12\n" + CALL]),
     ],
 )
 def test_what_is_accepted(hermes, options, accepted, not_accepted):

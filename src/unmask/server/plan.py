@@ -271,6 +271,8 @@ def _named(param: str, make: Callable[[], T]) -> T:
         return make()
     except RequestError as error:
         raise refusal(error, param) from None
+    except RecursionError:
+        raise wrong("the request holds objects or lists that are nested too deeply", None) from None
 
 
 def refusal(error: RequestError, param: str) -> Refused:

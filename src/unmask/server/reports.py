@@ -43,7 +43,7 @@ class Reports:
 
         What replicas have counted stays when they are gone; what they are doing does not.
         """
-        return generate_latest(self)  # type: ignore[arg-type]
+        return generate_latest(self)
 
     def collect(self) -> Iterator[Metric]:
         """The families, each once."""

@@ -157,9 +157,7 @@ class Text:
             raise RequestError("the last message calls functions; it cannot be continued, results must follow it")
         if any(one.get("tool_calls") for one in messages) and self.calls is None:
             messages = [spelled(one) for one in messages]
-        return self._tokens.encode(
-            self._tokens.seal(self._template.render(messages, not continued(messages), tools)), False
-        )
+        return self.parse(self._template.render(messages, not continued(messages), tools))
 
     def plain(self, text: str, special: bool = False) -> list[int]:
         """Ids of a text in which names of control tokens are text.
