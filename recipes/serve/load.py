@@ -7,6 +7,7 @@ import argparse
 import asyncio
 import json
 import statistics
+import sys
 import time
 import urllib.request
 
@@ -103,6 +104,7 @@ def main():
         rates["served"].append(tokens / seconds)
         work["served"].append(own)
         replies += found
+        print(*(f"{name}: {several[-1]:.1f} tokens/s" for name, several in rates.items()), file=sys.stderr, flush=True)
     streams = [
         reply.first
         for reply, (_, body) in zip(replies, made * args.rounds, strict=True)

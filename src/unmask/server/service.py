@@ -184,8 +184,10 @@ class Service:
 
     async def _stream(
         self, plan: Plan, replies: Replies, tickets: Sequence[Ticket], seconds: float, log: dict[str, Any]
-    ) -> AsyncIterator[dict[str, str]]:
-        """The events of a streamed reply. What goes wrong behind its first byte is an event as well."""
+    ) -> AsyncIterator[bytes]:
+        """The events of a streamed reply, those that are there together. What goes wrong behind its first byte is an
+        event as well.
+        """
         deadline = time.perf_counter() + seconds
         sources = [_Choice(self, plan, replies, index, ticket) for index, ticket in enumerate(tickets)]
         try:
@@ -193,11 +195,11 @@ class Service:
                 if (first := replies.begin(source.index)) is not None:
                     yield _event(first)
             async for source in _ready(sources, deadline, seconds):
-                for chunk in source.take(log):
-                    yield _event(chunk)
+                if chunks := source.take(log):
+                    yield b"".join(map(_event, chunks))
             if plan.usage:
                 yield _event(replies.last([source.answer for source in sources if source.answer]))
-            yield {"data": "[DONE]"}
+            yield b"data: [DONE]\n\n"
         except Refused as error:
             log["error"] = error.code
             yield _event(error.body())
@@ -206,7 +208,7 @@ class Service:
 class _Stream(EventSourceResponse):
     """A streamed reply; ``over`` is called at its end, whether it has begun or not."""
 
-    def __init__(self, events: AsyncIterator[dict[str, str]], over: Callable[[], None], **options: Any) -> None:
+    def __init__(self, events: AsyncIterator[bytes], over: Callable[[], None], **options: Any) -> None:
         super().__init__(events, **options)
         self.over = over
 
@@ -339,5 +341,5 @@ async def _gone(http: HttpRequest) -> None:
         pass
 
 
-def _event(value: Any) -> dict[str, str]:
-    return {"data": json.dumps(value, separators=(",", ":"), allow_nan=False)}
+def _event(value: Any) -> bytes:
+    return b"data: %b\n\n" % json.dumps(value, separators=(",", ":"), allow_nan=False).encode("ascii")
