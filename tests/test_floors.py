@@ -67,7 +67,7 @@ FLOORS = {  # the longest name that fits rules; what it may import, itself inclu
     | {"core.heap", "core.threads", "core.waiting", "server", "speculative", "cli"},
     "server": EVENTS
     | {"", "api", "registry", "server", "text", "stop", "core.schema", "core.policy", "core.cache"}
-    | {"constraints.compile"},
+    | {"constraints.calls", "constraints.compile"},
     "tasks": {"tasks"},
     "evaluation": EVENTS
     | {

@@ -1,5 +1,6 @@
 """Batches and servers on Ray, which is started here with two workers. Without Ray (extra `ray`) these are skipped."""
 
+import asyncio
 import json
 import os
 import re
@@ -217,6 +218,58 @@ def test_a_signal_writes_nothing_by_itself(caplog):
     assert len(caplog.records) == 2
 
 
+def test_metrics_of_replicas_are_shown_with_their_names():
+    """A replica reports beside its replies; what it has counted stays when it is gone, what it was doing does not."""
+    pytest.importorskip("uvicorn")
+    from prometheus_client.parser import text_string_to_metric_families
+
+    from serving import model
+    from unmask.server import Settings
+    from unmask.server.metrics import Metrics
+    from unmask.server.replicas import Replica
+    from unmask.server.reports import KIND, SILENT, Reports
+
+    now = [0.0]
+    front = Metrics()
+    reports = Reports(front.registry, lambda: now[0])
+    front.http.labels("/v1/completions", "200").inc()
+    scope = {
+        "type": "http", "method": "POST", "path": "/v1/completions", "raw_path": b"/v1/completions", "scheme": "http",
+        "query_string": b"", "root_path": "", "headers": [(b"content-type", b"application/json")], "client": ("a", 1),
+        "server": ("a", 1), "http_version": "1.1", "asgi": {"version": "3.0"},
+    }  # fmt: skip
+
+    async def ask(replica, count):
+        for _ in range(count):
+            data = json.dumps({"prompt": "3+4=", "max_tokens": 4, "unmask": {"policy": "vanilla"}}).encode()
+            found = [message async for message in replica.serve(scope, data)]
+            assert found[0]["status"] == 200
+            for message in found:
+                if message["type"] == KIND:
+                    reports.take(message)
+            assert found[-1]["type"] == KIND and not found[-1]["busy"]
+        await replica.running.__aexit__(None, None, None)
+
+    replicas = [Replica(model, Settings()) for _ in range(2)]
+    for count, replica in enumerate(replicas, 1):
+        asyncio.run(ask(replica, count))
+
+    def read(name):
+        families = {family.name: family for family in text_string_to_metric_families(reports.text().decode())}
+        return {(s.name, s.labels.get("replica")): s.value for s in families[name].samples}
+
+    first, second = (replica.name for replica in replicas)
+    counted = {("unmask_forward_passes_total", first): 4, ("unmask_forward_passes_total", second): 8}
+    assert read("unmask_forward_passes") == counted
+    assert read("unmask_http_requests")["unmask_http_requests_total", None] == 1
+    assert {name for _, name in read("unmask_running")} == {first, second}
+    assert {name for _, name in read("process_resident_memory_bytes")} == {None, first, second}
+    reports.take({**replicas[0].report(), "busy": True})
+    now[0] += SILENT + 1  # it has not told of its end
+    assert {name for _, name in read("unmask_running")} == {second}
+    assert read("unmask_forward_passes") == counted
+
+
 @pytest.fixture
 def replicas(ray, tmp_path):
     """A server with two replicas: its process, and a client."""
@@ -305,6 +358,8 @@ def test_a_replica_is_killed_under_load(replicas):  # noqa: PLR0915
     retried = float(re.search(r"^unmask_retries_total (\S+)", counted, re.MULTILINE)[1])
     assert retried + ends["lost"] > 0  # it was killed with work in its hands
     assert "unmask_open 0.0" in counted
+    named = re.findall(r'^unmask_forward_passes_total{replica="(\w+)"} (\S+)', counted, re.MULTILINE)
+    assert len(named) >= 2 and all(float(value) > 0 for _, value in named)
 
     # a client that goes is forgotten, a bad request is refused as ever, the page is there
     with client.stream("POST", path, json=body(0, stream=True, max_tokens=1024, ignore_eos=True)) as reply:

@@ -31,10 +31,15 @@ def test_response_format(served):
 
 
 def test_choices_and_expressions(served):
-    for more, texts in (({"choices": ["cat", "dog"]}, {"cat", "dog"}), ({"regex": "[ab]"}, {"a", "b"})):
-        status, reply = said(served, max_tokens=8, **more)
-        assert status == 200
-        assert reply["choices"][0]["message"]["content"] in texts
+    for own, texts in (({"choices": ["cat", "dog"]}, {"cat", "dog"}), ({"regex": "[ab]"}, {"a", "b"})):
+        for more in (own, {"unmask": own}):
+            status, reply = said(served, max_tokens=8, **more)
+            assert status == 200
+            assert reply["choices"][0]["message"]["content"] in texts
+
+
+def nested(depth):
+    return {"type": "array", "items": nested(depth - 1)} if depth else {}
 
 
 @pytest.mark.parametrize(
@@ -42,6 +47,9 @@ def test_choices_and_expressions(served):
     [
         ({"regex": "("}, "regex"),
         ({"json_schema": {"not": {}}}, "not"),
+        ({"regex": "a", "unmask": {"regex": "b"}}, "unmask.regex"),
+        ({"unmask": {"regex": "a", "choices": ["a"]}}, "choices"),
+        ({"json_schema": nested(400)}, "deep"),
         ({"choices": ["Prague is the home of Rosa Reed"], "max_tokens": 2}, "at least"),
     ],
 )

@@ -1,12 +1,14 @@
 """What comes over the wire that no client would send, and what happens to the process."""
 
 import contextlib
+import hmac
 import json
 import logging
 import os
 import signal
 import socket
 import time
+from types import SimpleNamespace
 
 import httpx2
 import pytest
@@ -14,6 +16,10 @@ import pytest
 from helpers import cli
 from refusals import refused
 from serving import ANSWER, QUESTION, process, raw, serving, wait_for
+from unmask.server import Settings
+from unmask.server.errors import Refused
+from unmask.server.guard import Guard
+from unmask.server.metrics import Metrics
 
 BODY = json.dumps({"prompt": "3+4=", "max_tokens": 4}).encode()
 LONG = {
@@ -313,3 +319,21 @@ def test_a_key_from_a_file_and_from_the_environment(tmp_path, monkeypatch):
     with process() as (_running, url):
         assert httpx2.get(f"{url}/v1/models").status_code == 401
         assert httpx2.get(f"{url}/v1/models", headers={"authorization": "Bearer sk-env"}).status_code == 200
+
+
+def test_keys_are_compared_in_constant_time(monkeypatch):
+    """Whatever a client sends, all keys are looked at, by digests of one length, with ``hmac.compare_digest``."""
+    seen = []
+
+    def compared(first, second):
+        seen.append((len(first), len(second)))
+        return hmac.compare_digest(first, second)
+
+    monkeypatch.setattr("unmask.server.guard.hmac", SimpleNamespace(compare_digest=compared))
+    guard = Guard(lambda *_: None, Settings(keys=("first", "second", "a third one")), Metrics())
+    for given in (b"Bearer first", b"Bearer second", b"Bearer x", b"Bearer " + b"x" * 5000, b"", b"Basic first"):
+        seen.clear()
+        known = given in (b"Bearer first", b"Bearer second")
+        with contextlib.nullcontext() if known else pytest.raises(Refused):
+            guard._key({"method": "GET", "path": "/v1/models"}, {b"authorization": given})
+        assert seen == [(32, 32)] * 3

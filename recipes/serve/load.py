@@ -1,12 +1,13 @@
 """What serving costs: the same requests by the engine alone and over HTTP, in turns; times as clients see them.
 
-Usage: load.py PORT [--requests 256] [--concurrency 32] [--rounds 3] [--output FILE.json]
+Usage: load.py PORT [--requests 128] [--concurrency 32] [--rounds 6] [--output FILE.json]
 """
 
 import argparse
 import asyncio
 import json
 import statistics
+import sys
 import time
 import urllib.request
 
@@ -18,11 +19,16 @@ import unmask
 SHORT = ("/v1/completions", {"prompt": "3+4=", "max_tokens": 8, "unmask": {"policy": "vanilla"}})
 
 
-def processor(port):
-    """Seconds of processor time that the server has taken."""
+def metric(port, name):
+    """The value of a metric of the server."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as reply:
         lines = reply.read().decode().splitlines()
-    return next(float(line.split()[1]) for line in lines if line.startswith("process_cpu_seconds_total "))
+    return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
+
+
+def processor(port):
+    """Seconds of processor time that the server has taken."""
+    return metric(port, "process_cpu_seconds_total")
 
 
 def offline(lm, made):
@@ -52,25 +58,35 @@ def share(values, part):
 
 
 async def _beside(port, others, policy):
-    """Seconds of a short request alone, and beside long ones; the median of three."""
+    """Seconds of a short request alone, of a forward pass of long ones, and of short requests beside these."""
     short = (SHORT[0], {**SHORT[1], "unmask": {"policy": policy}})
     long = ("/v1/completions", {"prompt": "a", "max_tokens": 256, "ignore_eos": True, "unmask": {"policy": "vanilla"}})
-    alone = [(await client.ask(port, *short)).seconds for _ in range(4)][1:]
+    alone = [(await client.ask(port, *short)).seconds for _ in range(6)][1:]
     tasks = [asyncio.ensure_future(client.ask(port, *long)) for _ in range(others)]
-    await asyncio.sleep(3)
-    beside = [(await client.ask(port, *short)).seconds for _ in range(3)]
+    await asyncio.sleep(2)  # they are all in
+    began, before = time.perf_counter(), await asyncio.to_thread(metric, port, "unmask_forward_passes_total")
+    await asyncio.sleep(5)
+    passes = await asyncio.to_thread(metric, port, "unmask_forward_passes_total") - before
+    one = (time.perf_counter() - began) / max(1, passes)
+    beside = [(await client.ask(port, *short)).seconds for _ in range(7)]
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    return statistics.median(alone), statistics.median(beside)
+    limit = 3 * statistics.median(alone) + one
+    return {
+        "alone": round(statistics.median(alone), 3),
+        "forward_pass_of_long": round(one, 3),
+        "limit": round(limit, 3),
+        f"beside_{others}_long": [round(seconds, 3) for seconds in sorted(beside)],
+    }
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("port", type=int)
-    parser.add_argument("--requests", type=int, default=256)
+    parser.add_argument("--requests", type=int, default=128)
     parser.add_argument("--concurrency", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--others", type=int, default=31)
     parser.add_argument("--output")
     args = parser.parse_args()
@@ -88,6 +104,7 @@ def main():
         rates["served"].append(tokens / seconds)
         work["served"].append(own)
         replies += found
+        print(*(f"{name}: {several[-1]:.1f} tokens/s" for name, several in rates.items()), file=sys.stderr, flush=True)
     streams = [
         reply.first
         for reply, (_, body) in zip(replies, made * args.rounds, strict=True)
@@ -102,8 +119,7 @@ def main():
         "response_seconds": {f"p{int(100 * p)}": round(share([r.seconds for r in replies], p), 3) for p in (0.5, 0.99)},
     }  # fmt: skip
     for policy in ("vanilla", "threshold"):
-        alone, beside = asyncio.run(_beside(args.port, args.others, policy))
-        found[f"short_{policy}"] = {"alone": round(alone, 3), f"beside_{args.others}_long": round(beside, 3)}
+        found[f"short_{policy}"] = asyncio.run(_beside(args.port, args.others, policy))
     print(json.dumps(found, indent=1))
     if args.output:
         with open(args.output, "w", encoding="utf-8") as file:

@@ -14,6 +14,7 @@ from ..core.canvas import ModelSpec
 from ..core.errors import RequestError
 from ..text import Text
 from .automaton import Automaton, compiled
+from .calls import Calls, calls
 from .dfa import Bytes, automaton
 from .schema import schema
 from .syntax import Alt, Node, regex, text
@@ -23,20 +24,25 @@ KINDS: dict[str, Callable[..., Node]] = {
     "regex": regex,
     "json_schema": lambda value: schema(json.loads(value)),
     "choices": lambda values: Alt(tuple(map(text, values))),
+    "tools": lambda value: calls(value, KINDS),
 }
 _KEPT = 64  # automata of a tokenizer
 _HELD: WeakKeyDictionary[Text, OrderedDict[Hashable, Automaton]] = WeakKeyDictionary()
-_WORDS: WeakKeyDictionary[Text, dict[ModelSpec, Vocabulary]] = WeakKeyDictionary()
+_WORDS: WeakKeyDictionary[Text, dict[tuple[ModelSpec, bool], Vocabulary]] = WeakKeyDictionary()
 _LOCK = Lock()
 
 
 def compile_constraint(
-    kind: str, value: str | tuple[str, ...], tokenizer: Text | None, spec: ModelSpec, suppress: Sequence[int] = ()
+    kind: str,
+    value: str | tuple[str, ...] | Calls,
+    tokenizer: Text | None,
+    spec: ModelSpec,
+    suppress: Sequence[int] = (),
 ) -> Automaton:
     """The automaton of a constraint.
 
     Args:
-        kind: ``"regex"``, ``"json_schema"`` (as text) or ``"choices"``.
+        kind: ``"regex"``, ``"json_schema"`` (as text), ``"choices"`` or ``"tools"``.
         value: of that kind.
         tokenizer: of the model.
         spec: the model's ids.
@@ -52,10 +58,10 @@ def compile_constraint(
     with _LOCK:
         held = _HELD.setdefault(tokenizer, OrderedDict())
         if plain not in held:
-            words = _WORDS.setdefault(tokenizer, {})
-            if spec not in words:
-                words[spec] = vocabulary(tokenizer, spec)
-            held[plain] = _made(kind, KINDS[kind](value), words[spec])
+            words, which = _WORDS.setdefault(tokenizer, {}), (spec, isinstance(value, Calls))
+            if which not in words:
+                words[which] = vocabulary(tokenizer, *which)
+            held[plain] = _made(kind, KINDS[kind](value), words[which])
         if key not in held:
             held[key] = held[plain].without(suppress) if suppress else held[plain]
         for name in (plain, key):

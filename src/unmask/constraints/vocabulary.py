@@ -51,13 +51,15 @@ class Vocabulary:
         return frozenset(np.unique(self.text).tolist())
 
 
-def vocabulary(text: Text, spec: ModelSpec) -> Vocabulary:
+def vocabulary(text: Text, spec: ModelSpec, names: bool = False) -> Vocabulary:
     """The tokens that a model may generate: no control tokens, none that the tokenizer does not know.
+
+    ``names``: control tokens that readable text shows, such as those around a call of a function, write their names.
 
     Raises:
         RequestError: a tokenizer of another kind, of whose tokens it cannot be said which bytes they write.
     """
-    never = {spec.mask, *spec.unknown, *spec.eos, *text.control.values()}
+    never = {spec.mask, *spec.unknown, *spec.eos, *(text.hidden if names else text.control.values())}
     added, decoder = text.added, _Decoder(text.decoder)
     written = {
         i: added[i].encode() if i in added else decoder.bytes(piece)

@@ -93,7 +93,7 @@ def build(lm: Model, settings: Settings) -> FastAPI:
         title="unmask", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, responses=_ERRORS,
         description="Diffusion language models with OpenAI's endpoints.",
     )  # fmt: skip
-    app.state.service = service
+    app.state.service, app.state.metrics = service, metrics
     _generation(app, planner, service)
     _about(app, planner, service, metrics)
     _failures(app)

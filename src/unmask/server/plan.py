@@ -12,12 +12,14 @@ from typing import Any, TypeVar
 
 from .. import registry
 from ..api import Model
+from ..constraints.calls import Calls
 from ..constraints.compile import compile_constraint
 from ..core.cache import Cache
 from ..core.config import Configured
 from ..core.errors import RequestError, SpecError
 from ..core.policy import Policy
 from ..engine.request import Request
+from .calls import Offer, offered
 from .errors import Refused, wrong
 from .schema import MOST_STOPS, Chat, Completion, Infill
 from .settings import Settings
@@ -44,6 +46,7 @@ class Plan:
         timeout: seconds that the request may take; None: as many as any.
         ignored: names of fields that have no effect.
         log: what the log tells of it.
+        offer: functions that a response may call; None: none.
     """
 
     kind: str
@@ -59,6 +62,7 @@ class Plan:
     timeout: float | None
     ignored: list[str]
     log: dict[str, Any] = field(default_factory=dict)
+    offer: Offer | None = None
     id: str = field(default_factory=lambda: secrets.token_hex(12))
 
     @property
@@ -110,9 +114,11 @@ class Planner:
         if self.lm.text is None or not self.lm.text.chat:
             raise wrong(f"{self.model} has no chat template; use /v1/completions", "messages", "unsupported_parameter")
         options = self._options(body)
-        said = [_message(one) for one in body.messages]
-        requests = _named("messages", lambda: self.lm.requests([said], length, **options))
-        return self._plan("chat.completion", body, requests, ignored)
+        text, said = self.lm.text, [_message(one) for one in body.messages]
+        offer = offered(body, self.lm, self.model)
+        ids = _named("messages", lambda: text.encode(said, tools=list(offer.tools) if offer else None))
+        requests = _named("messages", lambda: self.lm.requests([ids], length, **options))
+        return self._plan("chat.completion", body, requests, ignored, offer=offer)
 
     def infill(self, body: Infill) -> Plan:
         """Of ``/v1/infill``."""
@@ -201,19 +207,28 @@ class Planner:
         requests = [replace(one, begin=None) for one in _named("suffix", made)]
         return self._plan("text_completion", body, requests, ignored, echo=bool(body.echo), gap=True)
 
-    def _constrained(self, requests: list[Request]) -> list[Request]:
+    def _constrained(self, requests: list[Request], offer: Offer | None) -> list[Request]:
         """The requests with their constraint, which is compiled here and not while others are decoded."""
         params = requests[0].params
-        if not params.constraint:
+        if not params.constraint and offer is None:
             return requests
-        [(kind, value)] = params.constraint.items()
+        kind: str
+        value: str | tuple[str, ...] | Calls
+        [(kind, value)] = params.constraint.items() if offer is None else [("tools", offer.constraint)]
         made = compile_constraint(kind, value, self.lm.text, self.lm.denoiser.spec, tuple(map(int, params.suppress)))
         return [replace(one, constraint=made) for one in requests]
 
     def _plan(
-        self, kind: str, body: Any, requests: list[Request], ignored: list[str], echo: bool = False, gap: bool = False
+        self,
+        kind: str,
+        body: Any,
+        requests: list[Request],
+        ignored: list[str],
+        echo: bool = False,
+        gap: bool = False,
+        offer: Offer | None = None,
     ) -> Plan:
-        requests = _named(MAIN[kind], lambda: self._constrained(requests))
+        requests = _named(MAIN[kind], lambda: self._constrained(requests, offer))
         own = body.unmask
         usage = bool(body.stream_options and body.stream_options.include_usage)
         first = requests[0]
@@ -237,6 +252,7 @@ class Planner:
             own.timeout,
             ignored,
             log,
+            offer,
         )
 
 
@@ -255,6 +271,8 @@ def _named(param: str, make: Callable[[], T]) -> T:
         return make()
     except RequestError as error:
         raise refusal(error, param) from None
+    except RecursionError:
+        raise wrong("the request holds objects or lists that are nested too deeply", None) from None
 
 
 def refusal(error: RequestError, param: str) -> Refused:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import secrets
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -29,6 +30,7 @@ from . import app as application
 from .errors import Refused, Reply
 from .guard import Guard
 from .metrics import Metrics
+from .reports import EVERY, KIND, Reports
 from .run import Server, guarded
 from .settings import Settings
 
@@ -87,6 +89,23 @@ class Replica:
         self.app = application(load(), settings)
         self.running: AbstractAsyncContextManager[Any] | None = None
         self.starting = asyncio.Lock()
+        self.name = secrets.token_hex(4)
+        self.waiting: list[asyncio.Queue[Message | None]] = []  # what goes to the front, by request
+        self.told = 0.0
+
+    def report(self) -> Message:
+        """What is counted here, as a message to the front."""
+        self.told = time.monotonic()
+        text = self.app.state.metrics.text().decode()
+        return {"type": KIND, "replica": self.name, "busy": len(self.waiting) > 0, "text": text}
+
+    async def reporting(self) -> None:
+        """Report while there are requests, beside the reply to one of them."""
+        while self.waiting:
+            await asyncio.sleep(EVERY)
+            free = next((one for one in self.waiting if not one.full()), None)
+            if free is not None and time.monotonic() - self.told >= EVERY:
+                free.put_nowait(self.report())
 
     def check_health(self) -> None:
         """Ray Serve replaces a replica whose engine has ended.
@@ -120,9 +139,15 @@ class Replica:
             try:
                 await self.app({**scope, "state": {}}, receive, send)
             finally:
+                self.waiting.remove(sent)
                 if not gone.is_set():
+                    if not self.waiting or time.monotonic() - self.told >= EVERY:
+                        await sent.put(self.report())
                     await sent.put(None)
 
+        self.waiting.append(sent)
+        if len(self.waiting) == 1:
+            self.reports = asyncio.ensure_future(self.reporting())
         task = asyncio.ensure_future(run())
         try:
             while (message := await sent.get()) is not None:
@@ -148,6 +173,7 @@ class Front:
         self.handle, self.settings, self.metrics = handle.options(stream=True), settings, metrics
         self.retries = Counter("unmask_retries", "Requests sent to another replica", registry=metrics.registry)
         Gauge("unmask_open", "Requests at the replicas", registry=metrics.registry).set_function(lambda: self.open)
+        self.reports = Reports(metrics.registry)
         self.page = StaticFiles(directory=Path(__file__).parent / "static", html=True)
         self.open = 0
         self.draining = False
@@ -173,7 +199,7 @@ class Front:
             return await Reply(*found)(scope, receive, send)
         if path == "/metrics":
             kind = "text/plain; version=0.0.4; charset=utf-8"
-            return await Response(self.metrics.text(), media_type=kind)(scope, receive, send)
+            return await Response(self.reports.text(), media_type=kind)(scope, receive, send)
         if not path.startswith("/v1/") and path != "/openapi.json":
             return await self.page(scope, receive, send)
         if self.draining:
@@ -233,7 +259,11 @@ class Front:
                             await reply.broken("the server is stopping", "unavailable")
                         return None
                     raise Refused(504, f"no reply within {self.settings.timeout:g} seconds", "timeout")
-                await reply.take(following.result())
+                message = following.result()
+                if message["type"] == KIND:
+                    self.reports.take(message)
+                else:
+                    await reply.take(message)
         except StopAsyncIteration:
             return None if reply.begun else "it has sent nothing"
         except BackPressureError:
@@ -249,25 +279,29 @@ class Front:
 
 
 class _Reply:
-    """A reply on its way: it has begun with the first byte of its body."""
+    """A reply on its way. It has begun with the first byte of its body, a stream with the second event: the first one
+    tells nothing but that there is a stream, and is held back, so that another replica can begin anew.
+    """
 
     def __init__(self, send: Send) -> None:
         self.send = send
-        self.head: Message | None = None
+        self.held: list[Message] = []
         self.begun, self.streamed = False, False
 
     async def take(self, message: Message) -> None:
         """What the replica sends."""
         if message["type"] == "http.response.start":
-            self.head = message
+            self.held = [message]
             kind = dict(message["headers"]).get(b"content-type", b"")
             self.streamed = kind.startswith(b"text/event-stream")
             return
-        if self.head is not None:
-            self.begun = True
-            await self.send(self.head)
-            self.head = None
-        await self.send(message)
+        self.held.append(message)
+        if self.streamed and not self.begun and len(self.held) == 2 and message.get("more_body"):
+            return
+        self.begun = True
+        ready, self.held = self.held, []
+        for one in ready:
+            await self.send(one)
 
     async def broken(self, why: str, code: str) -> None:
         """End a reply that will not be complete.

@@ -11,6 +11,7 @@ from typing import Any
 from ..api import Model
 from ..engine.outcome import Outcome
 from ..results import Result
+from .calls import message
 from .frames import Frame, Place
 from .plan import Plan
 from .worker import Ticket
@@ -62,11 +63,17 @@ class Replies:
         for index, answer in enumerate(answers):
             result = answer.result
             text = self.lead(index) + self.text(result)
-            own: dict[str, Any] = {"index": index, "finish_reason": _REASONS[result.finish_reason]}
-            own |= {"message": {"role": "assistant", "content": text, "refusal": None}} if self.chat else {"text": text}
+            said = {"content": text} if self.plan.offer is None else message(self.plan.offer, text)
+            own: dict[str, Any] = {"index": index, "finish_reason": self.reason(answer, "tool_calls" in said)}
+            own |= {"message": {"role": "assistant", "refusal": None, **said}} if self.chat else {"text": text}
             own["logprobs"] = self.logprobs(index, answer) if self.plan.logprobs else None
             choices.append(own | {"unmask": self.details(answer)})
         return {**self.common, "object": self.plan.kind, "choices": choices, **self.totals(answers)}
+
+    def reason(self, answer: Answer, calls: bool) -> str:
+        """OpenAI's name of why a response ended; ``calls``: it calls functions."""
+        own = _REASONS[answer.result.finish_reason]
+        return "tool_calls" if calls and answer.result.finish_reason != "abort" else own
 
     def totals(self, answers: Sequence[Answer]) -> dict[str, Any]:
         """``usage`` and the sums of ``unmask``."""
@@ -97,10 +104,12 @@ class Replies:
 
     # --- chunks of a stream
 
-    def chunk(self, index: int, text: str, unmask: Mapping[str, Any] | None = None, **more: Any) -> dict[str, Any]:
-        """One chunk of a choice."""
+    def chunk(
+        self, index: int, delta: Mapping[str, Any], unmask: Mapping[str, Any] | None = None, **more: Any
+    ) -> dict[str, Any]:
+        """One chunk of a choice; ``delta``: as of a chat."""
         own: dict[str, Any] = {"index": index, "finish_reason": None, "logprobs": None}
-        own |= {"delta": {"content": text} if text else {}} if self.chat else {"text": text}
+        own |= {"delta": delta} if self.chat else {"text": delta.get("content", "")}
         own |= more
         if unmask is not None:
             own["unmask"] = unmask
@@ -111,16 +120,18 @@ class Replies:
         """The first chunk of a choice; None where there is nothing to tell."""
         told = self.start(index) if self.plan.steps else None
         if self.chat:
-            return self.chunk(index, "", told, delta={"role": "assistant", "content": ""})
+            return self.chunk(index, {"role": "assistant", "content": None if self.plan.offer else ""}, told)
         lead = self.lead(index)
-        return self.chunk(index, lead, told) if lead or told else None
+        return self.chunk(index, {"content": lead}, told) if lead or told else None
 
-    def end(self, index: int, delta: str, answer: Answer, **more: Any) -> dict[str, Any]:
-        """The last chunk of a choice."""
+    def end(
+        self, index: int, delta: Mapping[str, Any], answer: Answer, calls: bool = False, **more: Any
+    ) -> dict[str, Any]:
+        """The last chunk of a choice; ``calls``: it has called functions."""
         told: dict[str, Any] = self.details(answer)
         if self.plan.steps:
             told = {"event": "end", **told, "canvas": self.ids(index, answer)}
-        return self.chunk(index, delta, told, finish_reason=_REASONS[answer.result.finish_reason], **more)
+        return self.chunk(index, delta, told, finish_reason=self.reason(answer, calls), **more)
 
     def last(self, answers: Sequence[Answer]) -> dict[str, Any]:
         """The chunk with the usage."""

@@ -43,6 +43,9 @@ class Options(Schema):
     max_nfe: int | None = Field(None, ge=1, lt=2**31, description="most forward passes; the response ends with them")
     stream: str | None = Field(None, pattern="^(text|steps)$", description='"steps": what every forward pass does')
     timeout: float | None = Field(None, gt=0, lt=2**31, description="seconds after which the request ends with 504")
+    regex: str | None = Field(None, description="the same as the request's own; see there")
+    json_schema: str | bool | dict[str, Any] | None = Field(None, description="the same as the request's own")
+    choices: str | list[str] | None = Field(None, description="the same as the request's own")
 
 
 class StreamOptions(BaseModel):
@@ -97,6 +100,11 @@ class _Base(Schema):
             Refused: a format without its schema, or two of what the response must be.
         """
         given = {name: value for name in _NAMES if (value := getattr(self, name, None)) is not None}
+        for name in CONSTRAINTS:
+            if (value := getattr(self.unmask, name)) is not None:
+                if name in given:
+                    raise wrong(f"{name} and unmask.{name} say the same; give one of them", f"unmask.{name}")
+                given[name] = value
         form: Format | None = getattr(self, "response_format", None)
         if form is None or form.type == "text":
             return given
@@ -131,6 +139,7 @@ def _sampling() -> Any:
     return create_model("Sampling", __base__=_Base, **made)
 
 
+CONSTRAINTS = ("regex", "json_schema", "choices")
 _NAMES = tuple(f.name for f in fields(SamplingParams))
 Sampling: Any = _sampling()
 
@@ -154,7 +163,56 @@ class Message(Schema):
     model_config = ConfigDict(extra="allow")
 
     role: str
-    content: Any = Field(title="a text or a list of parts", description="a text, or parts of the type text")
+    content: Any = Field(None, title="a text or a list of parts", description="a text, or parts of the type text")
+
+
+class Function(Schema):
+    """What OpenAI's ``tools`` say of a function."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = Field(pattern="^[a-zA-Z0-9_-]{1,64}$", description="letters, digits, _ and -, 64 at most")
+    description: str | None = None
+    parameters: dict[str, Any] | None = Field(None, description="JSON schema of the arguments, an object")
+
+    def arguments(self) -> dict[str, Any]:
+        """The JSON schema of its arguments; of a function without parameters, the empty object."""
+        own = {"type": "object", **(self.parameters or {})}
+        none = not any(own.get(key) for key in ("properties", "additionalProperties", "patternProperties", "required"))
+        plain = own.keys() <= {"type", "properties", "required", "additionalProperties", "$schema", "title"}
+        return {**own, "additionalProperties": False} if none and plain else own
+
+
+class Tool(Schema):
+    """One of OpenAI's ``tools``."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: Literal["function"]
+    function: Function
+
+
+class _Name(BaseModel):
+    name: str
+
+
+class NamedTool(BaseModel):
+    """The function that must be called."""
+
+    type: Literal["function"]
+    function: _Name
+
+
+class _Allowed(BaseModel):
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedTool], Field(min_length=1)]
+
+
+class AllowedTools(BaseModel):
+    """The functions that may be called, of those that are given."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: _Allowed
 
 
 class Chat(Sampling):  # type: ignore[misc]
@@ -168,6 +226,11 @@ class Chat(Sampling):  # type: ignore[misc]
     logprobs: bool | None = Field(None, description="of each token, the logarithm of its probability at its commit")
     response_format: Format | None = Field(None, description="JSON, by a schema or any; see json_schema")
     top_logprobs: int | None = Field(None, ge=0, le=1, description="no more than the token itself is known")
+    tools: list[Tool] | None = Field(None, max_length=128, description="functions that the response may call")
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | AllowedTools | None = Field(
+        None, title='"none", "auto", "required" or a function', description="whether the response calls one; none: auto"
+    )
+    parallel_tool_calls: bool | None = Field(None, description="false: no more than one call")
 
 
 class Infill(Sampling):  # type: ignore[misc]

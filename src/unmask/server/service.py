@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from ..api import Model
 from ..core.errors import RequestError, UnmaskError
+from .calls import Reader
 from .errors import Refused, Reply
 from .metrics import Metrics
 from .plan import MAIN, Plan, numbered, refusal
@@ -183,8 +184,10 @@ class Service:
 
     async def _stream(
         self, plan: Plan, replies: Replies, tickets: Sequence[Ticket], seconds: float, log: dict[str, Any]
-    ) -> AsyncIterator[dict[str, str]]:
-        """The events of a streamed reply. What goes wrong behind its first byte is an event as well."""
+    ) -> AsyncIterator[bytes]:
+        """The events of a streamed reply, those that are there together. What goes wrong behind its first byte is an
+        event as well.
+        """
         deadline = time.perf_counter() + seconds
         sources = [_Choice(self, plan, replies, index, ticket) for index, ticket in enumerate(tickets)]
         try:
@@ -192,11 +195,11 @@ class Service:
                 if (first := replies.begin(source.index)) is not None:
                     yield _event(first)
             async for source in _ready(sources, deadline, seconds):
-                for chunk in source.take(log):
-                    yield _event(chunk)
+                if chunks := source.take(log):
+                    yield b"".join(map(_event, chunks))
             if plan.usage:
                 yield _event(replies.last([source.answer for source in sources if source.answer]))
-            yield {"data": "[DONE]"}
+            yield b"data: [DONE]\n\n"
         except Refused as error:
             log["error"] = error.code
             yield _event(error.body())
@@ -205,7 +208,7 @@ class Service:
 class _Stream(EventSourceResponse):
     """A streamed reply; ``over`` is called at its end, whether it has begun or not."""
 
-    def __init__(self, events: AsyncIterator[dict[str, str]], over: Callable[[], None], **options: Any) -> None:
+    def __init__(self, events: AsyncIterator[bytes], over: Callable[[], None], **options: Any) -> None:
         super().__init__(events, **options)
         self.over = over
 
@@ -225,6 +228,7 @@ class _Choice:
         lead = list(request.prompt)[request.begin :] if request.begin is not None and not plan.gap else []
         text = service.lm.text
         self.stable = Stable(text, request.params.stop, lead) if text else None
+        self.reader = Reader(plan.offer) if plan.offer else None
         self.sure: dict[int, float] = {}
         self.answer: Answer | None = None
 
@@ -250,8 +254,9 @@ class _Choice:
             ids = self._own(progress.ids)
             delta = self.stable.push(ids) if self.stable else ""
             told = self.replies.step(frame) if frame and self.plan.steps else None
-            if delta or told:
-                chunks.append(self.replies.chunk(self.index, delta, told, **self._logs(delta)))
+            own = self._delta(delta)
+            if own or told:
+                chunks.append(self.replies.chunk(self.index, own, told, **self._logs(delta)))
         if ticket.ended and not self.done:
             chunks.append(self._last(log))
         return chunks
@@ -273,7 +278,17 @@ class _Choice:
         if rest is None:
             raise Refused(500, "the text that was streamed is no beginning of the response", "internal_error")
         self.answer = answer
-        return self.replies.end(self.index, rest, answer, **self._logs(rest, answer))
+        own = self._delta(rest, last=True)
+        calls = self.reader is not None and self.reader.count > 0
+        return self.replies.end(self.index, own, answer, calls, **self._logs(rest, answer))
+
+    def _delta(self, text: str, last: bool = False) -> dict[str, Any]:
+        """The delta of a chunk: the text, or what it says of calls."""
+        if self.reader is None:
+            return {"content": text} if text else {}
+        own = self.reader.push(text)
+        more = self.reader.finish() if last else {}
+        return own | ({"content": own.get("content", "") + more["content"]} if more else {})
 
     def _logs(self, delta: str, answer: Answer | None = None) -> dict[str, Any]:
         """The probabilities of the tokens whose text is in a delta."""
@@ -326,5 +341,5 @@ async def _gone(http: HttpRequest) -> None:
         pass
 
 
-def _event(value: Any) -> dict[str, str]:
-    return {"data": json.dumps(value, separators=(",", ":"), allow_nan=False)}
+def _event(value: Any) -> bytes:
+    return b"data: %b\n\n" % json.dumps(value, separators=(",", ":"), allow_nan=False).encode("ascii")

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import RequestError
+from .calls import CallFormat, call_format, spelled, takes_tools
 from .conversation import check, check_text, continued
 from .files import Files
 from .gaps import split_gaps
 from .seal import Sealed
 from .template import Template
 
-__all__ = ["Text", "split_gaps"]
+__all__ = ["CallFormat", "Text", "split_gaps"]
 _MORE_EOS = ("<|eot_id|>", "<|im_end|>")  # end a turn of LLaDA's and Dream's chat templates beside the end of text
 
 
@@ -110,13 +111,37 @@ class Text:
         """A name for vocabulary, rules and chat template."""
         return hashlib.sha256((self._tokens.written + self.template).encode()).hexdigest()[:16]
 
-    def encode(self, prompt: str | Sequence[Mapping[str, Any]], chat: bool | None = None) -> list[int]:
+    @cached_property
+    def takes_tools(self) -> bool:
+        """Whether the chat template shows functions to the model."""
+        return self.chat and takes_tools(self._shown)
+
+    @cached_property
+    def calls(self) -> CallFormat | None:
+        """How the chat template writes calls of functions; None where it writes none that can be read."""
+        hidden = self.hidden
+        names: tuple[list[str], list[str]] = [], []
+        for name, i in self.control.items():
+            names[i in hidden].append(name)
+        return call_format(self._shown, *names) if self.chat else None
+
+    def _shown(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> str:
+        return self._template.render(messages, True, tools)
+
+    def encode(
+        self,
+        prompt: str | Sequence[Mapping[str, Any]],
+        chat: bool | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[int]:
         """Ids of a prompt.
 
         Args:
             prompt: a user's message, or a conversation as ``[{"role": ..., "content": ...}, ...]``; a content is a text
                 or ``[{"type": "text", "text": ...}, ...]``. A last message of the assistant is continued.
             chat: apply the chat template to a string; None: as ``use_chat`` says. A conversation always needs it.
+            tools: functions for the chat template, ``[{"type": "function", "function": {...}}, ...]``; one that does
+                not take them leaves them out.
 
         Raises:
             RequestError: an empty prompt, a malformed conversation, or a chat template is needed and missing.
@@ -128,7 +153,11 @@ class Text:
                 return self.plain(prompt, special=True)
             prompt = [{"role": "user", "content": prompt}]
         messages = check(prompt)
-        return self._tokens.encode(self._tokens.seal(self._template.render(messages, not continued(messages))), False)
+        if continued(messages) and messages[-1].get("tool_calls"):
+            raise RequestError("the last message calls functions; it cannot be continued, results must follow it")
+        if any(one.get("tool_calls") for one in messages) and self.calls is None:
+            messages = [spelled(one) for one in messages]
+        return self.parse(self._template.render(messages, not continued(messages), tools))
 
     def plain(self, text: str, special: bool = False) -> list[int]:
         """Ids of a text in which names of control tokens are text.

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..core.errors import RequestError
 
 _EXPECTED = "a conversation is a list of {'role': text, 'content': text}"
+_CALLS = "tool_calls are a list of {'function': {'name': text, 'arguments': a JSON object}}"
 
 
 def check(messages: Any) -> list[dict[str, Any]]:
     """The messages of a conversation, with contents as text.
 
-    A content may be given in parts, ``[{"type": "text", "text": ...}, ...]``; they are joined by newlines.
+    A content may be given in parts, ``[{"type": "text", "text": ...}, ...]``; they are joined by newlines. A message
+    with ``tool_calls`` needs none; arguments that are given as text become the object that they spell, as templates
+    expect.
 
     Raises:
-        RequestError: not a list of messages with role and content, a part that is no text, not valid Unicode.
+        RequestError: not a list of messages with role and content, a part that is no text, a call that cannot be read,
+            not valid Unicode.
     """
     if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes)):
         raise RequestError(f"{_EXPECTED}, got {messages!r:.80}")
@@ -41,9 +46,14 @@ def check_text(text: str) -> None:
 
 
 def _message(message: Any) -> dict[str, Any]:
-    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or "content" not in message:
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise RequestError(f"{_EXPECTED}, got {message!r:.200} in it")
-    content = message["content"]
+    if not message.get("tool_calls"):  # absent, or as clients write that there are none
+        message = {key: value for key, value in message.items() if key != "tool_calls"}
+    else:
+        message = {"content": "", **message, "tool_calls": _calls(message["tool_calls"])}
+        message["content"] = message["content"] or ""
+    content = message.get("content")
     if isinstance(content, Sequence) and not isinstance(content, (str, bytes)):
         content = "\n".join(_part(part) for part in content)
     if not isinstance(content, str):
@@ -51,6 +61,28 @@ def _message(message: Any) -> dict[str, Any]:
     check_text(message["role"])
     check_text(content)
     return {**message, "content": content}
+
+
+def _calls(calls: Any) -> list[dict[str, Any]]:
+    """The calls of a message, their arguments as objects."""
+    if not isinstance(calls, Sequence) or isinstance(calls, (str, bytes)):
+        raise RequestError(f"{_CALLS}, got {calls!r:.80}")
+    made = []
+    for call in calls:
+        own = call.get("function") if isinstance(call, Mapping) else None
+        arguments = own.get("arguments", {}) if isinstance(own, Mapping) else None
+        try:
+            arguments = json.loads(arguments or "{}") if isinstance(arguments, str) else arguments
+        except ValueError:
+            arguments = None
+        if not isinstance(own, Mapping) or not isinstance(own.get("name"), str) or not isinstance(arguments, Mapping):
+            raise RequestError(f"{_CALLS}, got {call!r:.200} in it")
+        made.append({**call, "function": {**own, "arguments": dict(arguments)}})
+    try:
+        check_text(json.dumps(made, ensure_ascii=False))
+    except (TypeError, ValueError) as error:
+        raise RequestError(f"{_CALLS}: {error}") from None
+    return made
 
 
 def _part(part: Any) -> str:

@@ -53,19 +53,22 @@ class Template:
         environment.globals |= {"raise_exception": refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
         return environment.from_string(self.source)
 
-    def render(self, messages: Sequence[Mapping[str, Any]], answer: bool) -> str:
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], answer: bool, tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> str:
         """A conversation; control tokens by name, and what users have written marked.
 
         Args:
             messages: see :func:`unmask.text.conversation.check`.
             answer: followed by what begins the assistant's answer; False: the last message is left open instead.
+            tools: functions that the model may call, as ``transformers`` gives them to templates.
 
         Raises:
             RequestError: there is no template, or it does not accept the conversation.
         """
         if not self.source:
             raise RequestError("the model has no chat template; give the prompt as plain text and chat=False")
-        shown: list[dict[str, Any]] = [{k: self._safe(v) for k, v in message.items()} for message in messages]
+        shown: list[dict[str, Any]] = [self._safe(message) for message in messages]
         last, space = "", ""
         if not answer:
             last = shown[-1]["content"]
@@ -74,7 +77,7 @@ class Template:
             shown[-1]["content"] = body + _HERE + space
         try:
             text: str = self._compiled.render(
-                messages=shown, tools=None, documents=None, add_generation_prompt=answer, **self.roles
+                messages=shown, tools=self._safe(tools), documents=None, add_generation_prompt=answer, **self.roles
             )
         except Exception as error:  # whatever the template's own code raises
             raise RequestError(f"the chat template does not accept this conversation: {error}") from None
@@ -85,7 +88,7 @@ class Template:
         if isinstance(value, str):
             return self._mark(value)
         if isinstance(value, Mapping):
-            return {key: self._safe(one) for key, one in value.items()}
+            return {self._safe(key): self._safe(one) for key, one in value.items()}
         return [self._safe(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
