@@ -133,9 +133,21 @@ def _d3llm(case: Case, p: Params) -> Specs:
     return _spec("multiblock", least=Spec("active" if "dream" in case.method else "all"), pad=pad, **own), "none"
 
 
+def _dawn(case: Case, p: Params) -> Specs:
+    p.take("steps", None)
+    low = p.take("tau_low", None) or p.take("conf_threshold", None)
+    own = {"low": low, "induce": p.take("tau_induce", None), "edge": p.take("tau_edge", None)}
+    own |= {"sink": p.take("tau_sink", None), "block_length": p.take("block_length", None)}
+    own |= {"confidence": Spec("sampled")} if "dream" in case.method else {}
+    layers = first_set.model(case.checkpoint).layers - p.take("layers", 0)
+    return _spec("dawn", preset=Spec("reference"), layers=layers, **own), "none"
+
+
 METHODS: dict[str, Callable[[Case, Params], Specs]] = {
     "localleap": _localleap,
     "localleap_dream": _localleap,
+    "dawn": _dawn,
+    "dawn_dream": _dawn,
     "pc_sampler": _pc_sampler,
     "adablock": _adablock("none"),
     "adablock_prefix": _adablock("prefix"),
@@ -158,8 +170,6 @@ METHODS: dict[str, Callable[[Case, Params], Specs]] = {
 _ENDS = ("eos_token_id", "eos_id", "eos")
 _LENGTHS = ("gen_length", "max_new_tokens", "generate_length")
 MISSING = {  # no counterpart here: caches and methods of which only the traces are there
-    "dawn",
-    "dawn_dream",
     "d3llm_cache",
     "d3llm_dream_cache",
     "dsb_dream_cache",  # its full forward passes commit the first masked position, whatever its confidence
