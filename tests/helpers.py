@@ -211,6 +211,7 @@ CACHE_VARIANTS: dict[str, list[str]] = {
         "entropy_cache(tau=2.2,k=3)",
         "entropy_cache(tau=9,k=0,masks=window)",
     ],
+    "elastic": ["elastic(gamma=0.99,track=2)", "elastic(gamma=0.97)"],
     "d2": ["d2(k=4,p=0.4,sigma=3,inflate=3)", "d2(k=2,p=0.2,sigma=2,nucleus=within)"],
     "every": ["every(none,2)", "every(dllm,3)", "every(dual,3)", "every(blockwise,2)"],
 }

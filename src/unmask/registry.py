@@ -64,6 +64,7 @@ CACHES = {
     "blockwise": "unmask.caches.blockwise:BlockwiseCache",
     "window_cache": "unmask.caches.window_cache:WindowCache",
     "entropy_cache": "unmask.caches.entropy_cache:EntropyCache",
+    "elastic": "unmask.caches.elastic:ElasticCache",
 }
 DRAFTERS = {
     "ngram": "unmask.speculative.drafters.ngram:Ngram",

@@ -59,8 +59,8 @@ class Ask:
             themselves (Saber). None: none.
         reread: ``[B, T]`` filled positions of the response that are predicted as well, where they stand, in sight of
             themselves (token editing). The prediction has them beside those of the window. None: none.
-        beside: ``[B, T]`` filled positions, the prompt's too, of which the likeliest token's probability is wanted where
-            a cache computes them anyway; of a shifted model the first position's is that of its own output, as in
+        beside: ``[B, T]`` filled positions, the prompt's too, of which the likeliest token's probability is wanted
+            where a cache computes them anyway; of a shifted model the first position's is that of its own output, as in
             Dream's code. None: none.
         looks: whose attention is wanted. None: nobody's, and no layer keeps any.
         penalty: what is taken off the logit of the token that stands one position before, in the same block of a block
