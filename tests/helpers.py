@@ -149,6 +149,10 @@ POLICY_VARIANTS: dict[str, list[str]] = {
         "localleap(tau=0.5,low=0.3,radius=2,block_length=7)",
         "localleap(tau=0.7,low=0.4,radius=9,block_length=none)",
     ],
+    "dawn": [
+        "dawn(tau=0.6,induce=0.3,low=0.25,edge=0.08,sink=0.2,layers=1,block_length=7)",
+        "dawn(tau=0.5,induce=0.2,low=0.3,edge=0.05,sink=0.15,block_length=30,preset=reference)",
+    ],
     "pc_sampler": ["pc_sampler(block_length=5)", "pc_sampler(decay=0.1,most=1,steps=6,block_length=10)"],
     "suffix": [
         "suffix(threshold(tau=0.4,block_length=4),window=3)",
@@ -203,6 +207,11 @@ CACHE_VARIANTS: dict[str, list[str]] = {
         "window_cache(refresh=4,before=none,behind=none,last=false)",
         "window_cache(refresh=6,before=3,behind=0,margin=this,last=false)",
     ],
+    "entropy_cache": [
+        "entropy_cache(tau=2.2,k=3)",
+        "entropy_cache(tau=9,k=0,masks=window)",
+    ],
+    "elastic": ["elastic(gamma=0.99,track=2)", "elastic(gamma=0.97)"],
     "d2": ["d2(k=4,p=0.4,sigma=3,inflate=3)", "d2(k=2,p=0.2,sigma=2,nucleus=within)"],
     "every": ["every(none,2)", "every(dllm,3)", "every(dual,3)", "every(blockwise,2)"],
 }
@@ -428,6 +437,13 @@ class Poisoned(Cache):
     name = "poisoned"
     paper = "-"
     attention = ("full", "block")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return self.cache.needs
+
+    def stored(self, state: Written) -> bool:
+        return self.cache.stored(state.inner)
 
     def init(self, canvas: Canvas, geometry: Any, like: Tensor) -> Written:
         return Written(poison(self.cache.init(canvas, geometry, like)), torch.zeros_like(canvas.valid))

@@ -53,6 +53,13 @@ class Watched(Cache):
     name = "watched"
     paper = "-"
 
+    @property
+    def needs(self) -> frozenset[str]:
+        return self.cache.needs
+
+    def stored(self, *args: Any) -> bool:
+        return self.cache.stored(*args)
+
     def init(self, *args: Any) -> Any:
         return self.cache.init(*args)
 

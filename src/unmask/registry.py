@@ -51,6 +51,7 @@ POLICIES = {
     "adablock": "unmask.policies.adablock:AdaBlock",
     "window": "unmask.policies.window:Window",
     "multiblock": "unmask.policies.multiblock:MultiBlock",
+    "dawn": "unmask.policies.dawn:Dawn",
 }
 CACHES = {
     "none": "unmask.caches.none:NoCache",
@@ -62,6 +63,8 @@ CACHES = {
     "every": "unmask.caches.every:Every",
     "blockwise": "unmask.caches.blockwise:BlockwiseCache",
     "window_cache": "unmask.caches.window_cache:WindowCache",
+    "entropy_cache": "unmask.caches.entropy_cache:EntropyCache",
+    "elastic": "unmask.caches.elastic:ElasticCache",
 }
 DRAFTERS = {
     "ngram": "unmask.speculative.drafters.ngram:Ngram",

@@ -43,9 +43,18 @@ class Every(Cache):
         """As the wrapped cache."""
         return self.cache.captures
 
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """As the wrapped cache."""
+        return self.cache.needs
+
     def init(self, canvas: Canvas, geometry: Geometry, like: Tensor) -> EveryState:
         """The wrapped cache's state, at age 0."""
         return EveryState(self.cache.init(canvas, geometry, like), torch.zeros_like(canvas.prompt))
+
+    def stored(self, state: EveryState) -> bool:
+        """As the wrapped cache."""
+        return self.cache.stored(state.inner)
 
     def plan(self, canvas: Canvas, ask: Ask, need: Tensor, state: EveryState) -> tuple[Plan, EveryState]:
         """The wrapped cache's plan, with due rows marked for refresh and nothing stale in them."""

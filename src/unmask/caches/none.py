@@ -38,6 +38,10 @@ class NoCache(Cache):
         """A store not in use."""
         return NoneState(Store.empty(canvas, geometry, like, optional=True), stored=False)
 
+    def stored(self, state: NoneState) -> bool:
+        """Only where a policy has called positions stale."""
+        return state.stored
+
     def plan(self, canvas: Canvas, ask: Ask, need: Tensor, state: NoneState) -> tuple[Plan, NoneState]:
         """Everything visible, less what may be stale."""
         keys = visible(canvas, ask, need)

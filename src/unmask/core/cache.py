@@ -24,11 +24,13 @@ class Cache(Configured, ABC):
     ``captures`` says that a graph may record the layers (:mod:`unmask.models.graphs`): they write to slabs only, wait
     for nothing, and what they launch depends on shapes and ``Rows.most`` alone. ``attention`` names the models it
     works with: ``"full"``, where every position sees every other, ``"block"`` models, and ``"canvas"``: those that
-    denoise uniform noise behind a prefix.
+    denoise uniform noise behind a prefix. ``needs`` names measures that :meth:`note` reads of a prediction, as
+    :attr:`unmask.core.policy.Policy.needs` does.
     """
 
     captures = False
     attention: tuple[str, ...] = ("full",)
+    needs: frozenset[str] = frozenset()
 
     def check(self, spec: ModelSpec) -> None:
         """Refuse a model that the cache is not made for.
@@ -50,6 +52,10 @@ class Cache(Configured, ABC):
     def init(self, canvas: Canvas, geometry: Geometry, like: Tensor) -> Any:
         """The state before the first forward pass; ``like`` gives dtype and device. By default an empty store."""
         return Store.empty(canvas, geometry, like)
+
+    def stored(self, state: Any) -> bool:
+        """Whether layers attend to stored keys, by position, as most do; else to those of the slots computed."""
+        return True
 
     @abstractmethod
     def plan(self, canvas: Canvas, ask: Ask, need: Tensor, state: Any) -> tuple[Plan, Any]:

@@ -96,6 +96,24 @@ def nucleus(mass: Tensor, p: float, within: bool = False) -> Tensor:
     return torch.zeros_like(taken).scatter(1, order, taken & (ordered > 0))
 
 
+def independent(conflict: Tensor, score: Tensor) -> Tensor:
+    """``[B, K]`` candidates no two of which are in conflict: by score, each that is in none with those taken before.
+
+    Args:
+        conflict: ``[B, K, K]``, symmetric.
+        score: ``[B, K]``, -inf where a position is no candidate.
+    """
+    order = score.argsort(dim=1, descending=True, stable=True)
+    open_ = score.gather(1, order) > -torch.inf
+    many = order.shape[1]
+    ordered = conflict.gather(1, order[:, :, None].expand(-1, -1, many)).gather(2, order[:, None].expand(-1, many, -1))
+    taken = list[Tensor]()
+    for place in range(many):
+        taken.append(open_[:, place])
+        open_ = open_ & ~(ordered[:, place] & open_[:, place, None])
+    return torch.zeros_like(open_).scatter_(1, order, torch.stack(taken, 1))
+
+
 def certainty_density(known: Tensor, length: Tensor, sigma: float) -> Tensor:
     """``[B, T]`` float64, the share of known positions around each, weighted by a Gaussian of ``sigma`` positions.
 

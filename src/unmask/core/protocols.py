@@ -14,6 +14,32 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Looks:
+    """Whose attention a policy wants to see.
+
+    Attributes:
+        places: ``[B, K]`` positions, T where a row has no more; they are computed.
+        layers: so many of the last layers are averaged.
+    """
+
+    places: Tensor
+    layers: int
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Attention probabilities, averaged over the heads and over the layers looked at, float32 at least.
+
+    Attributes:
+        given: ``[B, K, T]`` what each place of :class:`Looks` gives to each position; 0 where there is no place.
+        received: ``[B, T]`` what each position receives, averaged over the positions computed.
+    """
+
+    given: Tensor
+    received: Tensor
+
+
+@dataclass(frozen=True)
 class Ask:
     """What a policy wants of the next forward.
 
@@ -33,6 +59,10 @@ class Ask:
             themselves (Saber). None: none.
         reread: ``[B, T]`` filled positions of the response that are predicted as well, where they stand, in sight of
             themselves (token editing). The prediction has them beside those of the window. None: none.
+        beside: ``[B, T]`` filled positions, the prompt's too, of which the likeliest token's probability is wanted
+            where a cache computes them anyway; of a shifted model the first position's is that of its own output, as in
+            Dream's code. None: none.
+        looks: whose attention is wanted. None: nobody's, and no layer keeps any.
         penalty: what is taken off the logit of the token that stands one position before, in the same block of a block
             model. 0: nothing.
         optional: ``[B, T]`` positions of the window that a cache may leave without an answer, as long as one of the
@@ -52,6 +82,8 @@ class Ask:
     probe: Tensor | None = None
     score: Tensor | None = None
     reread: Tensor | None = None
+    beside: Tensor | None = None
+    looks: Looks | None = None
     penalty: float = 0.0
     optional: Tensor | None = None
     draft: Tensor | None = None
@@ -81,6 +113,9 @@ class Prediction:
             still masked.
         score: ``[B, T]`` float64, the probability that the network gives to a token where that stands; 0 where not
             scored.
+        beside: ``[B, T]`` float64, the likeliest token's probability, as ``confidence`` is, at those of the ask's
+            ``beside`` that were computed; -inf elsewhere.
+        attention: of the ask's ``looks``.
         allowed: ``[N, V]`` the tokens that a row's constraint accepts at each line of ``logits``, behind the predicted
             ones; only for policies whose ``needs`` has ``"allowed"``. None: no row has a constraint.
         fresh: ``[B, T]`` positions whose answer was computed anew in all layers, not in part taken from a cache.
@@ -96,6 +131,8 @@ class Prediction:
     logits: Tensor | None = None
     probe: Tensor | None = None
     score: Tensor | None = None
+    beside: Tensor | None = None
+    attention: Attention | None = None
     fresh: Tensor | None = None
     aside: Tensor | None = None
     drawn: Tensor | None = None
@@ -247,6 +284,9 @@ class Block(Protocol):
     def attend_weighed(self, query: Tensor, key: Tensor, value: Tensor, keys: Keys) -> tuple[Tensor, Tensor]:
         """As ``attend``, and the attention probabilities ``[B, Q, S]``, averaged over the heads, float32 at least."""
 
+    def weigh(self, query: Tensor, key: Tensor, keys: Keys) -> Tensor:
+        """These probabilities alone."""
+
     def mlp(self, hidden: Tensor) -> Tensor:
         """Feed-forward output, ``[B, Q, C]``."""
 
@@ -256,6 +296,7 @@ class Geometry(Protocol):
 
     layers: int
     width: int
+    heads: int
     kv_heads: int
     head_dim: int
 

@@ -245,6 +245,12 @@ def compact(mask: Tensor, slots: int) -> Tensor:
     return found.scatter_(1, place, torch.arange(total, device=mask.device).expand(rows, total))[:, :slots]
 
 
+def among(places: Tensor, like: Tensor) -> Tensor:
+    """``[B, T]`` the positions that ``places [B, K]`` name, T: none; as wide as ``like [B, T]``."""
+    found = like.new_zeros(len(like), like.shape[1] + 1, dtype=torch.bool)
+    return found.scatter_(1, places, True)[:, :-1]
+
+
 def pairs(mask: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Rows and positions, ``[count]`` each, of the true entries of a ``[B, T]`` mask, of which there must be ``count``.
 

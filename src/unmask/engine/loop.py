@@ -161,8 +161,9 @@ def step(
     began = time.perf_counter()
     canvas, record = state.canvas, state.record
     ask = policy.ask(canvas, state.policy)
+    needs = policy.needs | cache.needs
     answer = model(
-        canvas, ask, cache, state.cache, state.sampling, record.nfe, needs=policy.needs, guidance=policy.guidance
+        canvas, ask, cache, state.cache, state.sampling, record.nfe, needs=needs, guidance=policy.guidance
     )
     own = replace(answer.prediction, confidence=answer.prediction.confidence.clone())  # which it may change in place
     update, policy_state = policy.decide(canvas, own, state.policy)

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from ..core.cache import Cache
 from ..core.canvas import Canvas, ModelSpec
-from ..core.predict import MEASURES, delayed, forbid, hot, likeliest, read, searching, steer, suppress
+from ..core.predict import MEASURES, delayed, forbid, hot, likeliest, read, searching, steer, suppress, temper
 from ..core.protocols import Ask, Plan, Prediction, Sampling
-from ..core.rows import Counts, Rows, computed, gather, sent, tiles
+from ..core.rows import Counts, Rows, among, computed, gather, sent, tiles
 from ..core.threads import for_work
+from .attending import Watch
 from .graphs import Graphs
 from .lines import Lines, Outputs, Pair
 from .probes import Probes
@@ -90,7 +91,8 @@ class Denoiser:
         self.lock = threading.RLock()  # held during every forward pass: threads take turns
         self.graphs: Graphs | None = None
         arch = network.arch
-        self.layers, self.width, self.kv_heads, self.head_dim = arch.layers, arch.width, arch.kv_heads, arch.head_dim
+        self.layers, self.width, self.head_dim = arch.layers, arch.width, arch.head_dim
+        self.heads, self.kv_heads = arch.heads, arch.kv_heads
         used = sum(p.numel() for p in network.blocks.parameters()) - network.idle
         self.layer_weights = used // max(1, arch.layers)
 
@@ -139,6 +141,10 @@ class Denoiser:
             scored = None if ask.score is None else ask.score & canvas.filled
             need = canvas.sources(want if scored is None else want | scored)
             need = need if probes is None else need | probes.held
+            watch = None
+            if ask.looks is not None:
+                watch = Watch(ask.looks, canvas, self.layers, self.network.embed.weight)
+                need = need | among(ask.looks.places, canvas.valid)
             branches = [state.plain, state.free] if guidance else [state.plain]
             planned = [cache.plan(canvas, ask, need, branch) for branch in branches]
             plans = [plan for plan, _ in planned]
@@ -150,7 +156,8 @@ class Denoiser:
                 tokens.append(torch.where(given, self.spec.mask, canvas.tokens))
             ran = list[Rows]()
             run = partial(self._hidden, outputs, probes, cache, canvas.rank, ran)
-            found = [run(*each) for each in zip(tokens, planned, layouts, strict=True)]
+            watches = [watch, None]  # of the conditional branch alone
+            found = [run(*each) for each in zip(watches, tokens, planned, layouts, strict=False)]
             hidden = torch.stack(found, 1) if guidance else found[0]
         (_, (row, position), asked), *others = outputs.split(hidden)
         parts = list[dict[str, Tensor]]()
@@ -164,24 +171,38 @@ class Denoiser:
         search.finish()
         fresh = canvas.targets(plans[0].compute if plans[0].fresh is None else plans[0].fresh)
         prediction = replace(spread(canvas, row, position, parts, needs, sampling), fresh=fresh)
+        prediction = replace(prediction, attention=None if watch is None else watch.seen())
         for name, place, part in others:
-            told = self._told(canvas, sampling, place, part, guidance, clock, best=name == "aside")
+            best = {"aside": frozenset[str](), "beside": needs}.get(name)
+            told = self._told(canvas, sampling, place, part, guidance, clock, best)
             prediction = replace(prediction, **{name: told})  # type: ignore[arg-type]
         work = torch.stack([plan.work.double() for plan in plans]).sum(0)
         tell = partial(computed, [replace(r, keys=None, scratch={}) for r in ran], canvas.tokens.shape, self.layers)
         return Answer(prediction, Branches(*(after for _, after in planned)), work, clock.seconds, tell)
 
     def _told(
-        self, canvas: Canvas, sampling: Sampling, place: Pair, hidden: Tensor, guidance: float, clock: Clock, best: bool
+        self,
+        canvas: Canvas,
+        sampling: Sampling,
+        place: Pair,
+        hidden: Tensor,
+        guidance: float,
+        clock: Clock,
+        best: frozenset[str] | None,
     ) -> Tensor:
-        """``[B, T]`` the probability of the token at each place, or of the likeliest (``best``)."""
-        told = torch.full(canvas.tokens.shape, -torch.inf if best else 0.0, dtype=torch.float64, device=hidden.device)
+        """``[B, T]`` the probability of the token at each place, or of the likeliest, by the distribution that these
+        needs name (``best``).
+        """
+        nothing = 0.0 if best is None else -torch.inf
+        told = torch.full(canvas.tokens.shape, nothing, dtype=torch.float64, device=hidden.device)
         for piece, logits in self._logits(hidden, guidance, clock):
             at = place[0][piece], place[1][piece]
             with for_work(self._head_work(len(logits))):
                 suppress(logits, sampling, canvas, *at)
-                own = None if best else logits.double().softmax(-1).gather(-1, canvas.tokens[at][:, None])[:, 0]
-                told[at] = likeliest(logits)[1] if own is None else own
+                if best is None:
+                    told[at] = logits.double().softmax(-1).gather(-1, canvas.tokens[at][:, None])[:, 0]
+                else:
+                    told[at] = likeliest(temper(logits, sampling, at[0]) if "tempered" in best else logits)[1]
         return told
 
     def _hidden(
@@ -191,6 +212,7 @@ class Denoiser:
         cache: Cache,
         rank: Tensor | None,
         ran: list[Rows],
+        watch: Watch | None,
         tokens: Tensor,
         planned: tuple[Plan, Any],
         parts: list[Rows],
@@ -202,7 +224,7 @@ class Denoiser:
             tokens = probes.filled(tokens, self.spec.mask)
         slot = (plan.compute.cumsum(1) - 1)[row, column]
         ran += parts
-        run = partial(self._tile, tokens, cache, state, probes, plan.keys, rank)
+        run = partial(self._tile, tokens, cache, state, probes, plan.keys, rank, watch)
         if len(parts) == 1:
             return run(parts[0])[row, slot]
         first, begin = [0] * len(tokens), 0  # where each row's slots begin, all rectangles one after the other
@@ -221,6 +243,7 @@ class Denoiser:
         probes: Probes | None,
         keys: Tensor,
         rank: Tensor | None,
+        watch: Watch | None,
         rows: Rows,
     ) -> Tensor:
         """Hidden states ``[B, Q, C]`` of the positions of some rows."""
@@ -228,15 +251,17 @@ class Denoiser:
         with for_work(len(rows.members) * rows.slots * (self.layer_weights + 2 * rows.total * self.width)):
             rows = replace(rows, rotary=self.network.rotate_rows(rows, place))
             at = rows.position if rows.whole else rows.position.clamp(max=rows.total - 1)
-            ids, run = rows.of(tokens).gather(1, at), partial(self._layers, cache)
-            if self.graphs is None:
+            ids, run = rows.of(tokens).gather(1, at), partial(self._layers, cache, watch)
+            if self.graphs is None or watch is not None:
                 return run(ids, rows, state)
             return self.graphs(run, cache, self._variant, ids, rows, state)
 
-    def _layers(self, cache: Cache, ids: Tensor, rows: Rows, state: Any) -> Tensor:
+    def _layers(self, cache: Cache, watch: Watch | None, ids: Tensor, rows: Rows, state: Any) -> Tensor:
         hidden: Tensor = self.network.embed(ids)
-        for index, block in enumerate(self.network.blocks):
-            hidden = cache.layer(index, block, hidden, rows, state)  # type: ignore[arg-type]
+        blocks: Any = self.network.blocks
+        for index, block in enumerate(blocks):
+            seen = block if watch is None else watch.on(index, block, rows, cache.stored(state))
+            hidden = cache.layer(index, seen, hidden, rows, state)
         return hidden
 
     @property

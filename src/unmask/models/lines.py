@@ -19,7 +19,8 @@ Pair = tuple[Tensor, Tensor]
 @dataclass(frozen=True)
 class Lines:
     """Network outputs by purpose: first ``"asked"``, predictions of masked positions for the policy; then ``"probe"``
-    and ``"score"``, which rate the tokens that are there; then ``"aside"``, predictions for the cache.
+    and ``"score"``, which rate the tokens that are there; then ``"aside"``, predictions for the cache, and
+    ``"beside"``, of filled positions for the policy.
 
     Attributes:
         masks: ``[B, T]`` for each purpose: the positions that the outputs speak of; for probes the columns they are in.
@@ -42,8 +43,12 @@ class Lines:
         if ask.optional is not None:
             want = want & canvas.targets(computed)
         read = None if plans[0].read is None else plans[0].read & canvas.targets(computed)
+        beside = None
+        if ask.beside is not None:
+            told = canvas.targets(computed) | computed & (canvas.position == 0)
+            beside = ask.beside & canvas.valid & (canvas.tokens != canvas.spec.mask) & told
         rating = None if probes is None else probes.rating(canvas)
-        masks = {"asked": want, "score": scored, "aside": read, "probe": rating}
+        masks = {"asked": want, "score": scored, "aside": read, "beside": beside, "probe": rating}
         return Lines({name: mask for name, mask in masks.items() if mask is not None}, probes, canvas.spec.shift)
 
     def counts(self) -> list[Tensor]:
@@ -55,7 +60,7 @@ class Lines:
         row, position, column, many = [], [], [], [sum(map(int, own)) for own in counts]
         for (name, mask), count in zip(self.masks.items(), many, strict=True):
             at, place = pairs(mask, count)
-            stands = place - int(self.shift and name != "probe")
+            stands = (place - int(self.shift and name != "probe")).clamp(min=0)
             if name == "probe" and self.probes is not None:
                 place = self.probes.target[at, place]
             row.append(at)

@@ -190,6 +190,10 @@ class TransformerBlock(nn.Module):
         out, weights = attention_weighed(query, key, value, keys)
         return self.o(out), weights
 
+    def weigh(self, query: Tensor, key: Tensor, keys: Keys) -> Tensor:
+        """The heads' mean probabilities alone."""
+        return attention_weighed(query, key, key, keys)[1]
+
     def mlp(self, hidden: Tensor) -> Tensor:
         """SwiGLU, or experts, of the normalised input."""
         if self.mixture is None:
