@@ -16,7 +16,7 @@ from ..core.cache import Cache
 from ..core.canvas import Canvas, ModelSpec
 from ..core.predict import MEASURES, delayed, forbid, hot, likeliest, read, searching, steer, suppress, temper
 from ..core.protocols import Ask, Plan, Prediction, Sampling
-from ..core.rows import Counts, Rows, among, computed, gather, sent, tiles
+from ..core.rows import Counts, Rows, computed, gather, sent, tiles
 from ..core.threads import for_work
 from .attending import Watch
 from .graphs import Graphs
@@ -141,10 +141,8 @@ class Denoiser:
             scored = None if ask.score is None else ask.score & canvas.filled
             need = canvas.sources(want if scored is None else want | scored)
             need = need if probes is None else need | probes.held
-            watch = None
-            if ask.looks is not None:
-                watch = Watch(ask.looks, canvas, self.layers, self.network.embed.weight)
-                need = need | among(ask.looks.places, canvas.valid)
+            watch = Watch.of(ask.looks, canvas, self.layers, self.network.embed.weight)
+            need = need if watch is None else need | watch.computed
             branches = [state.plain, state.free] if guidance else [state.plain]
             planned = [cache.plan(canvas, ask, need, branch) for branch in branches]
             plans = [plan for plan, _ in planned]
