@@ -1,4 +1,4 @@
-"""Products of integers by oneDNN, which the CPU builds of torch bring along: on weights packed once, scales included."""
+"""Products of integers by oneDNN, which torch's CPU builds bring along: on weights packed once, scales included."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def prepacked(values: Tensor) -> Tensor:
 def product(values: Tensor, weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """The integers ``values [M, K]`` times a packed weight and its scales, ``[M, N]``.
 
-    Inputs are given without signs, 128 more and called zero by the product, which takes that off: for signed ones oneDNN
-    has kernels with AMX alone.
+    Inputs are given without signs, as 128 more, which the product takes off again: for signed ones oneDNN has kernels
+    with AMX alone.
     """
     zeros, unsigned = torch.zeros(len(scale), dtype=torch.int64), values.view(torch.uint8) ^ _ZERO
     out: Tensor = torch.ops.onednn.qlinear_pointwise(
