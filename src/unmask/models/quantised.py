@@ -356,11 +356,6 @@ def described(kind: str | None, device: torch.device) -> str:
 
 
 def _instructions() -> str:
-    for name, probe in (
-        ("AMX", "_is_amx_tile_supported"),
-        ("AVX512-VNNI", "_is_avx512_vnni_supported"),
-        ("AVX512-VNNI", "_is_vnni_supported"),
-    ):
-        if getattr(torch.cpu, probe, bool)():
-            return name
-    return f"{torch.backends.cpu.get_cpu_capability()}, without instructions for 8 bits"
+    has = getattr(torch.cpu, "get_capabilities", dict)()
+    named = {"amx_int8": "AMX", "avx512_vnni": "AVX512-VNNI", "avx_vnni": "AVX-VNNI"}
+    return next((name for flag, name in named.items() if has.get(flag)), torch.backends.cpu.get_cpu_capability())
