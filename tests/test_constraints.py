@@ -207,11 +207,33 @@ def test_classes_are_searched_alike_on_any_device():
     for one, other in zip(kind.best(logits), kind.best_anywhere(logits), strict=True):
         live = np.broadcast_to(made.open, one.shape)
         assert np.array_equal(one[live], other[live])
-    heat, noise = np.linspace(0.3, 2, 6), np.random.default_rng(0).random((6, kind.count))
+    heat, noise = np.linspace(0.3, 2, 6), np.random.default_rng(0).random(6)
     for given in (logits, logits.float(), logits.masked_fill(logits > 0, -torch.inf)):
         (value, token), (other, same) = (draw(given, heat, noise) for draw in (kind.draw, kind.draw_anywhere))
-        assert np.allclose(value, other, rtol=1e-6)
+        assert np.allclose(value, other, rtol=1e-7, atol=1e-5)
         assert np.array_equal(token, same)
+
+
+@pytest.mark.parametrize("heat", [0.3, 1.0, 2.5])
+def test_a_token_of_a_class_is_drawn_in_proportion(heat):
+    """Of classes of many tokens, few and one, and of one that is far less likely than the others."""
+    ways, lines, vocab = {0: range(400), 1: range(400, 417), 2: [417], 3: range(420, 540)}, 6_000, 600
+    moves = {0: {i: 1 + way for way, ids in ways.items() for i in ids}}
+    kind = classes_of(Automaton.from_transitions(moves, {1, 2, 3, 4}, vocab, (599,)))
+    logits = 2 * torch.randn(1, vocab, generator=torch.Generator().manual_seed(2))
+    logits[:, 420:] -= 500.0
+    noise = np.random.default_rng(0).random(lines)
+    value, token = kind.draw(logits.expand(lines, -1), np.full(lines, heat), noise)
+    for ids in map(list, ways.values()):
+        own = kind.automaton.classes[ids[0]]
+        exact = (logits[0, ids].double() / heat).softmax(0).numpy()
+        assert np.allclose(value[:, own], torch.logsumexp(logits[0, ids].double() / heat, 0).item(), rtol=1e-5)
+        seen = np.bincount(token[:, own], minlength=vocab)[ids]
+        assert seen.sum() == lines
+        often = lines * exact > 5
+        pooled = [np.append(part[often], part[~often].sum()) for part in (seen, lines * exact)]
+        full = pooled[1] > 0
+        assert full.sum() == 1 or chisquare(*(part[full] for part in pooled)).pvalue > 1e-3
 
 
 # --- languages
