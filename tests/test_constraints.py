@@ -236,6 +236,20 @@ def test_a_token_of_a_class_is_drawn_in_proportion(heat):
         assert full.sum() == 1 or chisquare(*(part[full] for part in pooled)).pvalue > 1e-3
 
 
+@pytest.mark.parametrize("odd", [torch.nan, torch.inf, -torch.inf])
+def test_logits_that_are_not_finite_stay_out_of_what_is_drawn(odd):
+    """Every class has a finite number and a token of its own; what the row becomes is decided elsewhere."""
+    kind = classes_of(compiled(dfa.automaton(regex("[ab]*[12]?")), WORDS))
+    logits = torch.randn(2, VOCAB, generator=torch.Generator().manual_seed(0))
+    logits[0, ::2] = odd
+    logits[1] = odd
+    for draw in (kind.draw, kind.draw_anywhere):
+        value, token = draw(logits, np.full(2, 0.7), np.full(2, 0.4))
+        assert np.isfinite(value[:, kind.automaton.open]).all()
+        own = kind.automaton.classes[token[:, kind.automaton.open]]
+        assert (own == np.flatnonzero(kind.automaton.open)).all()
+
+
 # --- languages
 
 

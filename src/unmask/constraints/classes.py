@@ -118,13 +118,12 @@ class Classes:
         if not len(cells.own):
             return value, token
         weight = _plain(logits.index_select(1, cells.index))
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", over="ignore"):
             top = (weight.max(1) - _RAISED * heat)[:, None]
             cell, total = cells.summed(cells.odds(weight, top, heat))
         if not (total > _LEAST).all():  # a class far below the best, or numbers that are not finite
-            weight = _plain(logits.index_select(1, cells.index))
-            top = np.maximum.reduceat(weight, cells.starts, axis=1)
-            top = np.nan_to_num(top, nan=WORST, neginf=WORST, posinf=-WORST)
+            weight = np.nan_to_num(_plain(logits.index_select(1, cells.index)), nan=WORST, posinf=-WORST, neginf=-np.inf)
+            top = np.maximum.reduceat(weight, cells.starts, axis=1).clip(min=WORST)
             cell, total = cells.summed(cells.odds(weight, top, heat))
         with np.errstate(divide="ignore"):
             value[:, cells.own] = top.astype(np.float64) / heat[:, None] + np.log(total)
