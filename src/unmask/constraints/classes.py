@@ -122,7 +122,9 @@ class Classes:
             top = (weight.max(1) - _RAISED * heat)[:, None]
             cell, total = cells.summed(cells.odds(weight, top, heat))
         if not (total > _LEAST).all():  # a class far below the best, or numbers that are not finite
-            weight = np.nan_to_num(_plain(logits.index_select(1, cells.index)), nan=WORST, posinf=-WORST, neginf=-np.inf)
+            weight = np.nan_to_num(
+                _plain(logits.index_select(1, cells.index)), nan=WORST, posinf=-WORST, neginf=-np.inf
+            )
             top = np.maximum.reduceat(weight, cells.starts, axis=1).clip(min=WORST)
             cell, total = cells.summed(cells.odds(weight, top, heat))
         with np.errstate(divide="ignore"):
