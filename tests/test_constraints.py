@@ -13,16 +13,19 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
+from jsonschema_specifications import REGISTRY
 from scipy.stats import chisquare
 
 import unmask
 from helpers import drain, tiny
+from refusals import refuses
 from structured import CASES, SCHEMAS, model, valid
 from unmask import Engine, Request, RequestError, registry
 from unmask.constraints import dfa
 from unmask.constraints.automaton import Automaton, compiled
 from unmask.constraints.batch import Constraints
 from unmask.constraints.classes import classes_of
+from unmask.constraints.merging import ANNOTATIONS
 from unmask.constraints.schema import REFUSED, schema
 from unmask.constraints.syntax import regex
 from unmask.constraints.vocabulary import Vocabulary
@@ -347,6 +350,8 @@ ACCEPTED_VALUES = [
     ({"$ref": "#/$defs/n", "$defs": {"n": {"type": "integer", "maximum": 3}}, "minimum": 2}, [1, 2, 3, 4]),
     ({"type": "string", "format": "date"}, ["2024-02-28", "2024-13-01", "x"]),
     ({"type": "boolean"}, [True, False, None, 0]),
+    ({"type": "integer", "multipleOf": 1}, [0, 7, None]),
+    ({"$ref": "#/definitions/n", "definitions": {"n": {"type": "null"}}}, [None, 0]),
 ]  # fmt: skip
 
 
@@ -359,6 +364,23 @@ def test_every_keyword_says_what_jsonschema_says(given, values):
     for value in values:
         text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
         assert accepts(made, text) == judge.is_valid(value), text
+
+
+def keys_of(value):
+    """All keys of a value and of what is in it."""
+    inside = [*value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
+    return {*(value if isinstance(value, dict) else ()), *(key for own in inside for key in keys_of(own))}
+
+
+def test_every_keyword_of_the_drafts_is_followed_or_refused():
+    """By the metaschemas of drafts 7, 2019-09 and 2020-12; what says something of validity is in the table above."""
+    drafts = [uri for uri in REGISTRY if any(name in uri for name in ("draft-07", "2019-09", "2020-12"))]
+    known = {key for uri in drafts for key in REGISTRY.contents(uri).get("properties", {})}
+    assert {"unevaluatedItems", "dependencies", "$recursiveAnchor"} <= known
+    followed = {key for given, _ in ACCEPTED_VALUES for key in keys_of(given)}
+    for key in sorted(known - followed - ANNOTATIONS):
+        with refuses(RequestError, key):
+            schema({key: {}})
 
 
 @pytest.mark.parametrize(
