@@ -36,6 +36,7 @@ POLICIES = (
     "slowfast(tau_high=0.95,window=1,block_length=32)",
     "slowfast(tau_high=0.998,window=1,block_length=32)",
 )
+BRANCHING = ("multiblock", "threshold")  # decoded in branches, which costs little where a batch is small for its device
 CACHES = ("none", "dual", "dllm")
 NEAR = 64  # positions in sight; where a response may be much longer the rest of its masks is most of the work
 
@@ -112,9 +113,10 @@ class Sets:
 
 def grid(gen_length: int) -> list[tuple[str, str]]:
     """Where no candidates are given: policies and caches; for long responses with their far end out of sight, too."""
-    policies = list(POLICIES)
+    policies = [*POLICIES, *(f"lopa({policy})" for policy in BRANCHING), "verified"]
     if gen_length >= 4 * NEAR:
         policies += [f"lookahead({policy},{NEAR})" for policy in POLICIES]
+        policies += [f"lopa(lookahead({policy},{NEAR}))" for policy in BRANCHING]
     return [(policy, cache) for policy in policies for cache in CACHES]
 
 
