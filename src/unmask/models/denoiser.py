@@ -144,9 +144,8 @@ class Denoiser:
             scored = None if ask.score is None else ask.score & canvas.filled
             need = canvas.sources(want if scored is None else want | scored)
             need = need if probes is None else need | probes.held
-            watch = None
+            watch = None if ask.looks is None else Watch(ask.looks, canvas, self.layers, self.network.embed.weight)
             if ask.looks is not None:
-                watch = Watch(ask.looks, canvas, self.layers, self.network.embed.weight)
                 need = need | among(ask.looks.places, canvas.valid)
             branches = [state.plain, state.free] if guidance else [state.plain]
             planned = [_planned(cache, canvas, ask, need, branch) for branch in branches]
@@ -154,10 +153,7 @@ class Denoiser:
             lines = Lines.of(canvas, ask, want, scored, probes, plans)
             rank, union = canvas.rank if ask.rank is None else ask.rank, _union(ask, plans)
             layouts, outputs, most = layout(plans, lines, rank, union)
-            tokens = [canvas.tokens]
-            if guidance:
-                given = (canvas.position < canvas.prompt[:, None]) | canvas.fixed
-                tokens.append(torch.where(given, self.spec.mask, canvas.tokens))
+            tokens = [canvas.tokens, self._unprompted(canvas)] if guidance else [canvas.tokens]
             ran = list[Rows]()
             run = partial(self._hidden, outputs, probes, cache, rank, ran)
             watches = [watch, None]  # of the conditional branch alone
@@ -184,6 +180,11 @@ class Denoiser:
         tell = partial(computed, [replace(r, keys=None, scratch={}) for r in ran], canvas.tokens.shape, self.layers)
         touched = None if union is None else compact(union, most)
         return Answer(prediction, Branches(*(after for _, after in planned)), work, clock.seconds, tell, touched)
+
+    def _unprompted(self, canvas: Canvas) -> Tensor:
+        """``[B, T]`` the tokens with prompt and fixed ones masked."""
+        given = (canvas.position < canvas.prompt[:, None]) | canvas.fixed
+        return torch.where(given, self.spec.mask, canvas.tokens)
 
     def _told(
         self,
