@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -24,6 +25,11 @@ class Looks:
 
     places: Tensor
     layers: int
+
+    def within(self, window: Tensor) -> Looks:
+        """The same at those places that are in ``window [B, T]``."""
+        inside = F.pad(window, (0, 1)).gather(1, self.places)
+        return replace(self, places=torch.where(inside, self.places, window.shape[1]))
 
 
 @dataclass(frozen=True)

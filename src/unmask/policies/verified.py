@@ -91,7 +91,10 @@ class Verified(Wrapper):
         forks = state.drafts.canvases(canvas, self.drafts, nested=True)
         number = torch.arange(self.drafts, device=canvas.tokens.device)
         block = forks.canvas.block(self.block_length)
-        return Ask(block, optional=block, forks=replace(forks, step=(state.count[:, None] + number).flatten()))
+        own = self.policy.ask(forks.canvas, repeated(state.inner, self.drafts))  # what it has to see beside predictions
+        looks = own.looks and own.looks.within(block)  # nothing else may be computed, lest caches hold other things
+        forks = replace(forks, step=(state.count[:, None] + number).flatten())
+        return Ask(block, optional=block, score=own.score, beside=own.beside, looks=looks, forks=forks)
 
     def decide(self, canvas: Canvas, prediction: Prediction, state: VerifiedState) -> tuple[Update, VerifiedState]:
         forks = state.drafts.canvases(canvas, self.drafts, nested=True)
