@@ -38,6 +38,7 @@ POLICIES = (
     "dawn",
     "dawn(sink=0.05)",  # in short sequences the mean attention is more than the published bound
 )
+BRANCHING = ("multiblock", "threshold")  # decoded in branches, which costs little where a batch is small for its device
 CACHES = ("none", "dual", "dllm")
 MORE = tuple(  # caches that answer to what is committed, with what their papers decode by
     (policy, cache)
@@ -119,9 +120,10 @@ class Sets:
 
 def grid(gen_length: int) -> list[tuple[str, str]]:
     """Where no candidates are given: policies and caches; for long responses with their far end out of sight, too."""
-    policies = list(POLICIES)
+    policies = [*POLICIES, *(f"lopa({policy})" for policy in BRANCHING), "verified"]
     if gen_length >= 4 * NEAR:
         policies += [f"lookahead({policy},{NEAR})" for policy in POLICIES]
+        policies += [f"lopa(lookahead({policy},{NEAR}))" for policy in BRANCHING]
     return [(policy, cache) for policy in policies for cache in CACHES] + list(MORE)
 
 

@@ -91,7 +91,7 @@ class GemmaDenoiser(Denoiser):
             start = canvas.first(ask.window)
             plan, after = cache.plan(canvas, ask, ask.window, state.plain)
             lines = Lines.of(canvas, ask, ask.window, None, None, [plan])
-            layouts, outputs = layout([plan], lines, None)
+            layouts, outputs, _ = layout([plan], lines, None)
             tokens = torch.where(canvas.tokens == NO_MASK, ask.draft, canvas.tokens).clamp(min=0)
             ran = list[Rows]()
             planned = plan, Pass(after, start, state.own.at(start))
