@@ -52,6 +52,8 @@ POLICIES = {
     "window": "unmask.policies.window:Window",
     "multiblock": "unmask.policies.multiblock:MultiBlock",
     "dawn": "unmask.policies.dawn:Dawn",
+    "flexible": "unmask.policies.flexible:Flexible",
+    "daedal": "unmask.policies.daedal:Daedal",
 }
 CACHES = {
     "none": "unmask.caches.none:NoCache",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .canvas import Canvas, ModelSpec, Update
 from .config import Configured
+from .errors import SpecError
 from .protocols import Ask, Prediction, Sampling
 
 
@@ -73,6 +74,16 @@ class Policy(Configured, ABC):
         return False
 
     @property
+    def resizes(self) -> bool:
+        """Whether it may change the length of a response; see :class:`~unmask.core.canvas.Update`."""
+        return False
+
+    @property
+    def paced(self) -> bool:
+        """Whether it commits by a schedule that is made for the length that the response has at first."""
+        return False
+
+    @property
     def spans(self) -> bool:
         """Whether the blocks of ``block_length`` may be any spans of the response, longer ones too; see
         :class:`~unmask.core.spans.Spanned`.
@@ -83,6 +94,10 @@ class Policy(Configured, ABC):
     def renoises(self) -> bool:
         """Whether it decodes models without a mask token, which denoise uniform noise, and these alone."""
         return False
+
+    def grows_to(self, gen_length: int) -> int:
+        """Tokens that a response of ``gen_length`` may grow to."""
+        return gen_length
 
     def most_passes(self, positions: int) -> int:
         """Forward passes that a response of so many positions takes at most; a row that takes more fails."""
@@ -126,6 +141,14 @@ class Wrapper(Policy):
 
     policy: Policy
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.policy, Policy) and self.policy.resizes:
+            raise SpecError(
+                f"{self.name}: policy must not change the length of a response, as only the outermost one may; write "
+                f"{self.policy.name}({self.name}(...)) instead of {self.name}({self.policy.name}(...))"
+            )
+
     @property
     def needs(self) -> frozenset[str]:
         return self.policy.needs
@@ -157,6 +180,10 @@ class Wrapper(Policy):
     @property
     def holds(self) -> bool:
         return self.policy.holds
+
+    @property
+    def paced(self) -> bool:
+        return self.policy.paced
 
     def most_passes(self, positions: int) -> int:
         return self.policy.most_passes(positions)

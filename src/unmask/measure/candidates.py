@@ -115,6 +115,7 @@ def grid(gen_length: int) -> list[tuple[str, str]]:
     policies = list(POLICIES)
     if gen_length >= 4 * NEAR:
         policies += [f"lookahead({policy},{NEAR})" for policy in POLICIES]
+        policies += [f"flexible(threshold(tau={tau}),max_length={2 * gen_length})" for tau in (0.99, 0.9)]
     return [(policy, cache) for policy in policies for cache in CACHES]
 
 
