@@ -57,7 +57,7 @@ class Forward:
         prompt = torch.full(many, size.length - size.asked, device=device)
         yes, no = torch.ones(many, device=device).bool(), torch.zeros(shape, device=device).bool()
         whole, held = torch.full_like(prompt, size.length), torch.full_like(prompt, -1)
-        self.canvas = Canvas(canvas, prompt, whole, whole, held, held + 1, ~yes, no, model.spec)
+        self.canvas = Canvas(canvas, prompt, whole, whole, whole, held, held + 1, ~yes, no, model.spec)
         self.cache = Stored(compute)
         self.ask = Ask(self.canvas.response)
         self.state = model.init(self.canvas, self.cache)

@@ -173,6 +173,15 @@ POLICY_VARIANTS: dict[str, list[str]] = {
         "mask_ratio(threshold(tau=0.5,block_length=5),alpha=0.5)",
         "mask_ratio(suffix(klass(tau=0.4,kl=0.3,block_length=5),window=3),alpha=0.8)",
     ],
+    "flexible": [
+        "flexible(threshold(tau=0.4,block_length=5),max_length=20,low=0.1,high=0.2,step=2,look=4)",
+        "flexible(wino(tau_in=0.3,tau_out=0.3,block_length=6),max_length=17,low=0.2,high=0.3,step=3,look=2,cut=any)",
+        "flexible(slowfast(tau_min=0.4,tau_high=0.6,suffix=cached,block_length=7),max_length=19,low=0.1,high=0.15,step=1)",
+    ],
+    "daedal": [
+        "daedal(threshold(tau=0.4,block_length=5),max_length=20,tau_start=0.2,tau_end=0.3,tau_low=0.4,step=3,look=4)",
+        "daedal(klass(tau=0.4,kl=0.3,block_length=4),max_length=17,tau_start=0.1,tau_low=0.3,step=2,look=3)",
+    ],
     "edit": [
         "edit(threshold(tau=0.4,block_length=5),tau_edit=0.3,max_post_steps=3)",
         "edit(wino(tau_in=0.3,tau_out=0.3,block_length=6),tau_edit=0.4,max_post_steps=0)",
@@ -242,7 +251,8 @@ AHEAD = [
 ]
 POLICIES = variants({name: at for name, at in registry.POLICIES.items() if name != "ahead"}, POLICY_VARIANTS)
 STEPPED = ("vanilla(steps", "pc_sampler(decay=0.1,most=1,steps", "dream(steps")  # shared by blocks of block_length
-BLOCK_POLICIES = [spec for spec in POLICIES if not spec.startswith(STEPPED)]  # of any block length
+SIZED = [spec for spec in POLICIES if not registry.policy(spec).resizes]  # responses have the length that is asked for
+BLOCK_POLICIES = [spec for spec in SIZED if not spec.startswith(STEPPED)]  # of any block length
 _EVERY_CACHE = variants(registry.CACHES, CACHE_VARIANTS)
 CACHES = [spec for spec in _EVERY_CACHE if "full" in registry.cache(spec).attention]
 BLOCK_CACHES = [spec for spec in _EVERY_CACHE if "block" in registry.cache(spec).attention]
@@ -320,7 +330,7 @@ def decode(
                 assert event.error is None, event.error
                 rows[event.request.id].finished += 1
                 continue
-            check_step(event, before, made(policy).holds)
+            check_step(event, before, made(policy).holds or made(policy).resizes)
             written, undone = event.committed(), event.remasked()
             assert not undone or made(policy).remasks, "it claims that it never does"
             for i, row in enumerate(event.rows):
@@ -378,13 +388,15 @@ def check_step(event: Step, before: dict[int, list[int]], edits: bool = False) -
     canvas, mask = event.canvas, event.canvas.spec.mask
     remask = torch.zeros_like(event.update.write) if event.update.remask is None else event.update.remask
     assert not (event.update.write & ~canvas.response).any(), "a policy wrote outside the response"
-    assert not (event.update.write & ~event.ask.window).any(), "a policy wrote outside its window"
+    aside = event.update.write & ~event.ask.window  # of a policy that changes lengths, tokens that it moves
+    assert event.update.grow is not None or not aside.any(), "a policy wrote outside its window"
     assert not ((event.update.write | remask) & canvas.fixed).any(), "a policy touched a fixed token"
     for i, row in enumerate(event.rows):
         tokens = canvas.tokens[i, : int(canvas.length[i])].tolist()
         touched = (event.update.write | remask)[i].tolist()
         for at, token in enumerate(tokens):
-            old = before.get(row, tokens)[at]
+            known = before.get(row, tokens)
+            old = known[at] if at < len(known) else MASK
             if not touched[at]:
                 assert token == old, f"position {at} changed without an update"
             elif not remask[i, at]:

@@ -174,6 +174,15 @@ def _freedave(case: Case, p: Params) -> Specs:
     return _spec("verified", policy=inner, drafts=p.take("draft_steps", None), **own), kept
 
 
+def _rho_eos(case: Case, p: Params) -> Specs:
+    inner = Spec("threshold", (), (("tau", p.take("high_conf_threshold", None)), ("block_length", p["block_length"])))
+    p.pop("block_length")
+    own = {"max_length": case.data["params"]["max_gen_length"], "step": p.take("expansion_factor", None)}
+    own |= {"low": p.take("low_density_threshold", None), "high": p.take("high_density_threshold", None)}
+    own |= {"look": p.take("eos_check_tokens", None), "growth": Spec(p.take("scheduler", "exp")), "cut": Spec("any")}
+    return _spec("flexible", policy=inner, **own), "none"
+
+
 METHODS: dict[str, Callable[[Case, Params], Specs]] = {
     "localleap": _localleap,
     "localleap_dream": _localleap,
@@ -198,16 +207,16 @@ METHODS: dict[str, Callable[[Case, Params], Specs]] = {
     "lopa": _lopa,
     "freedave": _freedave,
     "freedave_static": _freedave_static,
+    "rho_eos": _rho_eos,
     "streaming": _streaming,
     "streaming_dream": _streaming,
 }
 _ENDS = ("eos_token_id", "eos_id", "eos")
-_LENGTHS = ("gen_length", "max_gen_length", "max_new_tokens", "generate_length")
+_LENGTHS = ("gen_length", "max_gen_length", "max_new_tokens", "generate_length", "initial_gen_length")
 MISSING = {  # no counterpart here: caches and methods of which only the traces are there
     "d3llm_cache",
     "d3llm_dream_cache",
     "dsb_dream_cache",  # its full forward passes commit the first masked position, whatever its confidence
-    "rho_eos",
 }
 CASES = [case for case in find_cases() if case.method not in MISSING]
 
@@ -309,7 +318,7 @@ def play(cases: Sequence[Case]) -> dict[Any, Outcome]:
         Request(
             case,
             case.data["prompt_ids"],
-            case.gen_length,
+            case.data["params"].get("initial_gen_length", case.gen_length),  # what it begins with, or all of it
             top_k=50 if "dream" in case.method else 0,  # the default of the configuration class it inherits
             ignore_eos=end_of(case) is None,
         )

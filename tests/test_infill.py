@@ -12,10 +12,10 @@ from helpers import (
     EOS,
     LIMIT,
     MASK,
-    POLICIES,
     SAMPLED,
     SHIFT,
     SHIFTS,
+    SIZED,
     SPEC,
     Chaos,
     Poisoned,
@@ -36,8 +36,8 @@ from unmask.core.canvas import Canvas, Update
 from unmask.core.predict import suppress
 
 pytestmark = pytest.mark.usefixtures("many_tiles")
-ANY_ORDER = [p for p in POLICIES if not registry.policy(p).left_to_right]
-FORWARD_ONLY = sorted(set(POLICIES) - set(ANY_ORDER))
+ANY_ORDER = [p for p in SIZED if not registry.policy(p).left_to_right]
+FORWARD_ONLY = sorted(set(SIZED) - set(ANY_ORDER))
 CACHES = ["none", "dual", "dllm(kp=2,kr=2)"]
 
 

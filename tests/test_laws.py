@@ -12,7 +12,7 @@ from torch import Tensor
 
 import unmask
 from counting import LAYERS, counting
-from helpers import CACHES, LIMIT, MASK, POLICIES, SHIFT, SHIFTS, Request, Row, decode, forward, tiny, trail
+from helpers import CACHES, LIMIT, MASK, POLICIES, SHIFT, SHIFTS, SIZED, Request, Row, decode, forward, tiny, trail
 from pairwise import combined
 from unmask import Model, registry
 from unmask.models.denoiser import Denoiser
@@ -376,7 +376,7 @@ def test_claimed_positions_are_the_rows_computed(policy: str, kept: str, shift: 
 
 
 @combined(  # d2 looks at positions of its own choice, too
-    apart=("policy", "kept", "shift"), policy=POLICIES, kept=[c for c in CACHES if not c.startswith("d2")], shift=SHIFT
+    apart=("policy", "kept", "shift"), policy=SIZED, kept=[c for c in CACHES if not c.startswith("d2")], shift=SHIFT
 )
 def test_the_head_sees_only_asked_positions(policy: str, kept: str, shift: bool) -> None:
     model, asked = tiny(shift), 0

@@ -80,10 +80,18 @@ def alone(policy: str, kept: str, model: Denoiser, requests: Sequence[Request]) 
     return found
 
 
-def check_row(row: Row, request: Request, revoking: bool, branches: int = 1) -> None:
-    """Finishes, fills every mask before an end of text, changes no token, in at most as many forwards as tokens."""
+def check_row(row: Row, request: Request, policy: str) -> None:
+    """Finishes, fills every mask before an end of text, changes no token, in at most as many forwards as tokens. A
+    response that may grow has any length up to its bound.
+    """
+    how = registry.policy(policy)
+    longest = how.grows_to(request.gen_length) if how.resizes else 0
+    revoking = how.remasks
     prompt, length = list(request.prompt), request.gen_length
     response = row.tokens[len(prompt) :]
+    if longest:
+        assert len(response) <= longest
+        length = len(response)
     assert row.finished == 1
     assert row.tokens[: len(prompt)] == prompt
     assert len(response) == length
@@ -97,7 +105,7 @@ def check_row(row: Row, request: Request, revoking: bool, branches: int = 1) -> 
         assert all(row.commits), "a forward without effect"
         assert row.nfe <= length
         assert len(written) + response.count(MASK) == length
-    assert 0 < row.work <= 2 * branches * row.nfe * len(row.tokens)
+    assert 0 < row.work <= 2 * how.branches * row.nfe * (len(prompt) + max(length, longest))
 
 
 def round_up(monkeypatch: pytest.MonkeyPatch, by: int) -> None:
@@ -132,7 +140,7 @@ def check_batch(
         round_up(monkeypatch, 3)
         found = decode(model, policy, cache, given)
     for request in given:
-        check_row(found[request.row], request, policy in REVOKING, registry.policy(policy).branches)
+        check_row(found[request.row], request, policy)
     assert_same(only(found, some), expected)
     return found
 

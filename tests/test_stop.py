@@ -130,7 +130,7 @@ def test_the_text_is_the_one_that_is_cut(lm, policy):
 
 def test_what_is_known_to_take_back_is_in_the_registry():
     said = {name for name in registry.table("policy") if registry.lookup("policy", name).remasks is True}
-    assert said == {"wino", "saber", "edit", "refine"}
+    assert said == {"wino", "saber", "edit", "refine", "daedal"}
     assert registry.policy("prophet(wino)").remasks and not registry.policy("prophet(vanilla)").remasks
 
 

@@ -18,7 +18,9 @@ PROMPT = "The age of Rosa Reed is 38. There is a snake at home.\nFill the record
 _TOGETHER = 4  # constraints in a batch of the spread
 _NAMES = list(CASES)
 _BLOCKS_ALONE = {"ahead"}
-_REFUSED = {name for name in registry.POLICIES if registry.policy(name).renoises}  # they commit whole canvases
+_REFUSED = {  # they commit whole canvases, or change the length
+    name for name in registry.POLICIES if registry.policy(name).renoises or registry.policy(name).resizes
+}
 _POLICIES = tuple(name for name in registry.POLICIES if name not in _REFUSED)
 
 
@@ -56,7 +58,7 @@ def test_there_are_thirty_constraints():
 
 def test_what_is_left_out_is_refused():
     """Policies for models that denoise uniform noise, where a constraint is refused too; see test_renoise."""
-    assert {"renoise"} == _REFUSED
+    assert {"renoise", "flexible", "daedal"} == _REFUSED
     for policy in _REFUSED:
         with refuses(RequestError, policy):
             model("bundled").generate(PROMPT, LENGTH, policy, "none", regex="a*")

@@ -126,7 +126,7 @@ class Forward:
         prompt = torch.full((point.rows,), point.length - point.asked, device=device)
         yes, nothing = torch.ones_like(prompt).bool(), torch.zeros_like(compute)
         whole, held = torch.full_like(prompt, point.length), torch.full_like(prompt, -1)
-        self.canvas = Canvas(tokens, prompt, whole, whole, held, held + 1, ~yes, nothing, model.spec)
+        self.canvas = Canvas(tokens, prompt, whole, whole, whole, held, held + 1, ~yes, nothing, model.spec)
         self.cache, self.ask = Stored(compute, point.computed == point.length), Ask(self.canvas.response)
         self.state = model.init(self.canvas, self.cache)
         zero = torch.zeros(point.rows, device=device, dtype=torch.float64)

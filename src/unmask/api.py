@@ -142,8 +142,8 @@ class Model:
         Args:
             prompts: a string, a list (or array) of ids, a conversation ``[{"role": ..., "content": ...}, ...]``, or a
                 list of any of these. Lengths may differ. Strings are text: names of control tokens in them stay text.
-            gen_length: response length in tokens, exact; one number, or one per prompt. None: the model's
-                recommendation.
+            gen_length: response length in tokens, exact unless the policy changes it; one number, or one per prompt.
+                None: the model's recommendation.
             policy, cache: specs such as ``"slowfast(tau_high=0.9)"`` and ``"dllm(kp=25,kr=5)"``, or objects. None: the
                 model's recommendation; a policy given without a cache has none.
             params: a :class:`~unmask.engine.request.SamplingParams`, or one per prompt.

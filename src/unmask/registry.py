@@ -54,6 +54,8 @@ POLICIES = {
     "dawn": "unmask.policies.dawn:Dawn",
     "lopa": "unmask.policies.lopa:Lopa",
     "verified": "unmask.policies.verified:Verified",
+    "flexible": "unmask.policies.flexible:Flexible",
+    "daedal": "unmask.policies.daedal:Daedal",
 }
 CACHES = {
     "none": "unmask.caches.none:NoCache",

@@ -56,15 +56,15 @@ class Result:
     Attributes:
         text: up to the end of text or the first stop string; of an infilled text the whole. "" when the model has no
             tokenizer.
-        tokens: ids of the response, ``gen_length`` of them; ends of text where nothing was generated, masks where the
-            request failed or was aborted before.
+        tokens: ids of the response, ``gen_length`` of them unless the policy changes that; ends of text where nothing
+            was generated, masks where the request failed or was aborted before.
         prompt_tokens: ids of the prompt.
         steps: of each token, the row's forward pass (from 0) that committed it; -1 where none did or it was dropped.
         confidence: of each token, its probability when it was committed.
         stats: what it cost.
         spans: the parts of ``tokens`` that were generated: all of it, or the gaps.
-        finish_reason: ``eos``, ``stop`` (a stop string), ``length`` (all of gen_length is filled), ``abort`` or
-            ``error``.
+        finish_reason: ``eos``, ``stop`` (a stop string), ``length`` (all of the response is filled), ``abort``
+            or ``error``.
         error: what went wrong, where finish_reason is ``error``.
         seed: of the sampling noise.
     """
@@ -84,8 +84,8 @@ class Result:
 def result_of(outcome: Outcome, text: Text | None, spec: ModelSpec) -> Result:
     """The result of a request that has ended."""
     request, tokens = outcome.request, outcome.tokens
-    length, over = request.gen_length, outcome.ending.over if outcome.ending else 0
-    given = [at in request.fixed for at in range(length)]
+    over = outcome.ending.over if outcome.ending else 0
+    given = [at in request.fixed for at in range(len(tokens))]
     end = _end(outcome, spec)
     count = sum(not own for own in given[:end])
     seconds, nfe = outcome.seconds, outcome.nfe

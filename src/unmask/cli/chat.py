@@ -178,7 +178,7 @@ class Session:
         self.messages += [{"role": "user", "content": question}, {"role": "assistant", "content": result.text}]
         self.answered = True
         if result.finish_reason == "length":
-            self.notice(f"the answer fills all of {self.gen_length} tokens; /length N gives it more")
+            self.notice(f"the answer fills all of {len(result.tokens)} tokens; /length N gives it more")
 
     @contextmanager
     def _naming_length(self, messages: list[dict[str, str]]) -> Iterator[None]:

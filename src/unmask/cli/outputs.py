@@ -314,7 +314,9 @@ class Trace:
         if self.header:
             self._put(self.header)
             self.header = {}
-        ends = step.canvas.wanted.tolist()  # what fills up the last block behind a response is not part of it
+        resized = step.update.grow is not None
+        last = step.canvas.most if resized else step.canvas.wanted
+        ends = last.tolist()  # what fills up the last block behind a response is not part of it
         end = dict(zip(step.rows, ends, strict=True))
         committed = [c for c in step.committed() if c.position < end[c.row]]
         self._put(
@@ -328,6 +330,7 @@ class Trace:
                 "confidence": [confidences(row[:own]) for row, own in zip(step.confidence, ends, strict=True)],
                 "work": step.work.tolist(),
                 "computed": [runs(row[:own]) for row, own in zip(step.computed(), ends, strict=True)],
+                **({"length": (step.canvas.wanted - step.canvas.prompt).tolist()} if resized else {}),
                 "notes": {name: value.tolist() for name, value in step.notes().items()},
                 "seconds": step.seconds,
                 "finished": list(step.finished),

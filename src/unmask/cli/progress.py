@@ -170,7 +170,7 @@ class Watch(Display):
         """A row's tokens from where its text begins, and the forward pass that committed each."""
         request = self.requests[step.rows[i]]
         begin = len(request.prompt) if request.begin is None else request.begin
-        own = slice(begin, len(request.prompt) + request.gen_length)
+        own = slice(begin, int(step.canvas.wanted[i]))
         return step.canvas.tokens[i, own].tolist(), step.committed_at[i, own].tolist()
 
     def _show(self, rows: Sequence[Any]) -> None:

@@ -239,7 +239,8 @@ class _Cells:
         parts = parts @ self._upper.astype(weight.dtype)
         below = np.minimum(left, np.nextafter(parts[:, -1], weight.dtype.type(-1)))
         inside = ((parts <= below[:, None]).astype(weight.dtype) @ np.ones(_CELL, weight.dtype)).astype(np.int64)
-        return which * _CELL + inside.reshape(which.shape).clip(max=_CELL - 1)
+        place: Ints = which * _CELL + inside.reshape(which.shape).clip(max=_CELL - 1)
+        return place
 
     @cached_property
     def _upper(self) -> Floats:

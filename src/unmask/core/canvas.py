@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .errors import RequestError
 from .state import PER_POSITION
 
 NO_MASK = -1
@@ -69,6 +68,8 @@ class Update:
     ``ahead [B]``: blocks of a block model, behind the current one, that are worked on with it from now on. None: none.
     ``branch [B]``: which of its canvases a row goes on from, 0 its own; the rest is said of that canvas. See
     :class:`~unmask.core.protocols.Forks`. None: there is one only.
+    ``grow [B]``: positions by which the response becomes longer at its end from the next forward pass on, negative:
+    shorter. New ones are masked, unless they are written at once. None: none.
     """
 
     write: Tensor
@@ -77,6 +78,7 @@ class Update:
     hold: Tensor | None = None
     ahead: Tensor | None = None
     branch: Tensor | None = None
+    grow: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ class Canvas:
         length: ``[B]`` prompt + response lengths.
         wanted: ``[B]`` of these, positions that must be filled; what lies behind was not asked for, but fills the last
             block of a block model.
+        most: ``[B]`` what ``length`` may become, see :class:`Update`.
         held: ``[B]`` a position that its policy holds the row at, see :class:`Update`; -1: none.
         ahead: ``[B]`` blocks worked on with the current one, see there.
         eos_stop: ``[B]`` whether a row is finished once its response has an end of text with no mask before it.
@@ -100,6 +103,7 @@ class Canvas:
     prompt: Tensor
     length: Tensor
     wanted: Tensor
+    most: Tensor
     held: Tensor
     ahead: Tensor
     eos_stop: Tensor
@@ -114,17 +118,20 @@ class Canvas:
         *,
         eos_stop: bool | Sequence[bool] = True,
         fixed: Sequence[Mapping[int, int]] | None = None,
+        rooms: Sequence[int] | None = None,
         device: torch.device | str = "cpu",
     ) -> Canvas:
         """One row per prompt, followed by ``lengths[i]`` masks, some of which ``fixed[i]`` replaces: {position in the
-        response: id}; and by as many as fill the last block.
+        response: id}; and by as many as fill the last block. ``rooms[i]``: positions that its response may become;
+        None: those that it has.
 
-        Nothing is checked: :func:`check_request` does that, once for each request.
+        Nothing is checked: :meth:`unmask.engine.request.Request.check` does that, once for each request.
         """
         given = [{}] * len(prompts) if fixed is None else fixed
         wanted = [len(p) + n for p, n in zip(prompts, lengths, strict=True)]
         size = [len(p) + spec.room(len(p), n) for p, n in zip(prompts, lengths, strict=True)]
-        tokens = torch.full((len(prompts), max(size)), spec.pad, dtype=torch.long)
+        most = size if rooms is None else [len(p) + n for p, n in zip(prompts, rooms, strict=True)]
+        tokens = torch.full((len(prompts), max(most)), spec.pad, dtype=torch.long)
         kept = torch.zeros_like(tokens, dtype=torch.bool)
         for i, prompt in enumerate(prompts):
             tokens[i, : len(prompt)] = torch.as_tensor(prompt, dtype=torch.long)
@@ -137,6 +144,7 @@ class Canvas:
             torch.tensor([len(p) for p in prompts], device=device),
             torch.tensor(size, device=device),
             torch.tensor(wanted, device=device),
+            torch.tensor(most, device=device),
             torch.full((len(prompts),), -1, device=device),
             torch.zeros(len(prompts), dtype=torch.long, device=device),
             torch.tensor(stop, device=device),
@@ -335,50 +343,20 @@ class Canvas:
         if update.hold is not None:
             held = torch.where(update.hold, torch.where(held < 0, self.block_start(None), held), -1)
         after = replace(self, tokens=tokens, held=held, ahead=self.ahead if update.ahead is None else update.ahead)
+        if update.grow is not None:
+            return after._resized(update.grow, update.write)
         for name in ("position", "valid", "response", "closing"):  # unchanged by an update
             if name in self.__dict__:
                 after.__dict__[name] = self.__dict__[name]
         return after
 
+    def resized(self, grow: Tensor) -> Tensor:
+        """``[B]`` the length of rows whose responses become longer by ``grow [B]``, or shorter, within their bounds."""
+        return torch.minimum(torch.maximum(self.length + grow, self.prompt), self.most)
 
-def check_request(
-    row: int, prompt: Sequence[int], gen_length: int, spec: ModelSpec, fixed: Mapping[int, int] | None = None
-) -> None:
-    """Refuse what no canvas can hold; see :meth:`Canvas.blank`. ``row`` names the prompt in the message.
-
-    Raises:
-        RequestError: an empty prompt (allowed in front of fixed tokens, unless the model is shifted), ids out of range
-            or the mask id in it, a response length below 1, more positions than the model's context, fixed tokens
-            outside the response or at all of its positions.
-    """
-    if len(prompt) == 0 and (spec.shift or not fixed):
-        raise RequestError("the prompt is empty; at least one token is needed", row)
-    if gen_length < 1:
-        raise RequestError(f"gen_length must be at least 1, got {gen_length}", row)
-    if len(prompt) + gen_length > spec.context:
-        raise RequestError(
-            f"it has {len(prompt)} tokens and gen_length is {gen_length}: together "
-            f"{len(prompt) + gen_length}, but the model's context is {spec.context}",
-            row,
-        )
-    if len(prompt):
-        _check_ids(row, "it", prompt, spec)
-    if fixed:
-        _check_ids(row, "fixed", list(fixed.values()), spec)
-        odd = [at for at in fixed if not 0 <= at < gen_length]
-        if odd:
-            raise RequestError(
-                f"fixed has the position {odd[0]}; accepted are 0 to {gen_length - 1}, "
-                "counted from the start of the response",
-                row,
-            )
-        if len(fixed) == gen_length:
-            raise RequestError(f"fixed leaves nothing to decode: all {gen_length} tokens are given", row)
-
-
-def _check_ids(row: int, name: str, ids: Sequence[int], spec: ModelSpec) -> None:
-    low, high = min(ids), max(ids)
-    if low < 0 or high >= spec.vocab:
-        raise RequestError(f"{name} has the id {low if low < 0 else high}; accepted are 0 to {spec.vocab - 1}", row)
-    if spec.mask in ids:
-        raise RequestError(f"{name} contains the mask id {spec.mask}; masks are only allowed in the response", row)
+    def _resized(self, grow: Tensor, written: Tensor) -> Canvas:
+        """The canvas with other lengths; new positions that are not ``written [B, T]`` are masked."""
+        length = self.resized(grow)
+        after = replace(self, length=length, wanted=self.wanted + length - self.length)
+        tokens = torch.where(after.valid & ~self.valid & ~written, self.spec.mask, self.tokens)
+        return replace(after, tokens=torch.where(after.valid, tokens, self.spec.pad))

@@ -81,6 +81,16 @@ class Policy(Configured, ABC):
         return False
 
     @property
+    def resizes(self) -> bool:
+        """Whether it may change the length of a response; see :class:`~unmask.core.canvas.Update`."""
+        return False
+
+    @property
+    def paced(self) -> bool:
+        """Whether it commits by a schedule that is made for the length that the response has at first."""
+        return False
+
+    @property
     def spans(self) -> bool:
         """Whether the blocks of ``block_length`` may be any spans of the response, longer ones too; see
         :class:`~unmask.core.spans.Spanned`.
@@ -91,6 +101,10 @@ class Policy(Configured, ABC):
     def renoises(self) -> bool:
         """Whether it decodes models without a mask token, which denoise uniform noise, and these alone."""
         return False
+
+    def grows_to(self, gen_length: int) -> int:
+        """Tokens that a response of ``gen_length`` may grow to."""
+        return gen_length
 
     def most_passes(self, positions: int) -> int:
         """Forward passes that a response of so many positions takes at most; a row that takes more fails."""
@@ -137,10 +151,14 @@ class Wrapper(Policy):
     def __post_init__(self) -> None:
         super().__post_init__()
         held = self.policy
-        if isinstance(held, Policy) and held.branches > 1:
+        if not isinstance(held, Policy):
+            return
+        instead = f"write {held.name}({self.name}(...)) instead of {self.name}({held.name}(...))"
+        if held.branches > 1:
+            raise SpecError(f"{self.name}: policy must decode one canvas of a row, not {held.branches}; {instead}")
+        if held.resizes:
             raise SpecError(
-                f"{self.name}: policy must decode one canvas of a row; {held.name} decodes {held.branches}. It can be "
-                f"around this policy instead, as in {held.name}({self.name}(...))"
+                f"{self.name}: policy must not change the length of a response: only the outermost one may; {instead}"
             )
 
     @property
@@ -174,6 +192,10 @@ class Wrapper(Policy):
     @property
     def holds(self) -> bool:
         return self.policy.holds
+
+    @property
+    def paced(self) -> bool:
+        return self.policy.paced
 
     def most_passes(self, positions: int) -> int:
         return self.policy.most_passes(positions)

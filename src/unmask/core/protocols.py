@@ -77,6 +77,8 @@ class Ask:
             window's masks gets one. For rules that hold for any candidates; None: all must be answered.
         draft: ``[B, T]`` ids that the network is given where the canvas is open, of models without a mask token. None:
             the mask.
+        ends: ``[B, T]`` positions whose prediction of an end of text is wanted, masked or filled, where the cache
+            computes them anyway; see ``Prediction.end``. None: none.
         heat: ``[B]`` temperature of the policy itself, which divides the logits before anything is read from them.
             None: 1.
         forks: the canvases that are computed in place of the rows' own. Every tensor of the ask then has one line for
@@ -98,6 +100,7 @@ class Ask:
     penalty: float = 0.0
     optional: Tensor | None = None
     draft: Tensor | None = None
+    ends: Tensor | None = None
     heat: Tensor | None = None
     forks: Forks | None = None
 
@@ -160,6 +163,8 @@ class Prediction:
         allowed: ``[N, V]`` the tokens that a row's constraint accepts at each line of ``logits``, behind the predicted
             ones; only for policies whose ``needs`` has ``"allowed"``. None: no row has a constraint.
         fresh: ``[B, T]`` positions whose answer was computed anew in all layers, not in part taken from a cache.
+        end: ``[B, T]`` float64, the probability of an end of text where that is the likeliest token of the model's own
+            distribution, 0 where another one is; -inf where not looked at or not computed. None: nothing was looked at.
         aside: ``[B, T]`` float64, for the cache alone: the likeliest token's probability at the positions of its
             plan's ``read``, -inf elsewhere. None: it wanted none.
     """
@@ -175,6 +180,7 @@ class Prediction:
     beside: Tensor | None = None
     attention: Attention | None = None
     fresh: Tensor | None = None
+    end: Tensor | None = None
     aside: Tensor | None = None
     drawn: Tensor | None = None
     allowed: Tensor | None = None
@@ -205,7 +211,7 @@ class Prediction:
 
     def within(self, window: Tensor) -> Prediction:
         """What would have been answered to an ask for ``window [B, T]`` alone; for wrappers that ask for more."""
-        kept = {
+        kept: dict[str, Any] = {
             name: torch.where(window, value, 0)
             for name in ("token", "entropy", "margin", "gap")
             if (value := getattr(self, name)) is not None

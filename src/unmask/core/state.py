@@ -242,6 +242,16 @@ def mixed(rows: Tensor, first: S, second: S) -> S:
     return first
 
 
+def blank(state: S, where: Tensor) -> S:
+    """The state with zeros at positions ``where [B, T]`` of leaves declared :data:`PER_POSITION`."""
+
+    def cleared(leaf: Any, positions: bool) -> Any:
+        fits = positions and isinstance(leaf, Tensor) and leaf.shape[1] == where.shape[1]
+        return leaf.masked_fill(where.view(*where.shape, *[1] * (leaf.dim() - 2)), 0) if fits else leaf
+
+    return _map(cleared, state)  # type: ignore[no-any-return]
+
+
 def slabs(state: Any) -> Iterator[Slab]:
     """All slabs of a state."""
     if isinstance(state, Slab):

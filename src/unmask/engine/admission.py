@@ -23,13 +23,14 @@ _LOG = logging.getLogger(__name__)
 def fresh_state(model: Denoiser, requests: Sequence[Request]) -> State:
     """The state of requests with one policy and cache before their first forward pass."""
     device, spec = model.network.device, model.spec
-    rooms = [spec.room(len(r.prompt), r.gen_length) for r in requests]
+    rooms = [r.room(spec) for r in requests]
     canvas = Canvas.blank(
         [r.prompt for r in requests],
         [r.gen_length for r in requests],
         spec,
         eos_stop=[not r.params.ignore_eos for r in requests],
         fixed=[r.fixed for r in requests],
+        rooms=rooms,
         device=device,
     ).widened(spare_columns(requests[0].policy, rooms))
     return start(model, requests[0].cache, requests[0].policy, canvas, _sampling(requests, spec, device))
@@ -39,8 +40,9 @@ def state_bytes(model: Denoiser, request: Request, width: int = 0) -> int:
     """Bytes of the state of a row, on a canvas of so many positions at least; 0 of a policy that cannot begin, which
     ends with what is wrong when it enters.
     """
-    own = len(request.prompt) + model.spec.room(len(request.prompt), request.gen_length)
-    longer = replace(request, prompt=[*request.prompt, *[model.spec.pad] * (width - own)])
+    longer = request
+    if (more := width - len(request.prompt) - request.room(model.spec)) > 0:
+        longer = replace(request, prompt=[*request.prompt, *[model.spec.pad] * more], most=request.longest(model.spec))
     try:
         return row_bytes(fresh_state(model, [longer]), request.policy.reuses)
     except Exception:  # whatever a policy does

@@ -16,7 +16,7 @@ from .request import Request
 @dataclass
 class Row:
     """A request that is being decoded, as the host knows it. Slot i of its group's state is row i of its list; ``room``
-    are the positions of its response on the canvas.
+    are the positions that its response may take on the canvas.
     """
 
     request: Request
@@ -24,6 +24,7 @@ class Row:
     born: float
     stops: StopStrings | None
     nfe: int = 0
+    length: int | None = None  # of its response after the last forward pass; None: as asked for
     looked: int = 0  # where the text has been searched for stop strings up to
     first: float | None = None
     reason: FinishReason | None = None

@@ -15,7 +15,7 @@ from ..core.cache import Cache
 from ..core.canvas import Canvas, Update
 from ..core.policy import Policy
 from ..core.protocols import Ask, Sampling
-from ..core.state import PER_POSITION, slabs
+from ..core.state import PER_POSITION, blank, slabs
 from ..models.denoiser import Branches, Denoiser
 from .branching import forward, joined, settled
 
@@ -28,7 +28,7 @@ class Record:
         nfe: ``[B]`` forward passes.
         work: ``[B]`` positions computed, averaged over the layers, summed over the forward passes.
         committed_at: ``[B, T]`` the row's forward pass (from 0) that committed each position; -1 elsewhere.
-        confidence: ``[B, T]`` with which it was committed; 0 elsewhere.
+        confidence: ``[B, T]`` with which it was committed; 0 elsewhere, and where it was not predicted.
     """
 
     nfe: Tensor
@@ -46,7 +46,7 @@ class Record:
     def after(self, update: Update, confidence: Tensor, work: Tensor) -> Record:
         """One forward pass later."""
         at = torch.where(update.write, self.nfe[:, None], self.committed_at)
-        sure = torch.where(update.write, confidence.float(), self.confidence)
+        sure = torch.where(update.write, confidence.float().clamp(min=0), self.confidence)
         if update.remask is not None:
             at, sure = at.masked_fill(update.remask, -1), sure.masked_fill(update.remask, 0.0)
         return Record(self.nfe + 1, self.work + work, at, sure)
@@ -83,12 +83,14 @@ class Status:
         settled: positions from the start of the canvas on that hold final text: up to the first masked position, the
             end of text or the end of the row.
         ended: the row has an end of text with no masked position before it.
+        wanted: positions of prompt and response, as long as that is now.
     """
 
     done: bool
     finite: bool
     settled: int
     ended: bool
+    wanted: int
 
 
 @dataclass(frozen=True)
@@ -129,9 +131,9 @@ class Step:
     finished: tuple[Any, ...] = ()
 
     def committed(self) -> list[Commit]:
-        """The tokens written, by row and position."""
+        """The tokens written, by row and position; 0 is the confidence of those that were not predicted."""
         at, position = self.update.write.nonzero(as_tuple=True)
-        parts = (position, self.update.token[at, position], self.confidence[at, position])
+        parts = (position, self.update.token[at, position], self.confidence[at, position].clamp(min=0))
         return [
             Commit(self.rows[i], *values) for i, *values in zip(at.tolist(), *(p.tolist() for p in parts), strict=True)
         ]
@@ -176,6 +178,9 @@ def step(
     cache_state = replace(answer.state, plain=learn(plain), free=learn(free) if policy.guidance else None)
     after = canvas.apply(update)
     record = record.after(update, answer.prediction.confidence, answer.work)
+    if update.grow is not None:  # what was known of positions that are gone does not come back with them
+        gone = ~after.valid
+        policy_state, cache_state = blank(policy_state, gone), blank(cache_state, gone)
     status = _status(after, answer.prediction.confidence, policy.remasks)
     event = Step(
         index,
@@ -202,8 +207,8 @@ def _status(canvas: Canvas, confidence: Tensor, remasks: bool) -> tuple[Status, 
     settled = torch.minimum(torch.minimum(masks, canvas.eos_at), canvas.wanted)
     if remasks and canvas.spec.block is not None:  # what it has committed in the current block may change
         settled = torch.where(canvas.done, settled, torch.minimum(settled, canvas.base))
-    facts = [canvas.done, ~confidence.isnan().any(1), settled, canvas.eos_at < masks]
+    facts = [canvas.done, ~confidence.isnan().any(1), settled, canvas.eos_at < masks, canvas.wanted]
     return tuple(
-        Status(bool(done), bool(finite), at, bool(ended))
-        for done, finite, at, ended in zip(*torch.stack([fact.long() for fact in facts]).tolist(), strict=True)
+        Status(bool(done), bool(finite), at, bool(ended), wanted)
+        for done, finite, at, ended, wanted in zip(*torch.stack([fact.long() for fact in facts]).tolist(), strict=True)
     )

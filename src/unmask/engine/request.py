@@ -122,13 +122,14 @@ class Request:
     Attributes:
         id: names the request in events and results; unique among those that are being decoded.
         prompt: ids.
-        gen_length: response length in tokens.
+        gen_length: response length in tokens; where the policy changes lengths, the one to begin with.
         policy, cache: of this request alone; requests with equal ones share forward passes.
         params: with ``suppress`` as ids and a ``seed`` that is a number.
         fixed: tokens of the response that are given, {position in the response: id}.
         begin: where on the canvas the text of the result begins; None: behind the prompt.
         constraint: what that text must be; None: as ``params`` say. The engine compiles these when it is added.
         state: the state of ``constraint`` behind the prompt, set by the engine.
+        most: tokens that the response may become where the policy changes lengths; None: as many as the policy says.
     """
 
     id: Any
@@ -141,19 +142,29 @@ class Request:
     begin: int | None = None
     constraint: Automaton | None = None
     state: int = 0
+    most: int | None = None
+
+    def longest(self, spec: ModelSpec) -> int:
+        """Tokens that the response may become, within the model's context."""
+        policy, context = self.policy.grows_to(self.gen_length), spec.context - len(self.prompt)
+        return max(self.gen_length, min(policy, context, self.most or policy))
+
+    def room(self, spec: ModelSpec) -> int:
+        """Positions on the canvas that the response may take."""
+        return spec.room(len(self.prompt), self.longest(spec))
 
     def check(self, spec: ModelSpec) -> None:
         """Refuse what cannot be decoded; called once for each request.
 
         Raises:
-            RequestError: see :func:`unmask.core.canvas.check_request`; suppressed ids out of range or so many that no
+            RequestError: see :func:`_check_request`; suppressed ids out of range or so many that no
                 token is left, tokens given behind a masked position to a policy that goes from left to right, or what
                 else the policy refuses. Its ``row`` is the request's id.
             ModelError: something else that the policy needs cannot be used.
         """
-        from ..core.canvas import NO_MASK, check_request
+        from ..core.canvas import NO_MASK
 
-        check_request(self.id, self.prompt, self.gen_length, spec, self.fixed)
+        _check_request(self.id, self.prompt, self.gen_length, spec, self.fixed)
         limit = min(spec.limit, spec.vocab)
         outside = [i for i in self.params.suppress if not 0 <= int(i) < spec.vocab]
         if outside:
@@ -183,6 +194,7 @@ class Request:
                 "take a policy that fills positions in any order, such as slowfast or threshold",
                 self.id,
             )
+        self._check_length(spec)
         if spec.block is not None and self.inside:
             raise RequestError(
                 f"the model decodes blocks of {spec.block} tokens in order and cannot see what stands behind a gap: "
@@ -194,6 +206,25 @@ class Request:
             self.policy.check(self.prompt, self.gen_length, spec)
         except RequestError as error:
             raise error.of(self.id) from None
+
+    def _check_length(self, spec: ModelSpec) -> None:
+        """Refuse what needs a response whose length is known, of policies that change it."""
+        if not self.policy.resizes:
+            return
+        asked = {"fixed": self.fixed, **self.params.constraint, "constraint": self.constraint}
+        given = next((name for name, value in asked.items() if value), None)
+        if given is not None:
+            raise RequestError(
+                f"{given}: {self.policy.name} changes the length of a response, so it is not known where given text "
+                "stands and how much room a constraint has; use the policy inside",
+                self.id,
+            )
+        if spec.block is not None:
+            raise RequestError(
+                f"{self.policy.name}: the model decodes blocks of {spec.block} tokens in order and sees nothing behind "
+                "the current one, so that gen_length is only an upper bound already; use the policy inside",
+                self.id,
+            )
 
     def _check_whole(self) -> None:
         """Refuse what needs tokens to be committed one after the other, on models that commit whole canvases."""
@@ -210,3 +241,46 @@ class Request:
     def inside(self) -> bool:
         """Whether a masked position stands in front of a fixed token."""
         return bool(self.fixed) and len(self.fixed) <= max(self.fixed)
+
+
+def _check_request(
+    row: int, prompt: Sequence[int], gen_length: int, spec: ModelSpec, fixed: Mapping[int, int] | None = None
+) -> None:
+    """Refuse what no canvas can hold; ``row`` names the prompt in the message.
+
+    Raises:
+        RequestError: an empty prompt (allowed in front of fixed tokens, unless the model is shifted), ids out of range
+            or the mask id in it, a response length below 1, more positions than the model's context, fixed tokens
+            outside the response or at all of its positions.
+    """
+    if len(prompt) == 0 and (spec.shift or not fixed):
+        raise RequestError("the prompt is empty; at least one token is needed", row)
+    if gen_length < 1:
+        raise RequestError(f"gen_length must be at least 1, got {gen_length}", row)
+    if len(prompt) + gen_length > spec.context:
+        raise RequestError(
+            f"it has {len(prompt)} tokens and gen_length is {gen_length}: together "
+            f"{len(prompt) + gen_length}, but the model's context is {spec.context}",
+            row,
+        )
+    if len(prompt):
+        _check_ids(row, "it", prompt, spec)
+    if fixed:
+        _check_ids(row, "fixed", list(fixed.values()), spec)
+        odd = [at for at in fixed if not 0 <= at < gen_length]
+        if odd:
+            raise RequestError(
+                f"fixed has the position {odd[0]}; accepted are 0 to {gen_length - 1}, "
+                "counted from the start of the response",
+                row,
+            )
+        if len(fixed) == gen_length:
+            raise RequestError(f"fixed leaves nothing to decode: all {gen_length} tokens are given", row)
+
+
+def _check_ids(row: int, name: str, ids: Sequence[int], spec: ModelSpec) -> None:
+    low, high = min(ids), max(ids)
+    if low < 0 or high >= spec.vocab:
+        raise RequestError(f"{name} has the id {low if low < 0 else high}; accepted are 0 to {spec.vocab - 1}", row)
+    if spec.mask in ids:
+        raise RequestError(f"{name} contains the mask id {spec.mask}; masks are only allowed in the response", row)

@@ -103,8 +103,9 @@ class Engine:
         if self.memory is not None:
             need = state_bytes(self.model, request)
             if need > self.memory:
+                size = f"{len(request.prompt)} + {request.longest(self.spec)}"
                 raise RequestError(
-                    f"it needs {need / 2**20:.0f} MiB for {len(request.prompt)} + {request.gen_length} tokens with "
+                    f"it needs {need / 2**20:.0f} MiB for {size} tokens with "
                     f"cache {request.cache}, but the memory budget is {self.memory / 2**20:.0f} MiB; shorten it, "
                     "choose another cache or raise the budget",
                     request.id,
@@ -190,6 +191,7 @@ class Engine:
         self.clock = before + time.perf_counter() - began
         for slot, (row, status) in enumerate(zip(rows, event.status, strict=True)):
             row.nfe += 1
+            row.length = status.wanted - len(row.request.prompt)
             if row.first is None and status.settled > len(row.request.prompt):
                 row.first = self.clock - row.born
             elif row.first is not None and status.settled <= len(row.request.prompt):
@@ -263,7 +265,8 @@ class Engine:
 
     def _end(self, row: Row, state: State | None, slot: int) -> None:
         """Note the outcome of a row."""
-        request, spec, length = row.request, self.spec, row.request.gen_length
+        request, spec = row.request, self.spec
+        length = request.gen_length if row.length is None else row.length
         fixed = [request.fixed.get(at, spec.mask) for at in range(length)]
         tokens, steps, sure, work = fixed, [-1] * length, [0.0] * length, 0.0
         if state is not None:
@@ -319,7 +322,7 @@ class Engine:
 
     def _row(self, request: Request, stops: StopStrings | None = None, **known: Any) -> Row:
         """What the host knows of a request that enters now."""
-        return Row(request, self.spec.room(len(request.prompt), request.gen_length), self.clock, stops, **known)
+        return Row(request, request.room(self.spec), self.clock, stops, **known)
 
     def _place(self, entering: list[tuple[Group, list[Row]]], request: Request) -> tuple[Group, list[Row]]:
         """The group of a request, and those that enter it now."""
@@ -369,7 +372,7 @@ class Engine:
             room, held = len(rows), max((slab.capacity for slab in slabs(state)), default=0)
             if 0 < held < room:  # where requests come one by one, not every one of them moves the others
                 room = min(max(room, 2 * held), self.batch_size)
-            rooms = [self.spec.room(len(r.prompt), r.gen_length) for r in rows]
+            rooms = [r.room(self.spec) for r in rows]
             width = max(len(r.prompt) + own for r, own in zip(rows, rooms, strict=True))
             width += spare_columns(group.policy, rooms)
             wide = -(-(width + 1) // _ROUND) * _ROUND

@@ -124,6 +124,7 @@ def grid(gen_length: int) -> list[tuple[str, str]]:
     if gen_length >= 4 * NEAR:
         policies += [f"lookahead({policy},{NEAR})" for policy in POLICIES]
         policies += [f"lopa(lookahead({policy},{NEAR}))" for policy in BRANCHING]
+        policies += [f"flexible(threshold(tau={tau}),max_length={2 * gen_length})" for tau in (0.99, 0.9)]
     return [(policy, cache) for policy in policies for cache in CACHES] + list(MORE)
 
 

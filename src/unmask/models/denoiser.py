@@ -172,8 +172,8 @@ class Denoiser:
         prediction = replace(spread(canvas, row, position, parts, needs, sampling), fresh=fresh)
         prediction = replace(prediction, attention=None if watch is None else watch.seen())
         for name, place, part in others:
-            best = {"aside": frozenset[str](), "beside": needs}.get(name)
-            told = self._told(canvas, sampling, place, part, guidance, clock, best)
+            best = {"aside": frozenset[str](), "beside": needs, "end": frozenset[str]()}.get(name)
+            told = self._told(canvas, sampling, place, part, guidance, clock, best, ends=name == "end")
             prediction = replace(prediction, **{name: told})  # type: ignore[arg-type]
         work = torch.stack([plan.work.double() for plan in plans]).sum(0)
         tell = partial(computed, [replace(r, keys=None, scratch={}) for r in ran], canvas.tokens.shape, self.layers)
@@ -194,9 +194,10 @@ class Denoiser:
         guidance: float,
         clock: Clock,
         best: frozenset[str] | None,
+        ends: bool = False,
     ) -> Tensor:
         """``[B, T]`` the probability of the token at each place, or of the likeliest, by the distribution that these
-        needs name (``best``).
+        needs name (``best``); 0 where that does not end a text (``ends``).
         """
         nothing = 0.0 if best is None else -torch.inf
         told = torch.full(canvas.tokens.shape, nothing, dtype=torch.float64, device=hidden.device)
@@ -207,7 +208,8 @@ class Denoiser:
                 if best is None:
                     told[at] = logits.double().softmax(-1).gather(-1, canvas.tokens[at][:, None])[:, 0]
                 else:
-                    told[at] = likeliest(temper(logits, sampling, at[0]) if "tempered" in best else logits)[1]
+                    token, sure = likeliest(temper(logits, sampling, at[0]) if "tempered" in best else logits)
+                    told[at] = torch.where(canvas.is_eos(token), sure, 0.0) if ends else sure
         return told
 
     def _hidden(
@@ -359,7 +361,7 @@ def spread(
 ) -> Prediction:
     """The values of all positions predicted, at their places in ``[B, T]``."""
     like = torch.zeros(canvas.tokens.shape, dtype=torch.float64, device=canvas.tokens.device)
-    spread = {
+    spread: dict[str, Any] = {
         "token": torch.zeros_like(canvas.tokens),
         "confidence": torch.full_like(like, -torch.inf),
         **{name: torch.zeros_like(like) for name in MEASURES if name in needs},

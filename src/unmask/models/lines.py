@@ -19,8 +19,8 @@ Pair = tuple[Tensor, Tensor]
 @dataclass(frozen=True)
 class Lines:
     """Network outputs by purpose: first ``"asked"``, predictions of masked positions for the policy; then ``"probe"``
-    and ``"score"``, which rate the tokens that are there; then ``"aside"``, predictions for the cache, and
-    ``"beside"``, of filled positions for the policy.
+    and ``"score"``, which rate the tokens that are there; then ``"aside"``, predictions for the cache, ``"beside"``, of
+    filled positions for the policy, and ``"end"``, of an end of text.
 
     Attributes:
         masks: ``[B, T]`` for each purpose: the positions that the outputs speak of; for probes the columns they are in.
@@ -48,7 +48,8 @@ class Lines:
             told = canvas.targets(computed) | computed & (canvas.position == 0)
             beside = ask.beside & canvas.valid & (canvas.tokens != canvas.spec.mask) & told
         rating = None if probes is None else probes.rating(canvas)
-        masks = {"asked": want, "score": scored, "aside": read, "beside": beside, "probe": rating}
+        ends = None if ask.ends is None else ask.ends & canvas.response & canvas.targets(computed)
+        masks = {"asked": want, "score": scored, "aside": read, "beside": beside, "end": ends, "probe": rating}
         return Lines({name: mask for name, mask in masks.items() if mask is not None}, probes, canvas.spec.shift)
 
     def counts(self) -> list[Tensor]:

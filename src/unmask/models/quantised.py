@@ -356,6 +356,6 @@ def described(kind: str | None, device: torch.device) -> str:
 
 
 def _instructions() -> str:
-    has = getattr(torch.cpu, "get_capabilities", dict)()
+    has: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     named = {"amx_int8": "AMX", "avx512_vnni": "AVX512-VNNI", "avx_vnni": "AVX-VNNI"}
     return next((name for flag, name in named.items() if has.get(flag)), torch.backends.cpu.get_cpu_capability())

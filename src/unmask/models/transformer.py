@@ -136,7 +136,7 @@ class Norm(nn.Module):
         if hidden.device.type != "cpu" or hidden.element_size() != 2:
             return F.rms_norm(hidden, self.weight.shape, self.weight, self.eps)
         wide = hidden.float()  # what torch does instead, for want of a kernel, takes twice the time of the following
-        size = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        size: Tensor = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         inverse = (size * size / wide.shape[-1] + self.eps).rsqrt()
         return (wide * inverse).mul_(self.weight.float()).to(hidden.dtype)
 

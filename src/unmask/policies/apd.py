@@ -25,9 +25,7 @@ _LINES = 1 << 23  # elements of [positions, vocabulary] compared at a time: 64 M
 
 @dataclass(frozen=True)
 class ApdState:
-    """What the verifier has read, ``text [B, T]`` as it was then, the rows' sampling parameters, and ``step [B]``,
-    forward passes so far.
-    """
+    """What the verifier has read, of which ``text [B, T]``, how rows are sampled, and their forward passes so far."""
 
     memory: Memory
     text: Tensor = field(metadata=PER_POSITION)
@@ -55,9 +53,7 @@ class Apd(Policy):
     refuses = "text behind a gap: it commits from left to right and cannot use what stands behind a masked position"
 
     r: float = param(0.7, "weight of the diffusion model in the product; 1: every draft is committed", ge=0, le=1)
-    lookahead: int | None = param(
-        100, "positions from the first masked one on that are in the input; none: all", ge=1, optional=True
-    )
+    lookahead: int | None = param(100, "positions in the input, from the first mask on; none: all", ge=1, optional=True)
     verifier: str | None = param(None, "folder or hub id of a causal language model; none: the bundled one", file=True)
     preset: str = param("paper", "as published, or as the authors' code", choices=("paper", "reference"))
 
@@ -96,8 +92,7 @@ class Apd(Policy):
             return Update(asked, canvas.tokens), state
         if allowed is not None:
             logits = logits.masked_fill(~allowed, -torch.inf)
-        twice = self.preset == "reference"
-        draft = self._reheated(logits, row, position, state) if twice else prediction.token[row, position]
+        draft = self._reheated(logits, row, position, state) if self.chooses else prediction.token[row, position]
         tokens = canvas.tokens.index_put((row, position), draft)
         read = state.memory.cropped(canvas.first(canvas.tokens != state.text))  # tokens may have been replaced since
         judged, memory = self.judge.score(tokens, row, position, read)
@@ -119,7 +114,7 @@ class Apd(Policy):
 
     def _choice(self, logits: Tensor, judged: Tensor, row: Tensor, position: Tensor, state: ApdState) -> Tensor:
         """``[N]`` what the product of both models chooses, of their logits ``[N, V]``."""
-        if self.preset == "reference":
+        if self.chooses:
             return self._product(logits, judged).argmax(-1)
         heat = torch.where(state.sampling.temperature > 0, state.sampling.temperature, 1.0)[row][:, None]
         parts = self._scaled(logits, row, position, state)

@@ -61,7 +61,7 @@ class Credit(Policy):
     )
 
     def init(self, canvas: Canvas, sampling: Sampling) -> CreditState:
-        longest = int((canvas.length - canvas.prompt).max())
+        longest = int((canvas.most - canvas.prompt).max())
         width = longest if self.block_length is None else min(self.block_length, longest)
         zero = torch.zeros_like(canvas.prompt)
         token = torch.zeros(len(zero), width, width, dtype=torch.int32, device=zero.device)

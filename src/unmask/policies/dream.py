@@ -50,6 +50,7 @@ class Dream(Policy):
 
     name = "dream"
     paper = "arXiv 2508.15487"
+    paced = True
 
     steps: int | None = param(None, "steps of the schedule; none: one per token of the response", ge=1)
     alg: str = param(

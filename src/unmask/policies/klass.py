@@ -60,7 +60,7 @@ class Klass(Policy):
     )
 
     def init(self, canvas: Canvas, sampling: Sampling) -> KlassState:
-        width = 1 + int((canvas.length - canvas.prompt).max())
+        width = 1 + int((canvas.most - canvas.prompt).max())
         like = torch.zeros(0, device=canvas.tokens.device)
         logp = Slab(len(canvas.tokens), width, (canvas.spec.vocab,), like)
         return KlassState(logp, torch.zeros_like(canvas.valid), torch.zeros_like(canvas.tokens))

@@ -56,6 +56,10 @@ class PcSampler(Policy):
         None, "JSON file with the share of each token of a corpus; none: the same for all", file=True
     )
 
+    @property
+    def paced(self) -> bool:
+        return self.steps is not None
+
     def check(self, prompt: Sequence[int], gen_length: int, spec: ModelSpec) -> None:
         block_steps(self, torch.tensor([gen_length]), spec)
         self._share(spec, torch.device("cpu"))

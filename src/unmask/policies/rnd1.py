@@ -34,6 +34,7 @@ class Rnd1(Policy):
 
     name = "rnd1"
     paper = "-"
+    paced = True
 
     steps: int = param(256, "steps of the whole response, of a block model of each block", ge=2)
     scale: float = param(1.0, "temperature of entropies and confidences; tokens are chosen as the request says", gt=0)

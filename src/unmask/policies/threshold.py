@@ -58,6 +58,10 @@ class Threshold(Policy):
     )
 
     @property
+    def paced(self) -> bool:
+        return self.steps is not None
+
+    @property
     def needs(self) -> frozenset[str]:
         return frozenset({"tempered"} if self.confidence == "sampled" else ())
 

@@ -55,6 +55,10 @@ class Vanilla(Policy):
     )
 
     @property
+    def paced(self) -> bool:
+        return self.steps is not None
+
+    @property
     def spans(self) -> bool:
         return self.steps is None
 

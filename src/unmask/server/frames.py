@@ -23,6 +23,7 @@ class Frame:
         remasked: positions that became masked again.
         provisional: predictions at positions that stay masked.
         masked: positions that are masked after it; those behind an end of text do not count.
+        length: positions of the response after it.
         phases: what of the policy's notes is true, such as ``slow``.
         notes: the policy's other notes, such as ``start`` and ``end`` of the span it works on.
     """
@@ -32,6 +33,7 @@ class Frame:
     remasked: list[int]
     provisional: list[Place]
     masked: int
+    length: int
     phases: list[str]
     notes: dict[str, float]
 
@@ -44,7 +46,7 @@ def frames(step: Step, slots: Sequence[int], begins: Sequence[int]) -> dict[int,
     open_ = masked & (step.confidence[at] > -torch.inf) & ~gone
     kinds = (write * 1 + gone * 2 + open_ * 4).tolist()
     tokens, sure = step.update.token[at].tolist(), step.confidence[at].double().tolist()
-    left, forward = masked.sum(1).tolist(), step.forward[at].tolist()
+    left, forward, ends = masked.sum(1).tolist(), step.forward[at].tolist(), step.canvas.wanted[at].tolist()
     notes = {name: value[at].tolist() for name, value in step.notes().items()}
     found = {}
     for i, (slot, begin) in enumerate(zip(slots, begins, strict=True)):
@@ -56,6 +58,7 @@ def frames(step: Step, slots: Sequence[int], begins: Sequence[int]) -> dict[int,
             [p - begin for p, kind in places if kind & 2],
             [(p - begin, tokens[i][p], sure[i][p]) for p, kind in places if kind & 4],
             left[i],
+            ends[i] - begin,
             [name for name, value in own.items() if value is True],
             {name: _number(name, value, begin) for name, value in own.items() if not isinstance(value, bool)},
         )

@@ -102,6 +102,7 @@ class Planner:
             return self._suffixed(body, many, length, ignored)
         options = self._options(body)
         requests = _named("prompt", lambda: self.lm.requests(many, length, chat=False, **options))
+        requests = self._begun(requests, body.max_tokens)
         return self._plan("text_completion", body, requests, ignored, echo=bool(body.echo))
 
     def chat(self, body: Chat) -> Plan:
@@ -110,7 +111,8 @@ class Planner:
         if body.max_tokens and body.max_completion_tokens and body.max_tokens != body.max_completion_tokens:
             raise wrong("max_tokens and max_completion_tokens differ; give one of them", "max_completion_tokens")
         name = "max_completion_tokens" if body.max_completion_tokens else "max_tokens"
-        length = self._length(name, body.max_completion_tokens or body.max_tokens)
+        most = body.max_completion_tokens or body.max_tokens
+        length = self._length(name, most)
         if self.lm.text is None or not self.lm.text.chat:
             raise wrong(f"{self.model} has no chat template; use /v1/completions", "messages", "unsupported_parameter")
         options = self._options(body)
@@ -118,6 +120,7 @@ class Planner:
         offer = offered(body, self.lm, self.model)
         ids = _named("messages", lambda: text.encode(said, tools=list(offer.tools) if offer else None))
         requests = _named("messages", lambda: self.lm.requests([ids], length, **options))
+        requests = self._begun(requests, most)
         return self._plan("chat.completion", body, requests, ignored, offer=offer)
 
     def infill(self, body: Infill) -> Plan:
@@ -190,6 +193,16 @@ class Planner:
         if length > limit:
             raise wrong(f"{name} is {length}; at most {limit} are accepted", name)
         return length
+
+    def _begun(self, requests: list[Request], most: int | None) -> list[Request]:
+        """Of policies that change lengths, responses begin with the server's gen_length at most, and become ``most``
+        tokens at most, or what the server allows.
+        """
+        bound = self.settings.max_tokens if most is None else most
+        return [
+            replace(r, gen_length=min(r.gen_length, self.gen_length), most=bound) if r.policy.resizes else r
+            for r in requests
+        ]
 
     def _suffixed(self, body: Completion, many: list[Any], length: int, ignored: list[str]) -> Plan:
         """The gap between each prompt and the suffix."""

@@ -162,6 +162,7 @@ class Replies:
             "remasked": frame.remasked,
             "provisional": self._places(frame.provisional),
             "masked": frame.masked,
+            "length": frame.length,
             "phases": frame.phases,
             "notes": frame.notes,
         }

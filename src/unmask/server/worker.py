@@ -241,14 +241,17 @@ def _final(step: Step, slots: Sequence[tuple[int, Ticket]]) -> dict[int, int]:
     """Tokens of each response that can no longer change, by slot.
 
     Those before the first masked position; of a policy that re-masks, those before the window of the last forward
-    pass: it re-masks within its window, and a window never begins before the one of an earlier forward pass.
+    pass: it re-masks within its window, and a window never begins before the one of an earlier forward pass. None if
+    it changes lengths too.
     """
     starts: list[int] | None = None
     found = {}
     for slot, ticket in slots:
         status = step.status[slot]
         settled = status.settled
-        if ticket.request.policy.remasks and not status.done:
+        if ticket.request.policy.remasks and ticket.request.policy.resizes and not status.done:
+            settled = 0
+        elif ticket.request.policy.remasks and not status.done:
             if starts is None:
                 starts = step.canvas.first(step.ask.window).tolist()
             settled = min(settled, starts[slot])

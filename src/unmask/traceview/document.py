@@ -78,6 +78,7 @@ def _row(trace: Trace, row: Row) -> dict[str, Any]:
         "row": row.row,
         "prompt": row.prompt,
         "length": row.length,
+        "begin": row.begin,
         "fixed": sorted(row.fixed.items()),
         "finished": row.finished,
         "forwards": [_forward(row, f) for f in row.forwards],
@@ -98,7 +99,7 @@ def _forward(row: Row, forward: Forward) -> dict[str, Any]:
         "probes": sum(last - first for first, last, _ in probes),
         "notes": forward.notes,
         "seconds": forward.seconds,
-    }
+    } | ({} if forward.length is None else {"size": forward.length})
 
 
 def _confidence(row: Row) -> str | None:

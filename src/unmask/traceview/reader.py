@@ -39,16 +39,20 @@ class Forward:
     work: float
     notes: Mapping[str, bool | float]
     seconds: float
+    length: int | None
 
 
 @dataclass(frozen=True)
 class Row:
-    """One prompt of a run: its ids, the length of its response, ``fixed`` tokens {position: id}, its forwards."""
+    """One prompt of a run: its ids, the length of its response at its longest and when it begins (``begin``), ``fixed``
+    tokens {position: id}, its forwards.
+    """
 
     row: int
     prompt: tuple[int, ...]
     gen_length: int
     fixed: Mapping[int, int]
+    begin: int
     forwards: tuple[Forward, ...] = ()
     finished: bool = False
 
@@ -105,6 +109,8 @@ def read(path: str | Path, row: int | None = None) -> Trace:
         one = parse(ForwardLine, line.value, line.where)
         try:
             for at, r in enumerate(one.rows):
+                if one.length is not None:
+                    rows[r] = replace(rows[r], gen_length=max(rows[r].gen_length, one.length[at]))
                 forwards[r].append(_forward(one, at, rows[r], forwards[r]))
         except KeyError as error:
             known = _listed(list(rows))
@@ -140,7 +146,7 @@ def _header(line: jsonl.Line) -> HeaderLine:
 
 def _row(line: RowLine) -> Row:
     fixed = {len(line.prompt) + at: token for at, token in line.fixed}
-    return Row(line.row, tuple(line.prompt), line.gen_length, fixed)
+    return Row(line.row, tuple(line.prompt), line.gen_length, fixed, line.gen_length)
 
 
 def _forward(line: ForwardLine, at: int, row: Row, before: Sequence[Forward]) -> Forward:
@@ -172,6 +178,7 @@ def _forward(line: ForwardLine, at: int, row: Row, before: Sequence[Forward]) ->
         work=line.work[at],
         notes={name: values[at] for name, values in line.notes.items()},
         seconds=line.seconds,
+        length=None if line.length is None else line.length[at],
     )
 
 

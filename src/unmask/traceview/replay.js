@@ -43,8 +43,14 @@ class Run {
     return piece === undefined ? `${id} ` : clean(piece);
   }
 
+  /** Tokens of the response after t forwards: some policies change that. */
+  size(t) {
+    return (t < 1 ? this.row.begin : this.forwards[Math.min(t, this.n) - 1].size) ?? this.span;
+  }
+
   /** What stands at a position after t forwards. `lost`: the text that forward t took back; `losses` up to then. */
   at(position, t) {
+    if (position - this.lead >= this.size(t)) return { kind: "gone", text: "", losses: 0 };
     if (this.given.has(position)) return { kind: "given", text: this.text(this.given.get(position)), losses: 0 };
     let now = { kind: "mask", losses: 0 };
     for (const e of this.events.get(position) || []) {

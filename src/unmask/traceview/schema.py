@@ -80,6 +80,9 @@ class ForwardLine(Schema):
     computed: list[list[Annotated[tuple[Position, Position, Whole], Loose]]] | None = Field(
         None, description="per row: [first, one behind the last, layers] of what was computed"
     )
+    length: list[Whole] | None = Field(
+        None, description="per row: tokens of the response after it, where the policy changes lengths"
+    )
     notes: dict[str, list[bool | Annotated[float, Field(ge=-FAR, le=FAR)]]] = Field(
         {}, description="per row: what the policy reports, by name"
     )
@@ -90,7 +93,9 @@ class ForwardLine(Schema):
     @model_validator(mode="after")
     def _one_each(self) -> Self:
         """As many values as rows, and no range that is empty or runs backwards."""
-        named = {name: getattr(self, name) for name in ("forward", "window", "confidence", "work", "computed")}
+        named = {
+            name: getattr(self, name) for name in ("forward", "window", "confidence", "work", "computed", "length")
+        }
         for name, values in {**named, **self.notes}.items():
             if values is not None and len(values) != len(self.rows):
                 raise ValueError(f'"{name:.40}" has {len(values)} values for {len(self.rows)} rows')

@@ -41,6 +41,7 @@ export class Replay {
   rewind() {
     this.t = 0;
     this.cells = Array.from({ length: this.start.length }, () => ({ kind: "mask", losses: 0 }));
+    this.size = this.start.length;
     for (const { at, text } of this.start.fixed) this.cells[at] = { kind: "given", text, losses: 0 };
     this.guesses = new Map();
   }
@@ -53,6 +54,8 @@ export class Replay {
   apply(frame) {
     this.t += 1;
     for (const cell of this.cells) delete cell.lost;
+    this.size = frame.length; // some policies change it
+    while (this.cells.length < this.size) this.cells.push({ kind: "mask", losses: 0 });
     for (const at of frame.remasked) {
       const { text, losses } = this.cells[at];
       this.cells[at] = { kind: "mask", losses: losses + 1, lost: text };
@@ -117,12 +120,11 @@ export class Panel {
   begin(start) {
     this.replay = new Replay(start);
     this.title.replaceChildren(clean(start.policy), make("span", {}, ` + ${clean(start.cache)}`));
-    this.chips = this.replay.cells.map((_, at) => make("span", { class: "t mask", "data-at": at }));
+    this.chips = [];
     const lead = this.lead ? start.prompt.filter((text) => !/^<\|.*\|>$/.test(text)).map((text) => make("span", { class: "lead" }, text)) : [];
     this.rest = make("span", { class: "rest", hidden: "" });
-    this.canvas.replaceChildren(...lead, ...this.chips.flatMap((chip) => [chip, make("br", { hidden: "" })]), this.rest);
+    this.canvas.replaceChildren(...lead, this.rest);
     this.canvas.classList.toggle("dense", start.length > 320);
-    this.visible = start.length;
     this.draw();
   }
 
@@ -163,9 +165,8 @@ export class Panel {
     const { end } = this, past = !this.replay.start.fixed.length && end.finish_reason === "eos";
     this.following = false;
     this.replay.seek(this.replay.frames.length);
-    this.visible = past || end.finish_reason === "stop" ? Math.min(end.tokens + past, this.chips.length) : this.chips.length;
-    this.chips.forEach((chip, at) => { chip.hidden = at >= this.visible; });
-    const hidden = this.chips.length - this.visible;
+    this.last = past || end.finish_reason === "stop" ? Math.min(end.tokens + past, this.replay.size) : this.replay.size;
+    const hidden = this.replay.size - this.last;
     this.rest.hidden = !hidden;
     this.rest.textContent = `+ ${plural(hidden, "position")} behind the end`;
     this.figures();
@@ -213,7 +214,13 @@ export class Panel {
   draw() {
     const { replay } = this, { t, frame } = replay, last = this.end ? replay.frames.length : Math.max(t, FEW);
     const span = frame && frame.notes.start !== undefined && frame.notes.end !== undefined ? [frame.notes.start, frame.notes.end] : null;
+    while (this.chips.length < replay.cells.length) {
+      this.chips.push(make("span", { class: "t mask", "data-at": this.chips.length }));
+      this.rest.before(this.chips.at(-1), make("br", { hidden: "" }));
+    }
+    this.visible = Math.min(replay.size, this.last ?? replay.size);
     this.chips.forEach((chip, at) => {
+      chip.hidden = at >= this.visible;
       const cell = replay.cells[at], guess = cell.kind === "mask" ? replay.guesses.get(at) : undefined;
       const kind = cell.lost !== undefined ? "lost" : guess ? "guess" : cell.kind, text = cell.lost ?? (guess ? guess.text : cell.text);
       const fresh = cell.t === t && t > 0, inside = span && at >= span[0] && at < span[1];
@@ -227,7 +234,7 @@ export class Panel {
       chip.style.setProperty("--tok", colour ? css(colour) : "");
       chip.style.setProperty("--tok-ink", colour ? inkOn(colour) : "");
       chip.style.setProperty("--sure", p === null ? "" : (0.3 + 0.35 * p).toFixed(2));
-      chip.nextSibling.hidden = !(kind !== "lost" && (text || "").endsWith("\n")) || at >= this.visible;
+      chip.nextSibling.hidden = !(kind !== "lost" && (text || "").endsWith("\n")) || chip.hidden;
     });
     this.tell(frame, t, span);
     if (this.chosen !== null) this.choose(this.chosen, false);
