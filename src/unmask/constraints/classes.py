@@ -267,7 +267,8 @@ class Drawn:
         inside = inside @ _UPPER.astype(kind)
         left = np.minimum(((wanted + order - before) * total).astype(kind), np.nextafter(inside[:, -1], kind.type(-1)))
         place = (inside <= left[:, None]).sum(1).clip(max=_CELL - 1)
-        return cells.ids[(first + at[found]) * _CELL + place]
+        ids: Ints = cells.ids[(first + at[found]) * _CELL + place]
+        return ids
 
 
 def classes_of(automaton: Automaton) -> Classes:

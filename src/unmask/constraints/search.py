@@ -234,5 +234,6 @@ def _entries(table: NDArray[Any], line: Ints, classes: Ints) -> Any:
 
 def _table(pick: Pick, shape: tuple[int, ...]) -> Pick:
     """The same, all of it looked up now, so that logits need not stay."""
-    ids, sure = (own.reshape(shape) for own in pick(*np.indices(shape).reshape(2, -1)))
-    return lambda line, classes: (ids[line, classes], sure[line, classes])
+    ids, sure = pick(*np.indices(shape).reshape(2, -1))
+    every, known = ids.reshape(shape), sure.reshape(shape)
+    return lambda line, classes: (every[line, classes], known[line, classes])
