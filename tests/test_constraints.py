@@ -169,6 +169,18 @@ def test_sampled_paths_follow_the_product(given):
     assert chisquare(*(own[pooled[1] > 0] for own in pooled)).pvalue > 1e-3
 
 
+@pytest.mark.parametrize("filters", [False, True])
+def test_what_is_drawn_at_once_is_what_is_drawn_later(filters, monkeypatch):
+    """Where too many lines would have to stay until the paths are known."""
+    logits = 2 * torch.randn(1, 6, VOCAB, generator=torch.Generator().manual_seed(3))
+    canvas = Canvas.blank([[0]] * 200, [5] * 200, SPEC)
+    how = sampling(200, 0.8, top_p=torch.full((200,), 0.7).double(), filters=filters)
+    given = [tokens_of(PATTERNS[at % 3]) for at in range(200)], canvas, logits.expand(200, -1, -1), how
+    later = paths(*given)
+    monkeypatch.setattr("unmask.constraints.search._HELD", 0)
+    assert paths(*given)["token"].tolist() == later["token"].tolist()
+
+
 def test_a_path_outside_the_filter_has_as_few_filtered_tokens_as_can_be():
     logits = torch.zeros(1, 4, VOCAB)
     logits[0, 1:, 2] = 9.0  # top-k leaves "c" alone
@@ -212,9 +224,10 @@ def test_classes_are_searched_alike_on_any_device():
         assert np.array_equal(one[live], other[live])
     heat, noise = np.linspace(0.3, 2, 6), np.random.default_rng(0).random(6)
     for given in (logits, logits.float(), logits.masked_fill(logits > 0, -torch.inf)):
-        (value, token), (other, same) = (draw(given, heat, noise) for draw in (kind.draw, kind.draw_anywhere))
-        assert np.allclose(value, other, rtol=1e-7, atol=1e-5)
-        assert np.array_equal(token, same)
+        one, other = (draw(given, heat, noise) for draw in (kind.draw, kind.draw_anywhere))
+        assert np.allclose(one.mass, other.mass, rtol=1e-7, atol=1e-5)
+        every = np.indices(one.mass.shape).reshape(2, -1)
+        assert np.array_equal(one.of(*every), other.of(*every))
 
 
 @pytest.mark.parametrize("heat", [0.3, 1.0, 2.5])
@@ -226,12 +239,12 @@ def test_a_token_of_a_class_is_drawn_in_proportion(heat):
     logits = 2 * torch.randn(1, vocab, generator=torch.Generator().manual_seed(2))
     logits[:, 420:] -= 500.0
     noise = np.random.default_rng(0).random(lines)
-    value, token = kind.draw(logits.expand(lines, -1), np.full(lines, heat), noise)
+    drawn, line = kind.draw(logits.expand(lines, -1), np.full(lines, heat), noise), np.arange(lines)
     for ids in map(list, ways.values()):
         own = kind.automaton.classes[ids[0]]
         exact = (logits[0, ids].double() / heat).softmax(0).numpy()
-        assert np.allclose(value[:, own], torch.logsumexp(logits[0, ids].double() / heat, 0).item(), rtol=1e-5)
-        seen = np.bincount(token[:, own], minlength=vocab)[ids]
+        assert np.allclose(drawn.mass[:, own], torch.logsumexp(logits[0, ids].double() / heat, 0).item(), rtol=1e-5)
+        seen = np.bincount(drawn.of(line, np.full(lines, own)), minlength=vocab)[ids]
         assert seen.sum() == lines
         often = lines * exact > 5
         pooled = [np.append(part[often], part[~often].sum()) for part in (seen, lines * exact)]
@@ -247,10 +260,11 @@ def test_logits_that_are_not_finite_stay_out_of_what_is_drawn(odd):
     logits[0, ::2] = odd
     logits[1] = odd
     for draw in (kind.draw, kind.draw_anywhere):
-        value, token = draw(logits, np.full(2, 0.7), np.full(2, 0.4))
-        assert np.isfinite(value[:, kind.automaton.open]).all()
-        own = kind.automaton.classes[token[:, kind.automaton.open]]
-        assert (own == np.flatnonzero(kind.automaton.open)).all()
+        drawn, open_ = draw(logits, np.full(2, 0.7), np.full(2, 0.4)), np.flatnonzero(kind.automaton.open)
+        assert np.isfinite(drawn.mass[:, open_]).all()
+        for line in (0, 1):
+            token = drawn.of(np.full(len(open_), line), open_)
+            assert kind.automaton.classes[token].tolist() == open_.tolist()
 
 
 # --- languages

@@ -14,7 +14,9 @@ from .automaton import Automaton
 
 _LARGE = 96  # tokens of a class from which it is searched by itself
 _RAISED, _LEAST = 40.0, 1e-30  # exponentials are e^_RAISED at most; a sum that is larger than _LEAST is exact
+_DRAWN = 1 << 16  # tokens drawn at a time
 _CELL = 16  # tokens among which one is looked for after their sum was
+_UPPER = np.triu(np.ones((_CELL, _CELL)))
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 WORST = -1e9  # the score of a token whose logit is not finite; every path of real tokens is better
@@ -67,7 +69,7 @@ class Classes:
 
     @cached_property
     def _cells(self) -> _Cells:
-        return _Cells.of(*self.order)
+        return _Cells.of(self.count, *self.order)
 
     def best(self, logits: Tensor) -> tuple[Floats, Ints]:
         """``[N, C]`` the largest of ``logits [N, V]`` in each class, -inf in classes without tokens, and its id."""
@@ -99,46 +101,37 @@ class Classes:
         found = value[:, :-1].double().cpu().numpy()
         return _finite(found, self.automaton), token[:, :-1].cpu().numpy()
 
-    def draw(self, logits: Tensor, heat: Floats, uniform: Floats) -> tuple[Floats, Ints]:
-        """What classes are worth altogether, and a token drawn from each.
+    def draw(self, logits: Tensor, heat: Floats, uniform: Floats) -> Drawn:
+        """What classes are worth altogether, and a token drawn from each, in proportion to exponentials.
 
         Args:
             logits: ``[N, V]``.
-            heat: ``[N]`` temperatures above 0.
+            heat: ``[N]`` temperatures above 0, which logits are divided by.
             uniform: ``[N]`` noise in (0, 1), the same for all classes of a line, of which one is chosen.
-
-        Returns:
-            ``[N, C]`` the logarithm of the sum of exponentials of the class's ``logits / heat``, -inf in classes
-            without tokens, and an id, drawn in proportion to these exponentials.
         """
-        if logits.device.type != "cpu":
+        cells, mass = self._cells, np.full((len(logits), self.count), -np.inf)
+        if logits.device.type != "cpu" or not len(cells.own):
             return self.draw_anywhere(logits, heat, uniform)
-        cells, shape = self._cells, (len(logits), self.count)
-        value, token = np.full(shape, -np.inf), np.zeros(shape, np.int64)
-        if not len(cells.own):
-            return value, token
         weight = _plain(logits.index_select(1, cells.index))
         with np.errstate(invalid="ignore", over="ignore"):
             top = (weight.max(1) - _RAISED * heat)[:, None]
             cell, total = cells.summed(cells.odds(weight, top, heat))
         if not (total > _LEAST).all():  # a class far below the best, or numbers that are not finite
-            weight = np.nan_to_num(
-                _plain(logits.index_select(1, cells.index)), nan=WORST, posinf=-WORST, neginf=-np.inf
-            )
+            picked = _plain(logits.index_select(1, cells.index))
+            weight = np.nan_to_num(picked, nan=WORST, posinf=-WORST, neginf=-np.inf)
             top = np.maximum.reduceat(weight, cells.starts, axis=1).clip(min=WORST)
             cell, total = cells.summed(cells.odds(weight, top, heat))
         with np.errstate(divide="ignore"):
-            value[:, cells.own] = top.astype(np.float64) / heat[:, None] + np.log(total)
-        token[:, cells.own] = cells.ids[cells.placed(weight, cell, total, uniform)]
-        return _finite(value, self.automaton), token
+            mass[:, cells.own] = top.astype(np.float64) / heat[:, None] + np.log(total)
+        return Drawn(_finite(mass, self.automaton), cells, uniform, weight, cell, total)
 
-    def draw_anywhere(self, logits: Tensor, heat: Floats, uniform: Floats) -> tuple[Floats, Ints]:
+    def draw_anywhere(self, logits: Tensor, heat: Floats, uniform: Floats) -> Drawn:
         """As :meth:`draw`, on any device; the same but for rounding."""
         cells, device = self._cells, logits.device
         shape = len(logits), self.count
         value, token = np.full(shape, -np.inf), np.zeros(shape, np.int64)
         if not len(cells.own):
-            return value, token
+            return Drawn(value, cells, uniform, token=token)
         owner = torch.from_numpy(np.repeat(np.arange(len(cells.own)), cells.sizes)).to(device).expand(len(logits), -1)
         picked, hot = logits[:, cells.index.to(device)].double(), torch.from_numpy(heat).to(device)[:, None]
         top = picked.new_full((len(logits), len(cells.own)), -torch.inf).scatter_reduce_(1, owner, picked, "amax")
@@ -153,7 +146,7 @@ class Classes:
         place = torch.searchsorted(reached, wanted, right=True).cpu().numpy()
         value[:, cells.own] = (top / hot + total.log()).cpu().numpy()
         token[:, cells.own] = cells.ids[place.clip(cells.starts, cells.starts + cells.real - 1)]
-        return _finite(value, self.automaton), token
+        return Drawn(_finite(value, self.automaton), cells, uniform, token=token)
 
     def allowed(self, classes: NDArray[np.bool_], like: Tensor) -> Tensor:
         """``[N, V]`` ids whose class is among ``classes [N, C]``."""
@@ -167,6 +160,7 @@ class _Cells:
 
     Attributes:
         own: ``[K]`` the classes.
+        number: ``[C]`` the place of each class among them; 0 of classes without tokens.
         ids, index: of every place.
         starts, sizes, real: ``[K]`` where a class begins, its places, those of ids of its own.
         firsts: ``[K]`` its first cell.
@@ -175,6 +169,7 @@ class _Cells:
     """
 
     own: Ints
+    number: Ints
     ids: Ints
     index: Tensor
     starts: Ints
@@ -185,9 +180,11 @@ class _Cells:
     runs: list[tuple[int, int, slice]]
 
     @staticmethod
-    def of(ids: Ints, few: Ints, starts: Ints, large: list[tuple[int, int, int]]) -> _Cells:
-        """From :attr:`Classes.order`."""
+    def of(count: int, ids: Ints, few: Ints, starts: Ints, large: list[tuple[int, int, int]]) -> _Cells:
+        """From :attr:`Classes.count` and :attr:`Classes.order`."""
         own = np.append(few, [c for c, _, _ in large]).astype(np.int64)
+        number = np.zeros(count, np.int64)
+        number[own] = np.arange(len(own))
         begins = np.append(starts, [b for _, b, _ in large]).astype(np.int64)
         real = np.diff(np.append(begins, len(ids)))
         sizes = -(-real // _CELL) * _CELL
@@ -199,7 +196,9 @@ class _Cells:
         runs = [(0, cut, slice(0, len(few)))] if len(few) else []
         runs += [(int(ends[k] - sizes[k]), int(ends[k]), slice(k, k + 1)) for k in range(len(few), len(own))]
         firsts = (ends - sizes) // _CELL
-        return _Cells(own, made, torch.from_numpy(made), ends - sizes, sizes, real, firsts, np.flatnonzero(spare), runs)
+        return _Cells(
+            own, number, made, torch.from_numpy(made), ends - sizes, sizes, real, firsts, np.flatnonzero(spare), runs
+        )
 
     def odds(self, weight: NDArray[np.floating], top: NDArray[np.floating], heat: Floats) -> NDArray[np.floating]:
         """Make of logits ``weight [N, places]`` exponentials of what they are above ``top``, ``[N, 1]`` or ``[N, K]``,
@@ -220,31 +219,56 @@ class _Cells:
         cell = (weight.reshape(-1, _CELL) @ np.ones(_CELL, weight.dtype)).reshape(len(weight), -1).astype(np.float64)
         return cell, np.add.reduceat(cell, self.firsts, axis=1)
 
-    def placed(self, weight: NDArray[np.floating], cell: Floats, total: Floats, uniform: Floats) -> Ints:
-        """``[N, K]`` a place of each class, drawn in proportion to ``weight`` by ``uniform [N]`` (:meth:`summed`)."""
-        (lines, count), firsts = cell.shape, self.firsts
-        cell[:, firsts] += total == 0  # of tokens that cannot be the first is taken
-        many = self.sizes // _CELL
-        share = cell / np.repeat(np.where(total == 0, 1.0, total), many, axis=1)
-        reached = share.cumsum(1)  # of each class from its number to the next
-        line, several = np.arange(lines)[:, None], np.flatnonzero(many > 1)
-        wanted, apart = uniform[:, None] + several, line * (len(firsts) + 1)
-        found = np.searchsorted((reached + apart).reshape(-1), (wanted + apart).reshape(-1), side="right")
-        which = np.repeat(firsts[None], lines, axis=0)
-        last = (firsts + many - 1)[several]
-        which[:, several] = (found.reshape(wanted.shape) - line * count).clip(firsts[several], last)
-        before = np.where(which == firsts, np.arange(len(firsts)), reached[line, which - 1])
-        left = ((uniform[:, None] + np.arange(len(firsts)) - before) * total).reshape(-1).astype(weight.dtype)
-        parts = weight.reshape(-1, _CELL).take((line * count + which).reshape(-1), axis=0)
-        parts = parts @ self._upper.astype(weight.dtype)
-        below = np.minimum(left, np.nextafter(parts[:, -1], weight.dtype.type(-1)))
-        inside = ((parts <= below[:, None]).astype(weight.dtype) @ np.ones(_CELL, weight.dtype)).astype(np.int64)
-        place: Ints = which * _CELL + inside.reshape(which.shape).clip(max=_CELL - 1)
-        return place
 
-    @cached_property
-    def _upper(self) -> Floats:
-        return np.triu(np.ones((_CELL, _CELL)))
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """What classes are worth, and tokens of them that are drawn when they are asked for.
+
+    Attributes:
+        mass: ``[N, C]`` the logarithm of the sum of exponentials of the class's tokens, -inf in classes without any.
+        cells, uniform: see :meth:`Classes.draw`.
+        weight, cell, total: ``[N, places]``, ``[N, cells]``, ``[N, K]`` exponentials, and sums of them.
+        token: ``[N, C]``, where all have been drawn.
+    """
+
+    mass: Floats
+    cells: _Cells
+    uniform: Floats
+    weight: NDArray[np.floating] | None = None
+    cell: Floats | None = None
+    total: Floats | None = None
+    token: Ints | None = None
+
+    def of(self, line: Ints, classes: Ints) -> Ints:
+        """``[n]`` a token of a class of some lines; the same whatever else is asked for."""
+        if self.token is not None:
+            return self.token[line, classes]
+        parts = [slice(begin, begin + _DRAWN) for begin in range(0, len(line), _DRAWN)]
+        number = self.cells.number[classes]
+        return np.concatenate([line[:0], *(self._found(line[part], number[part]) for part in parts)])
+
+    def _found(self, line: Ints, number: Ints) -> Ints:
+        """Looks for the cell by the sums of cells, then for the place in it."""
+        assert self.weight is not None
+        assert self.cell is not None
+        assert self.total is not None
+        cells, many = self.cells, self.cells.sizes[number] // _CELL
+        first, ends = cells.firsts[number], np.cumsum(many)
+        at = np.arange(int(many.sum())) - np.repeat(ends - many, many)
+        part = self.cell[np.repeat(line, many), np.repeat(first, many) + at]
+        total = self.total[line, number]
+        part[ends - many] += total == 0  # of tokens that cannot be the first is taken
+        reached = (part / np.repeat(np.where(total == 0, 1.0, total), many)).cumsum()  # 1 for each
+        order, wanted = np.arange(len(line)), self.uniform[line]
+        found = np.searchsorted(reached, wanted + order, side="right").clip(ends - many, ends - 1)
+        before = np.where(found == ends - many, order, reached[found - 1])
+        kind = self.weight.dtype
+        inside = self.weight.reshape(-1, _CELL).take(line * self.cell.shape[1] + first + at[found], axis=0)
+        inside = inside @ _UPPER.astype(kind)
+        left = np.minimum(((wanted + order - before) * total).astype(kind), np.nextafter(inside[:, -1], kind.type(-1)))
+        place = (inside <= left[:, None]).sum(1).clip(max=_CELL - 1)
+        ids: Ints = cells.ids[(first + at[found]) * _CELL + place]
+        return ids
 
 
 def classes_of(automaton: Automaton) -> Classes:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..core.predict import temper, uniform, uniform_at
@@ -15,8 +19,12 @@ from .paths import Bools, Floats, Ints, backward, forward
 from .rows import Rows
 
 _CELLS = 1 << 23  # most scores of rows that are searched at a time
+_HELD = 1 << 26  # most numbers that stay until the paths are known: 256 MiB in float32
 _NOISE = 0x5851F42D4C957F2D  # keeps the noise of classes apart from that of tokens, which has the same counters
 _FILTERED = 1e4  # how far, in log-odds, tokens that top-k or top-p leave out are behind all others
+
+Tokens: TypeAlias = Callable[[Ints, Ints], Ints]
+Pick: TypeAlias = Callable[[Ints, Ints], "tuple[Ints, Floats]"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,8 +37,7 @@ class _Lines:
         kind: the automaton's classes.
         value: ``[n, C]`` the best score of each class, noise included.
         mass: ``[n, C]`` what a class is worth altogether; None: what its best token is.
-        token: ``[n, C]`` the best token of each.
-        sure: ``[n, C]`` its probability.
+        pick: of some lines and a class of each its token, and the token's probability.
         read: what was read of the piece.
     """
 
@@ -39,8 +46,7 @@ class _Lines:
     kind: Classes
     value: Floats
     mass: Floats | None
-    token: Ints
-    sure: Floats
+    pick: Pick
     read: dict[str, Tensor]
 
 
@@ -86,6 +92,7 @@ class Search:
         kind = [2 * distinct.index(own) + warm for own, warm in zip(text.automata, hot.tolist(), strict=True)]
         self.kind = np.append(np.array(kind, np.int64), -1)[self.slot]  # of each line; -1: none
         self.lines: list[_Lines] = []
+        self.held = 0  # numbers that stay until the end, from which tokens are drawn then
 
     def add(self, piece: slice, logits: Tensor, read: dict[str, Tensor]) -> None:
         """Note the best token of each class.
@@ -109,20 +116,27 @@ class Search:
         self, line: Ints, at: Tensor, kind: Classes, warm: bool, logits: Tensor, read: dict[str, Tensor]
     ) -> _Lines:
         index = torch.from_numpy(line).to(logits.device)
-        row, mass, source = self.row[index], None, logits
-        if "tempered" in self.needs:
-            source = temper(logits, self.sampling, row)
+        source = temper(logits, self.sampling, self.row[index]) if "tempered" in self.needs else logits
+        likely, known = read["token"][at], read["confidence"][at].double()
         if warm:
-            value, mass, token = self._drawn(index, kind, logits, read["token"][at])
+            value, mass, tokens = self._drawn(index, kind, logits, likely)
         else:
-            value, token = kind.best(logits)
-        ids, sure = torch.from_numpy(token).to(logits.device), read["confidence"][at][:, None].double()
-        odds = source.gather(1, ids).double() - source.gather(1, read["token"][at][:, None]).double()
-        sure = (odds + sure.log()).exp() if warm else odds.exp() * sure  # a sampled token's may be next to 0
-        return _Lines(line, at, kind, value, mass, token, sure.cpu().numpy(), read)
+            (value, best), mass = kind.best(logits), None
+            tokens = partial(_entries, best)
 
-    def _drawn(self, index: Tensor, kind: Classes, logits: Tensor, token: Tensor) -> tuple[Floats, Floats, Ints]:
-        """``[n, C]`` the largest sum of log-odds and noise of each class, what it is worth altogether, and its token.
+        def pick(which: Ints, classes: Ints) -> tuple[Ints, Floats]:
+            ids = tokens(which, classes)
+            own, token = (torch.from_numpy(values).to(source.device) for values in (which, ids))
+            odds = source[own, token].double() - source[own, likely[own]].double()  # behind the token read
+            sure = (odds + known[own].log()).exp() if warm else odds.exp() * known[own]  # if sampled, next to 0
+            return ids, sure.cpu().numpy()
+
+        self.held += 2 * logits.numel()
+        later = warm and self.held <= _HELD
+        return _Lines(line, at, kind, value, mass, pick if later else _table(pick, value.shape), read)
+
+    def _drawn(self, index: Tensor, kind: Classes, logits: Tensor, token: Tensor) -> tuple[Floats, Floats, Tokens]:
+        """``[n, C]`` the largest sum of log-odds and noise of each class, what it is worth altogether, and its tokens.
 
         The ``token [n]`` that is drawn without a constraint is the best of all, its sum known. Those of other classes
         are drawn given that they are smaller (top-down sampling of a Gumbel process: Maddison et al., arXiv 1411.0030,
@@ -135,15 +149,19 @@ class Search:
         heat = self.sampling.temperature[row].double()
         if self.sampling.filters:
             logits, heat = self._tempered(logits, row), torch.ones_like(heat)
-        mass, drawn = kind.draw(logits, heat.cpu().numpy(), apart[:, -1])
+        drawn = kind.draw(logits, heat.cpu().numpy(), apart[:, -1])
         base = logits.gather(1, token[:, None])[:, 0].double() / heat
-        mass = mass - base.nan_to_num(0.0, 0.0, 0.0).cpu().numpy()[:, None]
+        mass = drawn.mass - base.nan_to_num(0.0, 0.0, 0.0).cpu().numpy()[:, None]
         value = -np.logaddexp(-best[:, None], np.log(-np.log(apart[:, :-1])) - mass)
         own = token.cpu().numpy()
-        column = kind.automaton.classes[own]
-        free = kind.automaton.allowed[own] & (column < kind.count)
-        value[rows[free], column[free]], drawn[rows[free], column[free]] = best[free], own[free]
-        return value, mass, drawn
+        column = np.where(kind.automaton.allowed[own], kind.automaton.classes[own], kind.count)
+        free = column < kind.count
+        value[rows[free], column[free]] = best[free]
+
+        def tokens(line: Ints, classes: Ints) -> Ints:
+            return np.where(column[line] == classes, own[line], drawn.of(line, classes))
+
+        return value, mass, tokens
 
     def _tempered(self, logits: Tensor, row: Tensor) -> Tensor:
         """``[n, V]`` tempered log-odds; filtered tokens, which a path may need, are far behind the others."""
@@ -199,8 +217,8 @@ class Search:
     def _put(own: _Lines, which: Ints, classes: Ints) -> None:
         """Replace token and confidence at some lines by those of the path's classes."""
         at, read = own.at[torch.from_numpy(which).to(own.at.device)], own.read
-        for name, values in (("token", own.token), ("confidence", own.sure)):
-            made = torch.from_numpy(values[which, classes]).to(at.device, read[name].dtype)
+        for name, values in zip(("token", "confidence"), own.pick(which, classes), strict=True):
+            made = torch.from_numpy(values).to(at.device, read[name].dtype)
             read[name] = read[name].index_put((at,), made)
 
     @staticmethod
@@ -208,3 +226,14 @@ class Search:
         """Note the tokens of the classes ``live [n, C]`` as those that may stand at some lines."""
         at, read = own.at[torch.from_numpy(which).to(own.at.device)], own.read
         read["allowed"] = read["allowed"].index_put((at,), own.kind.allowed(live, at))
+
+
+def _entries(table: NDArray[Any], line: Ints, classes: Ints) -> Any:
+    return table[line, classes]
+
+
+def _table(pick: Pick, shape: tuple[int, ...]) -> Pick:
+    """The same, all of it looked up now, so that logits need not stay."""
+    ids, sure = pick(*np.indices(shape).reshape(2, -1))
+    every, known = ids.reshape(shape), sure.reshape(shape)
+    return lambda line, classes: (every[line, classes], known[line, classes])
