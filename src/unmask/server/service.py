@@ -6,7 +6,8 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from sse_starlette import EventSourceResponse
@@ -62,7 +63,8 @@ class Service:
         loop = asyncio.get_running_loop()
         requests = numbered(plan.requests, self._next)
         self._next += len(requests)
-        tickets = [Ticket(request, plan.watch, plan.max_nfe, loop.create_future()) for request in requests]
+        news = asyncio.Event()
+        tickets = [Ticket(request, plan.watch, plan.max_nfe, loop.create_future(), news) for request in requests]
         self.open += len(tickets)
         self.worker.add(tickets)
         try:
@@ -194,9 +196,10 @@ class Service:
             for source in sources:
                 if (first := replies.begin(source.index)) is not None:
                     yield _event(first)
-            async for source in _ready(sources, deadline, seconds):
-                if chunks := source.take(log):
-                    yield b"".join(map(_event, chunks))
+            async with aclosing(_ready(sources, deadline, seconds)) as ready:
+                async for source in ready:
+                    if chunks := source.take(log):
+                        yield b"".join(map(_event, chunks))
             if plan.usage:
                 yield _event(replies.last([source.answer for source in sources if source.answer]))
             yield b"data: [DONE]\n\n"
@@ -305,30 +308,32 @@ class _Choice:
         return {"logprobs": self.replies.listed(own, [self.sure.get(before + at) for at in range(len(own))], offset)}
 
 
-async def _ready(sources: Sequence[_Choice], deadline: float, seconds: float) -> AsyncIterator[_Choice]:
-    """The choices, whenever one has news, until all are done.
+async def _ready(sources: Sequence[_Choice], deadline: float, seconds: float) -> AsyncGenerator[_Choice, None]:
+    """The choices, whenever one has news, until all are done. They share one event, and one timer is enough for all.
 
     Raises:
         Refused: the time is over.
     """
-    waiting: dict[asyncio.Task[Any], _Choice] = {}
+    news, over = sources[0].ticket.news, asyncio.Event()
+
+    def late() -> None:
+        over.set()
+        news.set()
+
+    timer = asyncio.get_running_loop().call_later(max(0.0, deadline - time.perf_counter()), late)
     try:
-        for source in sources:
-            waiting[asyncio.ensure_future(source.ticket.news.wait())] = source
+        waiting = list(sources)
         while waiting:
-            left = deadline - time.perf_counter()
-            done, _ = await asyncio.wait(waiting, timeout=max(0.0, left), return_when=asyncio.FIRST_COMPLETED)
-            if not done:
+            await news.wait()
+            news.clear()
+            if over.is_set():
                 raise _late(seconds)
-            for task in sorted(done, key=lambda one: waiting[one].index):
-                source = waiting.pop(task)
-                source.ticket.news.clear()
-                yield source
-                if not source.done:
-                    waiting[asyncio.ensure_future(source.ticket.news.wait())] = source
+            for source in waiting:
+                if source.ticket.told or source.ticket.ended or source.ticket.overrun:
+                    yield source
+            waiting = [source for source in waiting if not source.done]
     finally:
-        for task in waiting:
-            task.cancel()
+        timer.cancel()
 
 
 def _late(seconds: float) -> Refused:

@@ -56,6 +56,7 @@ class Ticket:
         watch: what is told before the end.
         max_nfe: forward passes after which it ends; None: no limit.
         accepted: done once the engine has queued the request; holds the error of one that cannot be decoded.
+        news: set whenever something is told; one for all the tickets of a plan.
         outcome: how it ended; None before.
         failure: what broke the engine while it was decoded; None: nothing.
         first: seconds from its arrival to its first token that can no longer change; None before.
@@ -66,9 +67,9 @@ class Ticket:
     watch: Watch
     max_nfe: int | None
     accepted: asyncio.Future[None]
+    news: asyncio.Event
     arrived: float = field(default_factory=time.perf_counter)
     told: deque[Progress] = field(default_factory=deque)
-    news: asyncio.Event = field(default_factory=asyncio.Event)
     outcome: Outcome | None = None
     failure: str | None = None
     first: float | None = None
