@@ -11,7 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from helpers import LIMIT, MASK, POLICIES, SHIFT, SHIFTS, SPEC, VERIFIER, Request, Row, decode, forward, tiny, trail
+from helpers import LIMIT, MASK, SHIFT, SHIFTS, SINGLE, SPEC, VERIFIER, Request, Row, decode, forward, tiny, trail
 from pairwise import combined
 from refusals import refuses
 from unmask import registry
@@ -60,7 +60,7 @@ def deeds(found: list[Row]) -> list[object]:
 
 
 class TestProphet:
-    @combined(apart=("policy", "shift"), policy=POLICIES, shift=SHIFT)
+    @combined(apart=("policy", "shift"), policy=SINGLE, shift=SHIFT)
     def test_without_reach_it_is_its_policy(self, policy: str, shift: bool) -> None:
         assert deeds(rows(f"prophet({policy},{NEVER})", shift)) == deeds(rows(policy, shift))
 
@@ -202,7 +202,7 @@ class TestAdaptive:
 
 
 class TestLookahead:
-    @combined(apart=("policy", "cache"), policy=POLICIES, cache=["none", "dllm(kp=3,kr=2,rho=0.25)"])
+    @combined(apart=("policy", "cache"), policy=SINGLE, cache=["none", "dllm(kp=3,kr=2,rho=0.25)"])
     def test_with_everything_in_sight_it_is_its_policy(self, policy: str, cache: str) -> None:
         assert deeds(rows(f"lookahead({policy},14)", cache=cache)) == deeds(rows(policy, cache=cache))
 
