@@ -252,6 +252,7 @@ AHEAD = [
 POLICIES = variants({name: at for name, at in registry.POLICIES.items() if name != "ahead"}, POLICY_VARIANTS)
 STEPPED = ("vanilla(steps", "pc_sampler(decay=0.1,most=1,steps", "dream(steps")  # shared by blocks of block_length
 SIZED = [spec for spec in POLICIES if not registry.policy(spec).resizes]  # responses have the length that is asked for
+SINGLE = [spec for spec in SIZED if registry.policy(spec).branches == 1]  # which others may be around
 BLOCK_POLICIES = [spec for spec in SIZED if not spec.startswith(STEPPED)]  # of any block length
 _EVERY_CACHE = variants(registry.CACHES, CACHE_VARIANTS)
 CACHES = [spec for spec in _EVERY_CACHE if "full" in registry.cache(spec).attention]

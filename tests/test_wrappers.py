@@ -11,7 +11,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from helpers import LIMIT, MASK, SHIFT, SHIFTS, SIZED, SPEC, VERIFIER, Request, Row, decode, forward, tiny, trail
+<<<<<<< HEAD
+from helpers import LIMIT, MASK, SHIFT, SHIFTS, SINGLE, SPEC, VERIFIER, Request, Row, decode, forward, tiny, trail
+=======
+from helpers import LIMIT, MASK, SHIFT, SHIFTS, SINGLE, SPEC, VERIFIER, Request, Row, decode, forward, tiny, trail
+>>>>>>> refs/heads/branches
 from pairwise import combined
 from refusals import refuses
 from unmask import registry
@@ -60,7 +64,11 @@ def deeds(found: list[Row]) -> list[object]:
 
 
 class TestProphet:
-    @combined(apart=("policy", "shift"), policy=SIZED, shift=SHIFT)
+<<<<<<< HEAD
+    @combined(apart=("policy", "shift"), policy=SINGLE, shift=SHIFT)
+=======
+    @combined(apart=("policy", "shift"), policy=SINGLE, shift=SHIFT)
+>>>>>>> refs/heads/branches
     def test_without_reach_it_is_its_policy(self, policy: str, shift: bool) -> None:
         assert deeds(rows(f"prophet({policy},{NEVER})", shift)) == deeds(rows(policy, shift))
 
@@ -202,7 +210,11 @@ class TestAdaptive:
 
 
 class TestLookahead:
-    @combined(apart=("policy", "cache"), policy=SIZED, cache=["none", "dllm(kp=3,kr=2,rho=0.25)"])
+<<<<<<< HEAD
+    @combined(apart=("policy", "cache"), policy=SINGLE, cache=["none", "dllm(kp=3,kr=2,rho=0.25)"])
+=======
+    @combined(apart=("policy", "cache"), policy=SINGLE, cache=["none", "dllm(kp=3,kr=2,rho=0.25)"])
+>>>>>>> refs/heads/branches
     def test_with_everything_in_sight_it_is_its_policy(self, policy: str, cache: str) -> None:
         assert deeds(rows(f"lookahead({policy},14)", cache=cache)) == deeds(rows(policy, cache=cache))
 
