@@ -139,6 +139,12 @@ def test_activations_are_rounded_to_the_nearest(seed, dtype):
     assert bool((values.abs().amax(1)[x.float().abs().amax(1) > 0] >= 125).all())
 
 
+def test_many_activations_are_rounded_some_at_a_time():
+    x = drawn(7, 64).bfloat16()
+    few, many = per_token(x), per_token(x.repeat(1500, 1))  # 5 pieces, the last one shorter
+    assert all(torch.equal(b, a.repeat(1500, 1)) for a, b in zip(few, many, strict=True))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_copy_has_memory_of_its_own(kind):
     layer, x = KINDS[kind].of(drawn(24, 32)).layer(torch.nn.Parameter(drawn(24)), torch.float32, CPU), drawn(3, 32)

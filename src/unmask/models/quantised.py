@@ -32,6 +32,7 @@ _GROUPS = (64, 32, 16)  # inputs that share a scale: the first that divides the 
 _SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8)  # ranges that are tried for a group; the one of least error is taken
 _WORDS = 4  # columns unpacked at once, as one integer
 _AT_ONCE = 1 << 20  # int4 weights that are floating point numbers at any time: more fall out of a core's cache
+_ROUNDED_AT_ONCE = 1 << 17  # activations of a CPU that are rounded at any time, for the same reason
 _CUDA_LEAST, _CUDA_MULTIPLE = 17, 8  # torch._int_mm on CUDA: rows at least, and what its sizes are multiples of
 
 
@@ -326,10 +327,17 @@ def per_token(x: Tensor) -> tuple[Tensor, Tensor]:
         were divided by.
     """
     dtype = x.dtype if x.dtype == torch.bfloat16 else torch.float32
-    wide = x.to(torch.float32, copy=True)  # at once: operations on mixed dtypes take several times as long
-    most = torch.maximum(wide.amax(-1, keepdim=True), wide.amin(-1, keepdim=True).neg_())
-    size = (most / _TOKEN).clamp_min_(_LEAST).to(dtype)
-    return wide.mul_(size.float().reciprocal()).round_().to(torch.int8), size
+    whole = x.is_cuda or torch.compiler.is_compiling()
+    many = max(1, len(x) if whole else _ROUNDED_AT_ONCE // x.shape[1])
+    values, sizes = torch.empty_like(x, dtype=torch.int8), x.new_empty(len(x), 1, dtype=dtype)
+    for at in range(0, len(x), many):
+        piece = slice(at, at + many)
+        wide = x[piece].to(torch.float32, copy=True)  # at once: operations on mixed dtypes take several times as long
+        most = torch.maximum(wide.amax(-1, keepdim=True), wide.amin(-1, keepdim=True).neg_())
+        size = (most / _TOKEN).clamp_min_(_LEAST).to(dtype)
+        values[piece] = wide.mul_(size.float().reciprocal()).round_()
+        sizes[piece] = size
+    return values, sizes
 
 
 def int8_runs(device: torch.device) -> str:
