@@ -34,7 +34,7 @@ def possible(policy, cache, temperature, weights):
 @pytest.mark.slow
 @combined(
     possible,
-    apart=("cache", "temperature", "weights"),
+    apart=("policy", "cache", "temperature", "weights"),
     policy=_POLICIES,
     cache=CACHES,
     temperature=(0.0, 1.0),
