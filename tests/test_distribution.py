@@ -138,6 +138,7 @@ def test_paths_are_as_likely_as_the_model_says(case: tuple[str, Rule, int | None
     assert p_value(sampled(policy, shift, 3), expected) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", ["every(dual,1)", "dllm(kp=1,kr=1)", "d2(k=none,p=1)", "trailing(window=9)"])
 def test_caches_that_recompute_everything_sample_the_same(kept: str) -> None:
     policy = "vanilla(block_length=none,remasking=random)"
@@ -167,6 +168,7 @@ def test_several_tokens_a_forward_follow_another_distribution() -> None:
     assert p_value(counts, paths(first, False, 2)) < 1e-6
 
 
+@pytest.mark.slow
 def test_seeds_are_independent() -> None:
     """Rows with other seeds are another sample of the same distribution."""
     policy, expected = "threshold(tau=1.5)", paths(surest, False, 3)

@@ -327,6 +327,7 @@ def test_the_guarantee_claims_no_more_than_was_asked_for(delta, said):
     assert "100 %" not in text
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_it_was_killed(tuned, tmp_path, monkeypatch):
     """Cut anywhere, the ledger gives the same profile, and what it held is not decoded again."""
     folder, printed = tuned
