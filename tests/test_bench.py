@@ -710,6 +710,7 @@ def test_report_refuses(content, args, message, tmp_path):
     assert not (tmp_path / "page").exists()
 
 
+@pytest.mark.slow
 def test_a_kill_loses_the_batch_in_flight_only(tmp_path):
     """kill -9 in the middle; then the same command ends with every batch there once."""
     path = tmp_path / "r.jsonl"
@@ -732,6 +733,7 @@ def test_a_kill_loses_the_batch_in_flight_only(tmp_path):
     assert done.stdout.count("| 12 |") == 2 or "n 12" in done.stdout
 
 
+@pytest.mark.slow
 def test_an_interrupt_says_how_to_go_on(tmp_path):
     path = tmp_path / "r.jsonl"
     args = ["bench", "-p", "threshold", *SHORT, "-n", "40", "-o", str(path)]

@@ -24,7 +24,7 @@ from pairwise import combined
 from unmask import registry
 from unmask.models.denoiser import Denoiser
 
-SAYABLE, PROMPT, ROWS, TOGETHER = 5, (7, 21), 12000, 400
+SAYABLE, PROMPT, ROWS, TOGETHER = 5, (7, 21), 8000, 400
 Text = tuple[int, ...]
 Path = tuple[tuple[int, int], ...]
 Lines = dict[int, list[float]]  # of each mask the probabilities of the ids
@@ -93,10 +93,12 @@ def paths(
 
 
 @cache
-def sampled(policy: str, shift: bool, length: int, kept: str = "none", first_seed: int = 0) -> Counter[Path]:
+def sampled(
+    policy: str, shift: bool, length: int, kept: str = "none", first_seed: int = 0, rows: int = ROWS
+) -> Counter[Path]:
     """The paths of many rows, each with a seed of its own."""
-    requests = [Request(i, PROMPT, length, temperature=1.0, seed=first_seed + i) for i in range(ROWS)]
-    taken: list[Path] = [()] * ROWS
+    requests = [Request(i, PROMPT, length, temperature=1.0, seed=first_seed + i) for i in range(rows)]
+    taken: list[Path] = [()] * rows
     for event in run(small(shift), registry.cache(kept), registry.policy(policy), requests, TOGETHER):
         for commit in event.committed():
             taken[commit.row] += ((commit.position, commit.token),)
@@ -136,11 +138,13 @@ def test_paths_are_as_likely_as_the_model_says(case: tuple[str, Rule, int | None
     assert p_value(sampled(policy, shift, 3), expected) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", ["every(dual,1)", "dllm(kp=1,kr=1)", "d2(k=none,p=1)", "trailing(window=9)"])
 def test_caches_that_recompute_everything_sample_the_same(kept: str) -> None:
     policy = "vanilla(block_length=none,remasking=random)"
-    assert sampled(policy, False, 2, kept) == sampled(policy, False, 2)
-    assert p_value(sampled(policy, False, 2, kept), paths(drawn, False, 2)) > 1e-3
+    counts = sampled(policy, False, 2, kept, rows=2000)
+    assert counts == sampled(policy, False, 2, rows=2000)
+    assert p_value(counts, paths(drawn, False, 2)) > 1e-3
 
 
 @combined(apart=("case", "shift"), case=CASES, shift=SHIFT)
@@ -164,6 +168,7 @@ def test_several_tokens_a_forward_follow_another_distribution() -> None:
     assert p_value(counts, paths(first, False, 2)) < 1e-6
 
 
+@pytest.mark.slow
 def test_seeds_are_independent() -> None:
     """Rows with other seeds are another sample of the same distribution."""
     policy, expected = "threshold(tau=1.5)", paths(surest, False, 3)

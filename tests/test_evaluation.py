@@ -136,6 +136,7 @@ def test_a_document_that_spells_the_mask_is_text(tasks, tmp_path, chat, monkeypa
     assert (one[0], one[2]) == (other[0], other[2])
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues(tasks, tmp_path):
     """kill -9 in the middle: what is in the file stays, the rest is added, the scores are those of one run."""
     out = tmp_path / "out"
@@ -328,6 +329,7 @@ def test_a_row_leaves_at_its_stop_string():
     assert costs[0]["nfe"] < costs[1]["nfe"] and costs[0]["tokens"] < costs[1]["tokens"]
 
 
+@pytest.mark.slow
 def test_sampling_as_the_task_says_and_as_the_command_says():
     prompt, same = problems("word_problem", "test", 1)[0].prompt, {"until": [], "do_sample": True, "temperature": 9.0}
     made, greedy = lm(chat=True), lm(chat=True, temperature=0.0)

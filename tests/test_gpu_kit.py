@@ -55,6 +55,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_every_part_leaves_records(records: Path) -> None:
     files = sorted(f.name for f in records.iterdir())
     assert files == sorted(["run.log", *(f"{name}.jsonl" for name in PARTS if name != "dream")])
@@ -64,6 +65,7 @@ def test_every_part_leaves_records(records: Path) -> None:
     assert {r["key"].get("part") for r in every} >= set(PARTS)
 
 
+@pytest.mark.slow
 def test_replays_take_the_recorded_path(records: Path) -> None:
     found = [r for r in lines(records / "replay.jsonl") if r["key"].get("setting") not in (None, "autoregressive")]
     assert {r["key"]["setting"] for r in found} >= {"vanilla, as published", "slowfast + dllm", "wino", "klass", "apd"}
@@ -76,6 +78,7 @@ def test_replays_take_the_recorded_path(records: Path) -> None:
     assert [r["nfe"] for r in found if r["key"]["setting"] == "vanilla, as published"] == [[32, 32]]
 
 
+@pytest.mark.slow
 def test_a_second_run_measures_nothing_again(records: Path, tmp_path: Path) -> None:
     """Nor does one that goes on in another folder."""
     before = len(lines(records / "passes.jsonl"))
@@ -85,6 +88,7 @@ def test_a_second_run_measures_nothing_again(records: Path, tmp_path: Path) -> N
     assert [r["key"]["what"] for r in lines(tmp_path / "more" / "passes.jsonl")] == ["part"]
 
 
+@pytest.mark.slow
 def test_no_part_without_its_ceilings_and_the_others_go_on(tmp_path: Path) -> None:
     done = run(tmp_path, "--parts", "passes,machine", "--budget", "300")
     assert done.returncode == 1
@@ -98,6 +102,7 @@ def test_unknown_parts_are_refused(tmp_path: Path) -> None:
     assert "pases" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_page_says_what_was_measured(records: Path, tmp_path: Path, module: Any) -> None:
     page = module("page")
     found = page.Records([records])
@@ -225,6 +230,7 @@ def test_counts_of_a_trace(module: Any) -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_part_past_its_deadline_is_ended(tmp_path: Path) -> None:
     began = time.monotonic()
     done = run(tmp_path, "--parts", "replay", "--budget", "-60")  # less than it takes to begin

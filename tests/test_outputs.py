@@ -168,6 +168,7 @@ def _shell(command: str, **more: object) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(["bash", "-c", line], capture_output=True, check=False, timeout=120, **more)  # type: ignore[call-overload,no-any-return]
 
 
+@pytest.mark.slow
 def test_closed_standard_streams(tmp_path: Path) -> None:
     options = "--dtype float32 -n 8 -p threshold"
     closed = _shell(f"generate - {options} <&-")

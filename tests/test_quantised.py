@@ -295,6 +295,7 @@ def test_random_weights_are_quantised_as_they_are_drawn():
         )
 
 
+@pytest.mark.slow
 def test_compiled_parts_compute_the_same():
     """By a backend that compiles nothing: parts can be traced, and products are left to themselves."""
     model, prompt = unmask.load(quantize="int8", dtype="float32"), "Amy has 3 apples."

@@ -196,6 +196,7 @@ def decoded(engine: Engine) -> tuple[dict[object, Outcome], int]:
     return found, most
 
 
+@pytest.mark.slow
 def test_memory_of_rows_that_left_counts(lm: unmask.Model) -> None:
     """What was made for eight rows is not kept beside seven others, nor widened for a long one."""
     one = state_bytes(lm.denoiser, ask(lm, 0, "vanilla", 20, 20))

@@ -137,6 +137,7 @@ def test_keep_freed_does_nothing_where_there_is_no_mallopt(monkeypatch):
 # --- compiled parts
 
 
+@pytest.mark.slow
 def test_one_graph_serves_all_layers_and_sizes(lm):
     """One for a single row, one for several, one for rotary rows that differ by row; however many slots there are."""
     graphs = []

@@ -327,6 +327,7 @@ def test_the_guarantee_claims_no_more_than_was_asked_for(delta, said):
     assert "100 %" not in text
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_it_was_killed(tuned, tmp_path, monkeypatch):
     """Cut anywhere, the ledger gives the same profile, and what it held is not decoded again."""
     folder, printed = tuned
@@ -499,12 +500,12 @@ GOOD = {
         ("[1]", 'expected a JSON object with "profile": 1'),
         ({"a": 1}, 'expected a JSON object with "profile": 1'),
         (GOOD | {"profile": 2}, "profile version 2; this unmask reads version 1"),
-        (GOOD | {"policy": 3}, "policy must be a text, got 3"),
+        (GOOD | {"policy": 3}, '"policy" must be a text, got 3'),
         (GOOD | {"policy": "fastest"}, "unknown policy 'fastest'"),
         (GOOD | {"cache": "dual("}, "dual("),
-        (GOOD | {"gen_length": "8"}, "gen_length must be an integer of at least 1, got '8'"),
-        (GOOD | {"gen_length": -1}, "gen_length must be an integer of at least 1, got -1"),
-        ({k: v for k, v in GOOD.items() if k != "fingerprint"}, "fingerprint must be a text, got None"),
+        (GOOD | {"gen_length": "8"}, "\"gen_length\" must be an integer, got '8'"),
+        (GOOD | {"gen_length": -1}, '"gen_length" must be greater than or equal to 1, got -1'),
+        ({k: v for k, v in GOOD.items() if k != "fingerprint"}, 'no "fingerprint"'),
         (GOOD, "is a profile of another model (m)"),
     ],
 )

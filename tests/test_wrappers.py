@@ -11,11 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-<<<<<<< HEAD
 from helpers import LIMIT, MASK, SHIFT, SHIFTS, SINGLE, SPEC, VERIFIER, Request, Row, decode, forward, tiny, trail
-=======
-from helpers import LIMIT, MASK, SHIFT, SHIFTS, SINGLE, SPEC, VERIFIER, Request, Row, decode, forward, tiny, trail
->>>>>>> refs/heads/branches
 from pairwise import combined
 from refusals import refuses
 from unmask import registry
@@ -64,11 +60,7 @@ def deeds(found: list[Row]) -> list[object]:
 
 
 class TestProphet:
-<<<<<<< HEAD
     @combined(apart=("policy", "shift"), policy=SINGLE, shift=SHIFT)
-=======
-    @combined(apart=("policy", "shift"), policy=SINGLE, shift=SHIFT)
->>>>>>> refs/heads/branches
     def test_without_reach_it_is_its_policy(self, policy: str, shift: bool) -> None:
         assert deeds(rows(f"prophet({policy},{NEVER})", shift)) == deeds(rows(policy, shift))
 
@@ -210,11 +202,7 @@ class TestAdaptive:
 
 
 class TestLookahead:
-<<<<<<< HEAD
     @combined(apart=("policy", "cache"), policy=SINGLE, cache=["none", "dllm(kp=3,kr=2,rho=0.25)"])
-=======
-    @combined(apart=("policy", "cache"), policy=SINGLE, cache=["none", "dllm(kp=3,kr=2,rho=0.25)"])
->>>>>>> refs/heads/branches
     def test_with_everything_in_sight_it_is_its_policy(self, policy: str, cache: str) -> None:
         assert deeds(rows(f"lookahead({policy},14)", cache=cache)) == deeds(rows(policy, cache=cache))
 

@@ -5,43 +5,34 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import Field
 
 from . import registry
 from .core.errors import RequestError, SpecError
+from .core.schema import Name, Schema, parse
 
 if TYPE_CHECKING:
     from .api import Model
 
 VERSION = 1
-_KEYS: dict[str, type] = {**dict.fromkeys(("model", "fingerprint", "dtype", "policy", "cache"), str), "gen_length": int}
 _SAMPLES = 64  # values of each weight that a fingerprint looks at
 
 
-@dataclass(frozen=True)
-class Profile:
-    """What decoding needs of a profile.
+class Profile(Schema):
+    """What decoding needs of a profile."""
 
-    Attributes:
-        path: where it was read.
-        model: name of the model it was made with.
-        fingerprint: of that model's weights.
-        dtype: that these had.
-        policy, cache: specs.
-        gen_length: response length in tokens that it was made for.
-    """
-
-    path: str
-    model: str
-    fingerprint: str
-    dtype: str
-    policy: str
-    cache: str
-    gen_length: int
+    path: str = Field(description="where it was read")
+    model: Name = Field(description="name of the model it was made with")
+    fingerprint: Name = Field(description="fingerprint of that model's weights")
+    dtype: Name = Field(description="dtype of these")
+    policy: Name = Field(description="spec of a policy")
+    cache: Name = Field(description="spec of a cache")
+    gen_length: int = Field(ge=1, description="response length in tokens that it was made for")
 
     def check(self, lm: Model) -> None:
         """Is it of this model?
@@ -99,15 +90,12 @@ def read(path: str | Path) -> Profile:
         raise RequestError(f'{path} is not a profile of unmask tune: expected a JSON object with "profile": {VERSION}')
     if data["profile"] != VERSION:
         raise RequestError(f"{path}: profile version {data['profile']!r:.20}; this unmask reads version {VERSION}")
-    for key, kind in _KEYS.items():
-        if type(data.get(key)) is not kind or (not data[key] if kind is str else data[key] < 1):
-            wanted = "a text" if kind is str else "an integer of at least 1"
-            raise RequestError(f"{path}: {key} must be {wanted}, got {data.get(key)!r:.40}")
+    made = parse(Profile, data | {"path": str(path)}, str(path))
     try:
-        registry.policy(data["policy"]), registry.cache(data["cache"])
+        registry.policy(made.policy), registry.cache(made.cache)
     except SpecError as error:
         raise RequestError(f"{path}: {error}") from None
-    return Profile(str(path), **{key: data[key] for key in _KEYS})
+    return made
 
 
 def write(path: str | Path, data: dict[str, Any]) -> None:

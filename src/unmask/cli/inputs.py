@@ -132,6 +132,9 @@ def _not_json(name: str) -> None:
 
 def _record(value: Any, where: str, form: Form) -> Record:
     """A line: our own form, or OpenAI's batch format, whose ``body`` is a request."""
+    from ..core.schema import parse
+    from .line import Line
+
     if not isinstance(value, dict):
         raise RequestError(f"{where}: expected {form.expected}")
     carried = {}
@@ -159,48 +162,7 @@ def _record(value: Any, where: str, form: Form) -> Record:
         if near := get_close_matches(key, known, 1, 0.8):
             raise RequestError(f"{where}: unknown key {key!r}; did you mean {near[0]!r}?")
     own = {key: given for key, given in line.items() if key in known and given is not None and key != form.main}
-    _check(form.main, line[form.main], where)
-    for key, given in own.items():
-        _check(key, given, where)
+    parse(Line, {form.main: line[form.main], **own}, where)
     if "prompt" in own:
         own["prompts"] = [own.pop("prompt")]
     return Record(line[form.main], where, own, carried)
-
-
-def _check(key: str, value: Any, where: str) -> None:
-    """Refuse what a key cannot be; values are checked with the request."""
-    if key in _ACCEPTED:
-        accepted, check = _ACCEPTED[key]
-        if not check(value):
-            raise RequestError(f"{where}: {key} must be {accepted}, got {value!r:.80}")
-
-
-def _all(value: Any, check: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(check(item) for item in value)
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("role"), str) and "content" in value
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-_ACCEPTED: dict[str, tuple[str, Any]] = {
-    "prompt": (
-        "text, a list of ids or a list of messages with role and content",
-        lambda value: isinstance(value, str) or _all(value, _is_int) or _all(value, _is_message),
-    ),
-    "text": ("text or a list of ids", lambda value: isinstance(value, str) or _all(value, _is_int)),
-    "gen_length": ("an integer of at least 1", lambda value: _is_int(value) and value >= 1),
-    "n": ("an integer of at least 1", lambda value: _is_int(value) and value >= 1),
-    "policy": ("a spec such as slowfast(tau_high=0.9)", _is_text),
-    "cache": ("a spec such as dual", _is_text),
-    "chat": ("true or false", lambda value: isinstance(value, bool)),
-    "seed": ("an integer", _is_int),
-}

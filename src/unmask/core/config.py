@@ -148,6 +148,11 @@ def param(
     return dataclasses.field(default=default, metadata={**metadata, "file": file, "hidden": hidden})
 
 
+def blocks(default: int | None = 32) -> Any:
+    """The field ``block_length`` of policies that fill block after block."""
+    return param(default, "positions per block; none: the whole response is one block", ge=1, optional=True)
+
+
 def types(cls: type) -> dict[str, type]:
     """The type that each parameter of a class accepts, None aside."""
     if cls not in _TYPES:

@@ -65,7 +65,7 @@ def described(model: type[BaseModel], value: Any, found: Sequence[ErrorDetails])
         return f'"{place}": {message}' if place else message
     title = _field(model, first["loc"])[2]
     same = [_accepted(e["msg"]) for e in found if e["input"] is first["input"]]  # of each member of a union
-    accepted = f"be {title}" if title and len(same) > 1 else " or ".join(dict.fromkeys(same))
+    accepted = f"be {title}" if title and len(found) > 1 else " or ".join(dict.fromkeys(same))
     if first["type"] in ("model_type", "model_attributes_type"):
         accepted = "be an object with " + ", ".join(f'"{key}"' for key in _known(model, first["loc"]))
     return f"{f'{chr(34)}{place}{chr(34)}' if place else 'it'} must {accepted}, got {first['input']!r:.{_SHOWN}}"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.canvas import Canvas, ModelSpec, Update
 from ..core.chain import max_marginals, viterbi
-from ..core.config import param
+from ..core.config import blocks, param
 from ..core.policy import Policy
 from ..core.protocols import Ask, Prediction, Sampling
 from ..core.state import PER_POSITION
@@ -52,9 +52,7 @@ class Cascade(Policy):
     window: int = param(16, "positions from the first masked one on that are decoded together", ge=1, le=256)
     margin: float = param(2.0, "lead in nats that a token needs over the position's next one", ge=0)
     r: float = param(0.5, "weight of the diffusion model", ge=0, le=1)
-    block_length: int | None = param(
-        32, "positions per block; none: the whole response is one block", ge=1, optional=True
-    )
+    block_length: int | None = blocks()
     verifier: str | None = param(None, "folder or hub id of a causal language model; none: the bundled one", file=True)
 
     @property

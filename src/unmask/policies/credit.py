@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..core.canvas import Canvas, Update
-from ..core.config import param
+from ..core.config import blocks, param
 from ..core.pick import at_least, best
 from ..core.policy import Policy
 from ..core.predict import choose, delayed, likeliest
@@ -56,9 +56,7 @@ class Credit(Policy):
     alpha: float = param(0.7, "weight of the credit in the logits", ge=0)
     gamma: float = param(0.2, "exponent of the probability that earns credit", ge=0)
     beta: float = param(0.8, "share of the credit that remains after a forward pass", ge=0, le=1)
-    block_length: int | None = param(
-        32, "positions per block; none: the whole response is one block", ge=1, optional=True
-    )
+    block_length: int | None = blocks()
 
     def init(self, canvas: Canvas, sampling: Sampling) -> CreditState:
         longest = int((canvas.most - canvas.prompt).max())

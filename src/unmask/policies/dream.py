@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.canvas import Canvas, ModelSpec, Update
-from ..core.config import param
+from ..core.config import blocks, param
 from ..core.pick import block_steps, top
 from ..core.policy import Policy
 from ..core.predict import gumbel, uniform
@@ -59,7 +59,7 @@ class Dream(Policy):
         choices=("maskgit_plus", "topk_margin", "entropy", "origin"),
     )
     alg_temp: float = param(0.0, "above 0: draw positions by softmax(rank / alg_temp)", ge=0)
-    block_length: int | None = param(None, "positions per block; none: the whole response is one block", ge=1)
+    block_length: int | None = blocks(None)
     opening: str = param(
         "clock",
         "a block's first step commits by the clock, or its first position (Fast-dLLM's code for caches)",

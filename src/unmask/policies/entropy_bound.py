@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ..core.canvas import Canvas, Update
-from ..core.config import param
+from ..core.config import blocks, param
 from ..core.pick import top
 from ..core.policy import Policy
 from ..core.protocols import Ask, Prediction
@@ -27,9 +27,7 @@ class EntropyBound(Policy):
     spans = True
 
     gamma: float = param(0.001, "bound in nats on sum H - max H", ge=0)
-    block_length: int | None = param(
-        32, "positions per block; none: the whole response is one block", ge=1, optional=True
-    )
+    block_length: int | None = blocks()
     order: str = param(
         "entropy",
         "positions are ranked by entropy, top-1 probability or margin",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..core.canvas import Canvas, Update
-from ..core.config import param
+from ..core.config import blocks, param
 from ..core.pick import top
 from ..core.policy import Policy
 from ..core.protocols import Ask, Prediction
@@ -28,9 +28,7 @@ class Factor(Policy):
     spans = True
 
     f: float = param(1.0, "bound on (n + 1)(1 - c_n); more commits more", ge=0, le=1000)
-    block_length: int | None = param(
-        32, "positions per block; none: the whole response is one block", ge=1, optional=True
-    )
+    block_length: int | None = blocks()
     rank: str = param(
         "exact",
         "the count as published in the paper, or as in the code of Fast-dLLM | d2Cache",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..core.canvas import Canvas, Update
-from ..core.config import param
+from ..core.config import blocks, param
 from ..core.pick import above, best
 from ..core.policy import Policy
 from ..core.protocols import Ask, Prediction
@@ -29,9 +29,7 @@ class Hierarchical(Policy):
 
     tau: float = param(0.9, "confidence above which any position is committed", ge=0, le=2)
     low: float = param(0.4, "confidence above which the best position of a run is committed", ge=0, le=2)
-    block_length: int | None = param(
-        32, "positions per block; none: the whole response is one block", ge=1, optional=True
-    )
+    block_length: int | None = blocks()
 
     def ask(self, canvas: Canvas, state: None) -> Ask:
         return Ask(canvas.block(self.block_length))

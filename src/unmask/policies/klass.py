@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..core.canvas import Canvas, Update
-from ..core.config import param
+from ..core.config import blocks, param
 from ..core.pick import at_least, best
 from ..core.policy import Policy
 from ..core.protocols import Ask, Prediction, Sampling
@@ -55,9 +55,7 @@ class Klass(Policy):
     tau: float = param(0.9, "confidence from which a stable position is committed", ge=0, le=2)
     kl: float = param(0.01, "KL divergence in nats below which a distribution is unchanged", gt=0)
     history: int = param(2, "forward passes for which it must be unchanged; 0: no test", ge=0, le=64)
-    block_length: int | None = param(
-        32, "positions per block; none: the whole response is one block", ge=1, optional=True
-    )
+    block_length: int | None = blocks()
 
     def init(self, canvas: Canvas, sampling: Sampling) -> KlassState:
         width = 1 + int((canvas.most - canvas.prompt).max())

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.canvas import Canvas, ModelSpec, Update
-from ..core.config import param
+from ..core.config import blocks, param
 from ..core.errors import ModelError
 from ..core.nets import Shape, fit, load, put, take
 from ..core.pick import best
@@ -60,9 +60,7 @@ class Learned(Policy):
 
     sample: bool = param(True, "draw the positions; false: those with a probability above 1/2")
     temperature: float = param(1.0, "divisor of the log-odds before drawing", gt=0, le=100)
-    block_length: int | None = param(
-        32, "positions per block; none: the whole response is one block", ge=1, optional=True
-    )
+    block_length: int | None = blocks()
     weights: str | None = param(None, "file with the network's weights; none: those trained for unmask-tiny", file=True)
 
     def check(self, prompt: Sequence[int], gen_length: int, spec: ModelSpec) -> None:

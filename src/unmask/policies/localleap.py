@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.canvas import Canvas, Update
-from ..core.config import param
+from ..core.config import blocks, param
 from ..core.pick import at_least, best
 from ..core.policy import Policy
 from ..core.protocols import Ask, Prediction
@@ -30,9 +30,7 @@ class LocalLeap(Policy):
     tau: float = param(0.9, "confidence from which a position is committed and is an anchor", ge=0, le=2)
     low: float = param(0.75, "confidence that is enough near an anchor", ge=0, le=2)
     radius: int = param(4, "positions on either side of an anchor that are near it; 0: none", ge=0, le=1 << 16)
-    block_length: int | None = param(
-        32, "positions per block; none: the whole response is one block", ge=1, optional=True
-    )
+    block_length: int | None = blocks()
 
     def ask(self, canvas: Canvas, state: None) -> Ask:
         block = canvas.block(self.block_length)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..core.canvas import Canvas, ModelSpec, Update
-from ..core.config import param
+from ..core.config import blocks, param
 from ..core.errors import ModelError
 from ..core.pick import block_steps, top
 from ..core.policy import Policy
@@ -49,9 +49,7 @@ class PcSampler(Policy):
     decay: float = param(0.25, "how fast a score falls with the position in the block; 0: not at all", ge=0)
     most: float = param(10.0, "largest score before that", gt=0)
     steps: int | None = param(None, "forward passes for the whole response; none: one per token", ge=1)
-    block_length: int | None = param(
-        32, "positions per block; none: the whole response is one block", ge=1, optional=True
-    )
+    block_length: int | None = blocks()
     frequencies: str | None = param(
         None, "JSON file with the share of each token of a corpus; none: the same for all", file=True
     )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..core.canvas import Canvas, Update
-from ..core.config import param
+from ..core.config import blocks, param
 from ..core.pick import best, top
 from ..core.policy import Policy
 from ..core.predict import uniform
@@ -51,9 +51,7 @@ class Refine(Policy):
     share: float = param(0.5, "share of the positions that `share` and `random` reject", gt=0, le=0.95)
     count: int = param(8, "positions that `count` rejects", ge=1)
     iterations: int = param(8, "forward passes per block", ge=1)
-    block_length: int | None = param(
-        None, "positions per block; none: the whole response is one block", ge=1, optional=True
-    )
+    block_length: int | None = blocks(None)
 
     def init(self, canvas: Canvas, sampling: Sampling) -> RefineState:
         zero = torch.zeros_like(canvas.prompt)

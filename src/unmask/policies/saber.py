@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..core.canvas import Canvas, Update
-from ..core.config import param
+from ..core.config import blocks, param
 from ..core.pick import above, top
 from ..core.policy import Policy
 from ..core.protocols import Ask, Prediction, Sampling
@@ -51,7 +51,7 @@ class Saber(Policy):
         choices=("commit", "before", "nothing"),
         hidden=True,
     )
-    block_length: int | None = param(None, "positions per block; none: the whole response is one block", ge=1)
+    block_length: int | None = blocks(None)
 
     def init(self, canvas: Canvas, sampling: Sampling) -> SaberState:
         zero = torch.zeros(canvas.tokens.shape, dtype=torch.float64, device=canvas.tokens.device)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..core.canvas import Canvas, Update
-from ..core.config import param
+from ..core.config import blocks, param
 from ..core.pick import at_least, best, top
 from ..core.policy import Policy
 from ..core.protocols import Ask, Prediction, Sampling
@@ -38,9 +38,7 @@ class Threshold(Policy):
     tau: float = param(
         0.9, "confidence from which a position is committed; above 1: the most confident one alone", ge=0, le=2
     )
-    block_length: int | None = param(
-        32, "positions per block; none: the whole response is one block", ge=1, optional=True
-    )
+    block_length: int | None = blocks()
     steps: int | None = param(
         None, "commit no more than filling the response evenly in so many forward passes would", ge=1, hidden=True
     )

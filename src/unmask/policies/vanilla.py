@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.canvas import Canvas, ModelSpec, Update
-from ..core.config import param
+from ..core.config import blocks, param
 from ..core.pick import block_steps, top
 from ..core.policy import Policy
 from ..core.predict import uniform
@@ -42,9 +42,7 @@ class Vanilla(Policy):
     paper = "arXiv 2502.09992"
 
     steps: int | None = param(None, "forward passes for the whole response; none: one per token", ge=1)
-    block_length: int | None = param(
-        32, "positions per block; none: the whole response is one block", ge=1, optional=True
-    )
+    block_length: int | None = blocks()
     remasking: str = param(
         "low_confidence",
         "positions that stay masked: the least confident ones, or random ones",

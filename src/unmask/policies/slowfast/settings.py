@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import Field, dataclass
 from typing import Any
 
-from ...core.config import param
+from ...core.config import blocks, param
 from ...core.policy import Policy
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -66,7 +66,7 @@ class Settings(Policy):
     )
     k_slow: int = param(1, "positions committed by an exploratory forward pass", ge=1, hidden=True)
     k_fast: int = param(1, "positions committed when none of the span reaches tau_high", ge=1, hidden=True)
-    block_length: int | None = param(None, "positions per block; none: the whole response is one block", ge=1)
+    block_length: int | None = blocks(None)
     suffix: str = param(
         None,
         "positions beyond the span leave the input | stay as cached keys and values | are recomputed",
