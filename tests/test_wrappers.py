@@ -40,6 +40,7 @@ WITH_THRESHOLD = {
     "suffix": ["suffix(threshold(tau=0.4,block_length=4),window=3)"],
     "adablock": ['adablock(threshold(tau=0.4,block_length=5),tau_end=0.1,reach=0.6,delimiters="3 8 11 20 33 40")'],
     "window": ["window(threshold(tau=0.4,block_length=4))"],
+    "dawn": ["dawn(tau=0.5,block_length=7)"],
 }
 
 
