@@ -19,7 +19,8 @@ _TOGETHER = 4  # constraints in a batch of the spread
 _NAMES = list(CASES)
 _BLOCKS_ALONE = {"ahead"}
 _REFUSED = {name for name in registry.POLICIES if registry.policy(name).renoises}  # they commit whole canvases
-_POLICIES = tuple(name for name in registry.POLICIES if name not in _REFUSED)
+_KEEPS = {"assd"}  # the distribution of the model's own text, which a constraint would change
+_POLICIES = tuple(name for name in registry.POLICIES if name not in _REFUSED | _KEEPS)
 
 
 def possible(policy, cache, temperature, weights):

@@ -38,6 +38,7 @@ POLICIES = {
     "prophet": "unmask.policies.prophet:Prophet",
     "refine": "unmask.policies.refine:Refine",
     "cascade": "unmask.policies.cascade:Cascade",
+    "assd": "unmask.policies.assd:Assd",
     "slowfast": "unmask.policies.slowfast:SlowFast",
     "sdar": "unmask.policies.sdar:Sdar",
     "edit": "unmask.policies.edit:Edit",

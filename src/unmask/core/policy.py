@@ -84,6 +84,10 @@ class Policy(Configured, ABC):
         """Whether it decodes models without a mask token, which denoise uniform noise, and these alone."""
         return False
 
+    def view(self, spec: ModelSpec) -> ModelSpec:
+        """The model as the policy decodes it: with another visibility, perhaps."""
+        return spec
+
     def most_passes(self, positions: int) -> int:
         """Forward passes that a response of so many positions takes at most; a row that takes more fails."""
         return 4 * positions + 16

@@ -22,8 +22,8 @@ _LOG = logging.getLogger(__name__)
 
 def fresh_state(model: Denoiser, requests: Sequence[Request]) -> State:
     """The state of requests with one policy and cache before their first forward pass."""
-    device, spec = model.network.device, model.spec
-    rooms = [spec.room(len(r.prompt), r.gen_length) for r in requests]
+    device, spec = model.network.device, requests[0].policy.view(model.spec)
+    rooms = [r.room(model.spec) for r in requests]
     canvas = Canvas.blank(
         [r.prompt for r in requests],
         [r.gen_length for r in requests],
@@ -39,7 +39,7 @@ def state_bytes(model: Denoiser, request: Request, width: int = 0) -> int:
     """Bytes of the state of a row, on a canvas of so many positions at least; 0 of a policy that cannot begin, which
     ends with what is wrong when it enters.
     """
-    own = len(request.prompt) + model.spec.room(len(request.prompt), request.gen_length)
+    own = len(request.prompt) + request.room(model.spec)
     longer = replace(request, prompt=[*request.prompt, *[model.spec.pad] * (width - own)])
     try:
         return row_bytes(fresh_state(model, [longer]), request.policy.reuses)

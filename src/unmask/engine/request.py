@@ -153,6 +153,7 @@ class Request:
         """
         from ..core.canvas import NO_MASK, check_request
 
+        spec = self.policy.view(spec)
         check_request(self.id, self.prompt, self.gen_length, spec, self.fixed)
         limit = min(spec.limit, spec.vocab)
         outside = [i for i in self.params.suppress if not 0 <= int(i) < spec.vocab]
@@ -166,6 +167,12 @@ class Request:
             )
         if spec.mask == NO_MASK:
             self._check_whole()
+        if spec.ordered and (self.constraint is not None or self.params.constraint):
+            raise RequestError(
+                f"{next(iter(self.params.constraint), 'constraint')}: {self.policy} keeps the distribution of the "
+                "model's own text, which a constraint would change; use another policy, such as threshold",
+                self.id,
+            )
         silent = {spec.mask, *spec.unknown, *map(int, self.params.suppress), *(spec.eos if self.inside else ())}
         if len({i for i in silent if 0 <= i < limit}) == limit:
             why = ", for an end of text cannot stand in front of given text" if self.inside else ""
@@ -205,6 +212,10 @@ class Request:
                     "for another; a model with a mask token is needed",
                     self.id,
                 )
+
+    def room(self, spec: ModelSpec) -> int:
+        """Positions of its response; see :meth:`unmask.core.canvas.ModelSpec.room`."""
+        return self.policy.view(spec).room(len(self.prompt), self.gen_length)
 
     @property
     def inside(self) -> bool:

@@ -319,7 +319,7 @@ class Engine:
 
     def _row(self, request: Request, stops: StopStrings | None = None, **known: Any) -> Row:
         """What the host knows of a request that enters now."""
-        return Row(request, self.spec.room(len(request.prompt), request.gen_length), self.clock, stops, **known)
+        return Row(request, request.room(self.spec), self.clock, stops, **known)
 
     def _place(self, entering: list[tuple[Group, list[Row]]], request: Request) -> tuple[Group, list[Row]]:
         """The group of a request, and those that enter it now."""
@@ -369,7 +369,7 @@ class Engine:
             room, held = len(rows), max((slab.capacity for slab in slabs(state)), default=0)
             if 0 < held < room:  # where requests come one by one, not every one of them moves the others
                 room = min(max(room, 2 * held), self.batch_size)
-            rooms = [self.spec.room(len(r.prompt), r.gen_length) for r in rows]
+            rooms = [r.room(self.spec) for r in rows]
             width = max(len(r.prompt) + own for r, own in zip(rows, rooms, strict=True))
             width += spare_columns(group.policy, rooms)
             wide = -(-(width + 1) // _ROUND) * _ROUND

@@ -134,13 +134,14 @@ class Denoiser:
         """
         clock = Clock(self.network.device)
         with clock:
-            probes = None if ask.probe is None else Probes.of(canvas, ask.probe)
-            want = ask.window & canvas.masked
+            want, ordered = ask.window & canvas.masked, canvas.spec.ordered
+            probe = want if ordered else ask.probe
+            probes = None if probe is None else Probes.of(canvas, probe)
             if ask.reread is not None:
                 want = want | ask.reread & canvas.filled
             scored = None if ask.score is None else ask.score & canvas.filled
             need = canvas.sources(want if scored is None else want | scored)
-            need = need if probes is None else need | probes.held
+            need = need if probes is None else probes.held if ordered else need | probes.held
             watch = None
             if ask.looks is not None:
                 watch = Watch(ask.looks, canvas, self.layers, self.network.embed.weight)
@@ -150,7 +151,7 @@ class Denoiser:
             plans = [plan for plan, _ in planned]
             lines = Lines.of(canvas, ask, want, scored, probes, plans)
             layouts, outputs = layout(plans, lines, canvas.rank)
-            tokens = [canvas.tokens]
+            tokens = [canvas.tokens if ask.draft is None else torch.where(ask.draft < 0, canvas.tokens, ask.draft)]
             if guidance:
                 given = (canvas.position < canvas.prompt[:, None]) | canvas.fixed
                 tokens.append(torch.where(given, self.spec.mask, canvas.tokens))
