@@ -131,7 +131,7 @@ def test_it_solves_word_problems_and_is_not_run_again(tmp_path):
 
 def test_with_a_drafter_it_says_the_same_in_fewer_passes(tmp_path):
     """Passes and positions are those of its own network; results say which drafter it was."""
-    drafters = ["ngram", "space", "specdiff(gamma=8)"]
+    drafters = ["ngram", "space", "chimera", "specdiff(gamma=8)"]
     args = ["bench", "--autoregressive", "unmask-tiny", *RECORD, "-n", 2, "--batch-size", 2, "--baseline", "-",
             "-o", tmp_path / "r.jsonl", *(word for own in drafters for word in ("--drafter", own))]  # fmt: skip
     done = cli(*args)

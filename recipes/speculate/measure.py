@@ -3,8 +3,9 @@
 python recipes/speculate/measure.py runs/a.jsonl --drafter ngram --drafter "specdiff(gamma=16,context=64)"
 python recipes/speculate/measure.py runs/a.jsonl --table
 
-``--check`` compares with ``transformers``' own ``generate``, token for token, and times nothing. ``--peers`` measures
-its ``generate`` alone and its prompt look-up beside ours.
+``--check`` compares with ``transformers``' own ``generate``, token for token, alone and in batches of ``--batch-size``,
+and times nothing. ``--peers`` measures its ``generate`` alone, with prompt look-up, and assisted by half of its own
+layers. A long run can be made in parts: ``--first`` leaves prompts out, the table takes all lines of a file together.
 """
 
 from __future__ import annotations
@@ -26,7 +27,11 @@ from unmask.registry import drafter
 
 FAMILIES = ("word_problem", "record", "sudoku", "waiting_line", "multi")
 ALONE = "target alone"
-PEERS = {"transformers": {}, "transformers, prompt look-up": {"prompt_lookup_num_tokens": 10}}
+PEERS = {
+    "transformers": {},
+    "transformers, prompt look-up": {"prompt_lookup_num_tokens": 10},
+    "transformers, assisted": {"assistant_early_exit": 0},  # by half of its own layers
+}
 
 
 def arguments() -> argparse.Namespace:
@@ -39,6 +44,7 @@ def arguments() -> argparse.Namespace:
         "--task", action="append", help="source of prompts as for unmask bench; none: the five families"
     )
     parser.add_argument("-n", type=int, default=4, help="prompts of each source")
+    parser.add_argument("--first", type=int, default=0, help="prompts of each source left out in front of these")
     parser.add_argument("--gen-length", type=int, default=128)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--batch-size", type=int, default=1)
@@ -49,10 +55,11 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def prompts(lm: unmask.CausalLM, tasks: list[str], n: int) -> list[list[int]]:
-    """Ids of the first ``n`` prompts of each source."""
+def prompts(lm: unmask.CausalLM, tasks: list[str], n: int, first: int = 0) -> list[list[int]]:
+    """Ids of ``n`` prompts of each source, the sources in turn."""
     assert lm.text is not None
-    return [lm.text.encode(item.prompt) for task in tasks for item in source(task, n, answers=False).items]
+    found = [source(task, first + n, answers=False).items[first:] for task in tasks]
+    return [lm.text.encode(item.prompt) for items in zip(*found, strict=True) for item in items]
 
 
 def theirs(folder: Path, dtype: str) -> object:
@@ -72,10 +79,12 @@ def check(lm: unmask.CausalLM, texts: list[list[int]], options: argparse.Namespa
     model = theirs(lm.target.model.folder, options.dtype)
     expected = [continued(model, ids, options) for ids in texts]
     for spec in (None, *options.drafter):
-        found = lm.generate(texts, options.gen_length, spec, batch_size=options.batch_size)
-        odd = sum(r.tokens != own for r, own in zip(found, expected, strict=True))
-        rate = sum(r.stats.tokens for r in found) / sum(r.stats.rounds for r in found)
-        print(f"{spec or ALONE}: {len(texts) - odd} of {len(texts)} texts equal, {rate:.2f} tokens a round", flush=True)
+        for size in sorted({1, options.batch_size}):
+            found = lm.generate(texts, options.gen_length, spec, batch_size=size)
+            same = sum(r.tokens == own for r, own in zip(found, expected, strict=True))
+            rate = sum(r.stats.tokens for r in found) / sum(r.stats.rounds for r in found)
+            what = f"{spec or ALONE}, batch {size}"
+            print(f"{what}: {same} of {len(texts)} texts equal, {rate:.2f} tokens a round", flush=True)
 
 
 def measure(lm: unmask.CausalLM, texts: list[list[int]], options: argparse.Namespace) -> None:
@@ -90,12 +99,16 @@ def measure(lm: unmask.CausalLM, texts: list[list[int]], options: argparse.Names
         for setting in settings:  # weights, tables and kernels come before the clock
             if setting not in PEERS:
                 lm.generate(texts[:1], 8, None if setting == ALONE else setting)
-        for index, part in enumerate(parts):
+        before = options.first * len(options.task or FAMILIES) // options.batch_size
+        for index, part in enumerate(parts, before):
             plain: list[list[int]] = []
             for setting in draw.sample(settings, len(settings)):
                 began = time.perf_counter()
                 if setting in PEERS:
-                    made = [continued(model, ids, options, **PEERS[setting]) for ids in part]
+                    more = dict(PEERS[setting])
+                    if "assistant_early_exit" in more:
+                        more["assistant_early_exit"] = max(1, model.config.num_hidden_layers // 2)
+                    made = [continued(model, ids, options, **more) for ids in part]
                     line = {"tokens": sum(map(len, made)), "rounds": 0, "drafted": 0, "accepted": 0, "passes": 0}
                 else:
                     how = None if setting == ALONE else setting
@@ -150,7 +163,7 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     lm = unmask.load_causal(options.target, dtype=options.dtype)
-    texts = prompts(lm, options.task or list(FAMILIES), options.n)
+    texts = prompts(lm, options.task or list(FAMILIES), options.n, options.first)
     (check if options.check else measure)(lm, texts, options)
 
 

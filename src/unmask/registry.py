@@ -72,6 +72,7 @@ DRAFTERS = {
     "specdiff": "unmask.speculative.drafters.specdiff:SpecDiff",
     "swift": "unmask.speculative.drafters.swift:Swift",
     "space": "unmask.speculative.drafters.space:Space",
+    "chimera": "unmask.speculative.drafters.chimera:Chimera",
     "aded": "unmask.speculative.drafters.aded:Aded",
 }
 _BASES: dict[str, type[Configured]] = {"policy": Policy, "cache": Cache, "drafter": Drafter}
