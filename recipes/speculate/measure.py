@@ -5,7 +5,7 @@ python recipes/speculate/measure.py runs/a.jsonl --table
 
 ``--check`` compares with ``transformers``' own ``generate``, token for token, alone and in batches of ``--batch-size``,
 and times nothing. ``--peers`` measures its ``generate`` alone, with prompt look-up, and assisted by half of its own
-layers. A long run can be made in parts: ``--first`` leaves prompts out, the table takes all lines of a file together.
+layers. What the file holds is not run again: a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -44,7 +44,6 @@ def arguments() -> argparse.Namespace:
         "--task", action="append", help="source of prompts as for unmask bench; none: the five families"
     )
     parser.add_argument("-n", type=int, default=4, help="prompts of each source")
-    parser.add_argument("--first", type=int, default=0, help="prompts of each source left out in front of these")
     parser.add_argument("--gen-length", type=int, default=128)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--batch-size", type=int, default=1)
@@ -55,10 +54,10 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def prompts(lm: unmask.CausalLM, tasks: list[str], n: int, first: int = 0) -> list[list[int]]:
+def prompts(lm: unmask.CausalLM, tasks: list[str], n: int) -> list[list[int]]:
     """Ids of ``n`` prompts of each source, the sources in turn."""
     assert lm.text is not None
-    found = [source(task, first + n, answers=False).items[first:] for task in tasks]
+    found = [source(task, n, answers=False).items for task in tasks]
     return [lm.text.encode(item.prompt) for items in zip(*found, strict=True) for item in items]
 
 
@@ -93,16 +92,19 @@ def measure(lm: unmask.CausalLM, texts: list[list[int]], options: argparse.Names
     settings = [ALONE, *(str(drafter(spec)) for spec in options.drafter), *(PEERS if model else ())]
     common = {"target": options.target, "dtype": options.dtype, "gen_length": options.gen_length,
               "batch_size": options.batch_size, "temperature": options.temperature}  # fmt: skip
+    held = Path(options.output).read_text("utf-8").splitlines() if Path(options.output).exists() else []
+    lines = [one for one in map(json.loads, held) if common.items() <= one.items()]
+    done = {(one["setting"], one["part"]) for one in lines}
     draw = random.Random(0)
     parts = [texts[i : i + options.batch_size] for i in range(0, len(texts), options.batch_size)]
     with Path(options.output).open("a", encoding="utf-8") as file:
         for setting in settings:  # weights, tables and kernels come before the clock
             if setting not in PEERS:
                 lm.generate(texts[:1], 8, None if setting == ALONE else setting)
-        before = options.first * len(options.task or FAMILIES) // options.batch_size
-        for index, part in enumerate(parts, before):
-            plain: list[list[int]] = []
+        for index, part in enumerate(parts):
             for setting in draw.sample(settings, len(settings)):
+                if (setting, index) in done:
+                    continue
                 began = time.perf_counter()
                 if setting in PEERS:
                     more = dict(PEERS[setting])
@@ -123,7 +125,6 @@ def measure(lm: unmask.CausalLM, texts: list[list[int]], options: argparse.Names
                         "drafting": sum(r.stats.draft_seconds for r in found),
                     }  # fmt: skip
                 seconds = time.perf_counter() - began
-                plain = made if setting == ALONE else plain
                 line |= {"setting": setting, "part": index, "seconds": seconds, "made": made, **common}
                 file.write(json.dumps(line) + "\n")
                 file.flush()
@@ -163,7 +164,7 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     lm = unmask.load_causal(options.target, dtype=options.dtype)
-    texts = prompts(lm, options.task or list(FAMILIES), options.n, options.first)
+    texts = prompts(lm, options.task or list(FAMILIES), options.n)
     (check if options.check else measure)(lm, texts, options)
 
 

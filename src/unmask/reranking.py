@@ -40,7 +40,7 @@ def score(result: Result, alpha: float = 0.6) -> float:
         return -math.inf
     count = min(result.stats.tokens + (result.finish_reason == "eos"), len(result.tokens))
     sure = [c for c in result.confidence[:count] if c > 0]  # tokens that were given have none
-    return sum(map(math.log, sure)) / ((5 + len(sure)) / 6) ** alpha
+    return sum(map(math.log, sure)) / math.pow((5 + len(sure)) / 6, alpha)
 
 
 def rerank(

@@ -175,8 +175,8 @@ class Autoregressive:
         found: dict[int, Answer] = {}
         for event in self.lm.run(jobs, self.drafter, n):
             inside, told = inside + event.seconds, told or time.perf_counter() - began
-            for i, row in enumerate(event.rows):
-                positions[row] += 1 + (len(event.tree.parents[i]) if event.tree else 0)
+            for i, at in enumerate(event.rows):
+                positions[at] += 1 + (len(event.tree.parents[i]) if event.tree else 0)
             for row in event.finished:
                 end = next((i for i, token in enumerate(row.tokens) if token in self.eos), len(row.tokens))
                 text = self.text.decode(row.tokens[:end])

@@ -24,8 +24,16 @@ class StableDiffcoder:
         arch, context = llama.architecture(config, qkv_bias=attention, o_bias=attention, mlp_bias=mlp)
         ids = special_ids(config, MASK)
         blocks = Blocks(config.integer("block_size", BLOCK), ("block_size",), whole=False)
-        kinds = {"blocks": blocks, "orders": in_order(config)}
-        return Description(self.name, arch, context, **ids, shift=False, published=_PUBLISHED, **kinds)
+        return Description(
+            self.name,
+            arch,
+            context,
+            **ids,
+            shift=False,
+            published=_PUBLISHED,
+            blocks=blocks,
+            orders=in_order(config),
+        )
 
     def names(self, arch: Architecture) -> dict[str, str]:
         """See :class:`unmask.models.family.Family`."""

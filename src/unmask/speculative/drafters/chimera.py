@@ -68,7 +68,7 @@ def projected(weights: Weights, x: Tensor, rotary: Tensor) -> tuple[Tensor, Tens
     """Rotated queries and keys, and values, ``[B, Q, H, HEAD]``, of ``x [B, Q, D]`` at places with these rows of the
     rotary table ``[B or 1, Q, 2, HEAD]``.
     """
-    q, k, v = F.linear(normal(x), weights["qkv"]).unflatten(-1, (3, -1, HEAD)).unbind(-3)
+    q, k, v = F.linear(normal(x), weights["qkv"]).view(*x.shape[:-1], 3, -1, HEAD).unbind(-3)
     return rotate(q, rotary), rotate(k, rotary), v
 
 
@@ -76,8 +76,8 @@ def full_context(weights: Weights, x: Tensor, query: Tensor, key: Tensor, value:
     """The full-context encoder, one decoder layer: ``[B, Q, D]`` of trigrams ``x``, which attend to ``keys [B or 1, Q,
     S]`` of ``key`` and ``value [B, S, H, HEAD]``.
     """
-    seen = [part.transpose(1, 2) for part in (query, key, value)]
-    out = F.scaled_dot_product_attention(*seen, attn_mask=keys[:, None]).transpose(1, 2).flatten(2)
+    q, k, v = (part.transpose(1, 2) for part in (query, key, value))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=keys[:, None]).transpose(1, 2).flatten(2)
     x = x + F.linear(out, weights["o"])
     gate, up = F.linear(normal(x), weights["up"]).chunk(2, -1)
     return x + F.linear(F.silu(gate) * up, weights["down"])
@@ -114,7 +114,7 @@ def topology(size: int, depth: int, wide: int = len(HITS)) -> Topology:
     is right with the probability ``HITS[r]`` at every place; so many candidates at most.
     """
     paths: list[tuple[int, ...]] = []
-    heap = [(-HITS[0], (0,))]
+    heap: list[tuple[float, tuple[int, ...]]] = [(-HITS[0], (0,))]
     while heap and len(paths) < size:
         chance, path = heapq.heappop(heap)
         paths.append(path)
