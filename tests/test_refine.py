@@ -121,16 +121,25 @@ def lm() -> unmask.Model:
     return unmask.load(dtype="float32")
 
 
-def test_candidates_are_what_they_are_alone_and_the_best_comes_first(lm: unmask.Model) -> None:
+@pytest.mark.parametrize("ends", [False, True])
+def test_candidates_are_what_they_are_alone_and_the_best_comes_first(ends: bool, lm: unmask.Model) -> None:
+    """Ended ones first; with ``ends`` each is as long as it was to be."""
     prompts = ["2+2=?", "Amy has 3 apples. She buys 4 more. How many apples does Amy have?"]
-    found = unmask.rerank(lm, prompts, [7, 16], spread=1, n=2, policy="refine(iterations=3)", temperature=0.7, seed=5)
-    assert [sorted(c.gen_length for c in own) for own in found] == [[6, 6, 7, 7, 8, 8, 15, 15, 16, 16, 17, 17]] * 2
+    how, policy = {"temperature": 0.7, "seed": 5}, "refine(iterations=3)"
+    found = unmask.rerank(lm, prompts, [7, 20], spread=1, n=2, policy=policy, ends=ends, **how)
+    assert [sorted(c.gen_length for c in own) for own in found] == [[6, 6, 7, 7, 8, 8, 19, 19, 20, 20, 21, 21]] * 2
     for prompt, own in zip(prompts, found, strict=True):
-        assert [c.score for c in own] == sorted((c.score for c in own), reverse=True)
+        keys = [(c.result.finish_reason != "eos", -c.score) for c in own]
+        assert keys == sorted(keys)
         assert len({c.score for c in own}) > 6
         for c in own[:2]:
-            [alone] = lm.generate(prompt, c.gen_length, "refine(iterations=3)", temperature=0.7, seed=c.result.seed)
+            fixed = {c.gen_length: lm.denoiser.spec.eos[0]} if ends else None
+            seed = how | {"seed": c.result.seed}
+            [alone] = lm.generate(prompt, c.gen_length + ends, policy, fixed=fixed, **seed)
             assert alone.tokens == c.result.tokens
+            assert alone.stats.tokens == c.gen_length or not ends
+    if not ends:
+        assert {c.result.finish_reason for own in found for c in own} == {"eos", "length"}
 
 
 def test_the_score_is_the_papers(lm: unmask.Model) -> None:

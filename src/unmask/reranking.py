@@ -22,7 +22,7 @@ class Candidate:
 
     Attributes:
         result: the response.
-        gen_length: positions that it was decoded with.
+        gen_length: tokens that it was decoded with, the end of text behind them not counted.
         score: see :func:`score`; -inf where the response failed.
     """
 
@@ -51,22 +51,28 @@ def rerank(
     spread: int = 0,
     n: int = 1,
     alpha: float = 0.6,
+    ends: bool = False,
     policy: Any = "refine",
     cache: Any = None,
     **options: Any,
 ) -> list[list[Candidate]]:
-    """Decode every prompt with several response lengths and samples side by side; of each prompt the best comes first.
+    """Decode every prompt with several response lengths and samples side by side; of each prompt the best comes first,
+    and those that the model has not ended come last.
 
     The paper predicts the length, takes the likeliest ones, each with its neighbours, and draws several samples of
-    each. Here the lengths are given: no model that is loaded has a length predictor.
+    each; behind each stands the end of text from the first pass on. Here the lengths are given, for no model that is
+    loaded has a length predictor, and the model says itself whether a response ends within its length.
 
     Args:
         model: decodes.
         prompts: see :meth:`unmask.Model.generate`.
-        lengths: positions of a response to try.
-        spread: also so many positions less and more, one by one.
+        lengths: tokens of a response to try.
+        spread: also so many tokens less and more, one by one.
         n: samples of each length; more than one needs a temperature, or a policy that draws.
         alpha: how much longer responses are favoured; 0: the sum of the log-probabilities.
+        ends: the end of text is given behind the last token, as in the paper, so that a response is as long as its
+            length says, and nothing says whether that length is likely. It needs a policy and a model that take fixed
+            tokens behind masked positions.
         policy, cache: see :meth:`unmask.Model.generate`.
         options: its other arguments, such as ``temperature``, ``seed`` and ``batch_size``.
 
@@ -82,7 +88,10 @@ def rerank(
         raise RequestError(f"lengths must be at least {1 + around} (spread={around}), got {list(lengths)!r:.80}")
     many = as_batch(prompts)
     each = [(prompt, length) for prompt in many for length in tried]
-    found = model.generate([p for p, _ in each], [own for _, own in each], policy, cache, n=samples, **options)
+    if ends:
+        options["fixed"] = [{length: model.denoiser.spec.eos[0]} for _, length in each]
+    room = [length + ends for _, length in each]
+    found = model.generate([prompt for prompt, _ in each], room, policy, cache, n=samples, **options)
     ranked = []
     per = len(tried) * samples
     for first in range(0, len(found), per):
@@ -90,5 +99,5 @@ def rerank(
             Candidate(result, tried[i // samples], score(result, weight))
             for i, result in enumerate(found[first : first + per])
         ]
-        ranked.append(sorted(own, key=lambda one: -one.score))
+        ranked.append(sorted(own, key=lambda one: (one.result.finish_reason not in ("eos", "stop"), -one.score)))
     return ranked
