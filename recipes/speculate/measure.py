@@ -105,7 +105,7 @@ def measure(lm: unmask.CausalLM, texts: list[list[int]], options: argparse.Names
             for setting in draw.sample(settings, len(settings)):
                 if (setting, index) in done:
                     continue
-                began = time.perf_counter()
+                began, cpu = time.perf_counter(), time.process_time()
                 if setting in PEERS:
                     more = dict(PEERS[setting])
                     if "assistant_early_exit" in more:
@@ -124,14 +124,16 @@ def measure(lm: unmask.CausalLM, texts: list[list[int]], options: argparse.Names
                         "passes": sum(r.stats.draft_passes for r in found),
                         "drafting": sum(r.stats.draft_seconds for r in found),
                     }  # fmt: skip
-                seconds = time.perf_counter() - began
-                line |= {"setting": setting, "part": index, "seconds": seconds, "made": made, **common}
+                seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+                line |= {"setting": setting, "part": index, "seconds": seconds, "cpu": cpu, "made": made, **common}
                 file.write(json.dumps(line) + "\n")
                 file.flush()
 
 
 def table(path: str) -> None:
-    """A table of what a file holds: tokens per second, and the median over prompts of the speed beside the target's."""
+    """A table of what a file holds: tokens per second of processor time, and the median over prompts of that beside the
+    target's: with one thread it counts no time that other processes take.
+    """
     groups = defaultdict(dict)
     for line in map(json.loads, Path(path).read_text(encoding="utf-8").splitlines()):
         kind = (line["target"], line["dtype"], line["batch_size"], line["temperature"])
@@ -139,19 +141,19 @@ def table(path: str) -> None:
     for (target, dtype, size, heat), settings in groups.items():
         count = len(settings[ALONE])
         print(f"\ntarget {target or 'bundled'}, {dtype}, batch {size}, temperature {heat:g}: {count} runs\n")
-        print("| drafter | equal texts | tokens a round | accepted, % | drafter passes a round | tokens/s | speed |")
-        print("|---|---|---|---|---|---|---|")
+        heads = "equal texts", "tokens a round", "accepted, %", "drafter passes a round", "tokens per CPU second"
+        print(f"| drafter | {' | '.join(heads)} | speed |\n|---|---|---|---|---|---|---|")
         for name, lines in settings.items():
             total = lambda key, lines=lines: sum(one.get(key, 0) for one in lines.values())  # noqa: E731
             both = [(one, settings[ALONE][part]) for part, one in lines.items() if part in settings[ALONE]]
             same = sum(a["made"] == b["made"] for a, b in both)
-            ratio = statistics.median((a["tokens"] / a["seconds"]) / (b["tokens"] / b["seconds"]) for a, b in both)
+            ratio = statistics.median((a["tokens"] / a["cpu"]) / (b["tokens"] / b["cpu"]) for a, b in both)
             rounds, drafted = total("rounds"), total("drafted")
             cells = [
                 f"`{name}`", f"{same} of {len(both)}", f"{total('tokens') / rounds:.2f}" if rounds else "",
                 f"{100 * total('accepted') / drafted:.0f}" if drafted else "",
                 f"{total('passes') / rounds:.2f}" if rounds else "",
-                f"{total('tokens') / total('seconds'):.1f}", f"{ratio:.2f}x",
+                f"{total('tokens') / total('cpu'):.1f}", f"{ratio:.2f}x",
             ]  # fmt: skip
             print("| " + " | ".join(cells) + " |")
 
