@@ -239,6 +239,8 @@ def test_what_is_refused(bundled: unmask.Model, tmp_path: Path) -> None:
             lm.generate("2+2", 8, policy, kept)
     with refuses(RequestError, "regex", "assd"):
         bundled.generate("2+2", 8, "assd", "blockwise", regex="[0-9]+")
+    with refuses(RequestError, "late_eos", "assd"):
+        bundled.generate("2+2", 8, "assd", "blockwise", late_eos=True)
     refused(cli("generate", "2+2", "--policy", "assd"), "assd", "visibilities")
     (tmp_path / "silent" / "config.json").write_text(json.dumps(config | {"visibilities": "order"}), "utf-8")
     with refuses(ModelError, "visibilities", "'order'", "block"):

@@ -162,9 +162,7 @@ def step(
     canvas, record = state.canvas, state.record
     ask = policy.ask(canvas, state.policy)
     needs = policy.needs | cache.needs
-    answer = model(
-        canvas, ask, cache, state.cache, state.sampling, record.nfe, needs=needs, guidance=policy.guidance
-    )
+    answer = model(canvas, ask, cache, state.cache, state.sampling, record.nfe, needs=needs, guidance=policy.guidance)
     own = replace(answer.prediction, confidence=answer.prediction.confidence.clone())  # which it may change in place
     update, policy_state = policy.decide(canvas, own, state.policy)
     if (bound := state.sampling.bound) is not None:

@@ -166,13 +166,11 @@ class Request:
                 self.id,
             )
         if spec.mask == NO_MASK:
-            self._check_whole()
-        if spec.ordered and (self.constraint is not None or self.params.constraint):
-            raise RequestError(
-                f"{next(iter(self.params.constraint), 'constraint')}: {self.policy} keeps the distribution of the "
-                "model's own text, which a constraint would change; use another policy, such as threshold",
-                self.id,
-            )
+            self._refuse("this model denoises uniform noise and commits whole canvases, in which no token can wait for "
+                         "another; a model with a mask token is needed")  # fmt: skip
+        if spec.ordered:
+            self._refuse(f"{self.policy} keeps the distribution of the model's own text, which that would change; use "
+                         "another policy, such as threshold")  # fmt: skip
         silent = {spec.mask, *spec.unknown, *map(int, self.params.suppress), *(spec.eos if self.inside else ())}
         if len({i for i in silent if 0 <= i < limit}) == limit:
             why = ", for an end of text cannot stand in front of given text" if self.inside else ""
@@ -202,16 +200,12 @@ class Request:
         except RequestError as error:
             raise error.of(self.id) from None
 
-    def _check_whole(self) -> None:
-        """Refuse what needs tokens to be committed one after the other, on models that commit whole canvases."""
+    def _refuse(self, why: str) -> None:
+        """Refuse late ends of text and constraints, which make one token wait for others."""
         asked = {"late_eos": self.params.late_eos, **self.params.constraint, "constraint": self.constraint}
         for name, value in asked.items():
             if value:
-                raise RequestError(
-                    f"{name}: this model denoises uniform noise and commits whole canvases, in which no token can wait "
-                    "for another; a model with a mask token is needed",
-                    self.id,
-                )
+                raise RequestError(f"{name}: {why}", self.id)
 
     def room(self, spec: ModelSpec) -> int:
         """Positions of its response; see :meth:`unmask.core.canvas.ModelSpec.room`."""

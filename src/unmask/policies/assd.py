@@ -55,7 +55,7 @@ class Assd(Policy):
     name = "assd"
     paper = "arXiv 2504.20456"
     chooses = True
-    refuses = "models that were not trained to predict in an order of positions; constraints; a policy around it"
+    refuses = "models not trained to predict in an order of positions, constraints, `late_eos`, a policy around it"
 
     k: int = param(5, "positions predicted by a forward pass", ge=1, le=64)
     draft: str = param("model", "what drafts: the model, or counts of pairs of tokens", choices=("model", "bigram"))
