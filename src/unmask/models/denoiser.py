@@ -134,14 +134,13 @@ class Denoiser:
         """
         clock = Clock(self.network.device)
         with clock:
-            want, ordered = ask.window & canvas.masked, canvas.spec.ordered
-            probe = want if ordered else ask.probe
-            probes = None if probe is None else Probes.of(canvas, probe)
+            want = ask.window & canvas.masked
+            probes = Probes.wanted(canvas, ask, want)
             if ask.reread is not None:
                 want = want | ask.reread & canvas.filled
             scored = None if ask.score is None else ask.score & canvas.filled
             need = canvas.sources(want if scored is None else want | scored)
-            need = need if probes is None else probes.held if ordered else need | probes.held
+            need = need if probes is None else probes.needed(need)
             watch = None
             if ask.looks is not None:
                 watch = Watch(ask.looks, canvas, self.layers, self.network.embed.weight)

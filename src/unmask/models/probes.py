@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..core.canvas import Canvas
+from ..core.protocols import Ask
 from ..core.rows import Rows
 
 
@@ -36,6 +37,12 @@ class Probes:
     ordered: bool = False
 
     @staticmethod
+    def wanted(canvas: Canvas, ask: Ask, want: Tensor) -> Probes | None:
+        """Those of an ask; in an order one for each position ``want [B, T]`` that is to be predicted."""
+        probe = want if canvas.spec.ordered else ask.probe
+        return None if probe is None else Probes.of(canvas, probe)
+
+    @staticmethod
     def of(canvas: Canvas, probe: Tensor) -> Probes:
         """Give each position of ``probe [B, T]`` a column."""
         rows, total = probe.shape
@@ -46,6 +53,10 @@ class Probes:
         held = probe.new_zeros(rows, total + 1).scatter_(1, column, True)[:, :total]
         place = torch.where(held, target - int(canvas.spec.shift), position)
         return Probes(held, target, place, torch.where(held, target, -1), canvas.spec.shift, canvas.spec.ordered)
+
+    def needed(self, need: Tensor) -> Tensor:
+        """``[B, T]`` what must be computed beside ``need``; in an order the probes alone predict."""
+        return self.held if self.ordered else need | self.held
 
     def rating(self, canvas: Canvas) -> Tensor:
         """``[B, T]`` columns whose position holds a token, which they rate."""
