@@ -4,7 +4,7 @@ python recipes/speculate/measure.py runs/a.jsonl --drafter ngram --drafter "spec
 python recipes/speculate/measure.py runs/a.jsonl --table
 
 ``--check`` compares with ``transformers``' own ``generate``, token for token, alone and in batches of ``--batch-size``,
-and times nothing. ``--peers`` measures its ``generate`` alone, with prompt look-up, and assisted by half of its own
+and times nothing. ``--peer`` measures its ``generate`` alone, with prompt look-up, or assisted by half of its own
 layers. What the file holds is not run again: a run that was stopped goes on.
 """
 
@@ -30,7 +30,7 @@ ALONE = "target alone"
 PEERS = {
     "transformers": {},
     "transformers, prompt look-up": {"prompt_lookup_num_tokens": 10},
-    "transformers, assisted": {"assistant_early_exit": 0},  # by half of its own layers
+    "transformers, assisted": {"assistant_early_exit": 0},
 }
 
 
@@ -49,7 +49,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--check", action="store_true", help="compare with transformers, time nothing")
-    parser.add_argument("--peers", action="store_true", help="measure transformers' generate as well")
+    parser.add_argument("--peer", action="append", default=[], choices=PEERS, help="measured as well; can be several")
     parser.add_argument("--table", action="store_true", help="print what the file holds, run nothing")
     return parser.parse_args()
 
@@ -88,8 +88,8 @@ def check(lm: unmask.CausalLM, texts: list[list[int]], options: argparse.Namespa
 
 def measure(lm: unmask.CausalLM, texts: list[list[int]], options: argparse.Namespace) -> None:
     """Time each setting with each prompt, settings in a random order."""
-    model = theirs(lm.target.model.folder, options.dtype) if options.peers else None
-    settings = [ALONE, *(str(drafter(spec)) for spec in options.drafter), *(PEERS if model else ())]
+    model = theirs(lm.target.model.folder, options.dtype) if options.peer else None
+    settings = [ALONE, *(str(drafter(spec)) for spec in options.drafter), *options.peer]
     common = {"target": options.target, "dtype": options.dtype, "gen_length": options.gen_length,
               "batch_size": options.batch_size, "temperature": options.temperature}  # fmt: skip
     held = Path(options.output).read_text("utf-8").splitlines() if Path(options.output).exists() else []

@@ -1,4 +1,4 @@
-"""What a pass of a target over some tokens costs beside one over a single token: least of many, interleaved.
+"""What a pass of a target over some tokens costs beside one over a single token: the least processor time of many.
 
 python recipes/speculate/passes.py                                      # the bundled causal model
 python recipes/speculate/passes.py --target runs/smollm2 --rounds 12
@@ -37,9 +37,9 @@ def main() -> None:
             for _ in range(options.rounds):
                 for count in COUNTS:
                     drafts = None if count == 1 else tree.of([[7] * (count - 1)], None, target.device)
-                    began = time.perf_counter()
+                    began = time.process_time()
                     target.read([[9]], drafts)
-                    least[count] = min(least[count], time.perf_counter() - began)
+                    least[count] = min(least[count], time.process_time() - began)
         one = least[COUNTS[0]]
         print(dtype, ", ".join(f"{n}: {1000 * t:.2f} ms ({t / one:.2f})" for n, t in least.items()), flush=True)
 
