@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import time
@@ -103,7 +104,7 @@ def beside(
                 "layers": few.description.arch.layers,
                 "canvas": size,
                 "cpu_ms": {kind: 1e3 * value for kind, value in middle.items()},
-                "of_bfloat16": {kind: value / middle["none"] for kind, value in middle.items()},
+                "of_first": {kind: value / middle[kinds[0]] for kind, value in middle.items()},
                 "weights_MB": {kind: held(model.network) / 1e6 for kind, model in models.items()},
             }
         )
@@ -124,15 +125,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--beside", type=int, nargs="*", default=[], help="canvases to time kinds side by side at")
     parser.add_argument("--layers", type=int, default=0, help="of the models timed side by side; 0: all")
+    parser.add_argument("--kinds", nargs="+", default=["none", *KINDS], choices=["none", *KINDS], help="side by side")
     parser.add_argument("--repeats", type=int, default=5)
     given = parser.parse_args()
     heap.keep_freed()
     threads.fix(given.threads)
     checkpoint = shape(given.shape)
     about = {"shape": given.shape, "machine": device_name(_CPU), "threads": given.threads, "torch": torch.__version__}
+    about |= {"isa": os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL")}
     if given.beside:
-        kinds = ["none", *KINDS]
-        for line in beside(checkpoint, kinds, given.beside, given.layers, given.repeats, given.compile):
+        for line in beside(checkpoint, given.kinds, given.beside, given.layers, given.repeats, given.compile):
             print(json.dumps(about | line), flush=True)
     if given.whole:
         line = whole(checkpoint, Scheme.parse(given.whole), given.canvas, given.gen_length, given.repeat_layers)

@@ -40,6 +40,18 @@ RUNS = {  # of each cache the pairs in its table; the picture is of the first
         ("window(threshold(block_length=8))", "dual"),
         ("threshold(block_length=16)", "window_cache"),
     ],
+    "entropy_cache": [
+        (BLOCKS, "entropy_cache"),
+        (BLOCKS, "entropy_cache(masks=window,k=8)"),
+        ("threshold(block_length=16)", "entropy_cache"),
+        ("threshold(block_length=16)", "entropy_cache(tau=0.05)"),
+    ],
+    "elastic": [
+        (BLOCKS, "elastic"),
+        (BLOCKS, "elastic(gamma=0.98)"),
+        ("window(threshold(block_length=16))", "elastic"),
+        ("window(threshold(block_length=16))", "dual"),
+    ],
     "d2": [(BLOCKS, "d2(k=8)"), (BLOCKS, "d2"), ("vanilla(block_length=none)", "d2(k=8)")],
     "blockwise": [("vanilla", "blockwise"), ("threshold", "blockwise")],
     "every": [(BLOCKS, "every(dual,4)"), (BLOCKS, "every(dual,1)"), (BLOCKS, "every(dllm(kp=48,kr=48,rho=0),4)")],

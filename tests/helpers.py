@@ -126,6 +126,16 @@ POLICY_VARIANTS: dict[str, list[str]] = {
         "multiblock(tau=1.5,block_length=4,add=0.3,ready=0.7)",
         "multiblock(tau=1,block_length=5,add=0,ready=1,least=all)",
     ],
+    "lopa": [
+        "lopa(multiblock(tau=1.5,block_length=4,add=0.3,ready=0.7),branches=3)",
+        "lopa(saber(mu=2,since=commit),branches=4,measure=confidence,share=0.5,weight=0.4)",
+        "lopa(klass(tau=0.4,kl=0.3,block_length=5),branches=2,measure=margin)",
+    ],
+    "verified": [
+        "verified(threshold(tau=0.2),drafts=4,block_length=5)",
+        "verified(slowfast(tau_min=0.2,tau_high=0.3,k_max=3),drafts=3,block_length=none)",
+        "verified(threshold(tau=0.4,block_length=7),drafts=3,block_length=7,rule=policy)",
+    ],
     "left_to_right": ["left_to_right(k=2,lookahead=5)"],
     "refine": [
         "refine(share=0.4,iterations=4)",

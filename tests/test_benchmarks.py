@@ -10,6 +10,7 @@ import unmask
 from benchmarks import experts, memory, speed
 from benchmarks import forward as measured
 from benchmarks.forward import ASKED, PARTS, Forward, Parts, Products, Size
+from benchmarks.llamacpp.build import instructions
 from helpers import tiny
 from unmask.api import BUNDLED_NAME
 from unmask.core.precision import cpu_has_bfloat16
@@ -167,6 +168,19 @@ def test_peak_bytes_counts_what_is_alive():
         return held * 2  # 4000, when nothing else is there
 
     assert memory.peak_bytes(call, CPU) == 12000
+
+
+# --- llama.cpp
+
+
+def test_llamacpp_is_built_without_amx():
+    """Its products with AMX crash; what else the processor has is named then, and no more than that."""
+    assert instructions({"avx2", "avx512f", "avx512_vnni"}) == ["GGML_NATIVE=ON"]
+    told = dict(option.split("=") for option in instructions({"amx_tile", "avx2", "avx512f", "avx512_vnni"}))
+    on = {"GGML_AVX2", "GGML_AVX512", "GGML_AVX512_VNNI"}
+    assert {name for name, value in told.items() if value == "ON"} == on
+    assert told["GGML_NATIVE"] == told["GGML_AVX512_BF16"] == "OFF"
+    assert not any("AMX" in name for name in told)
 
 
 # --- mixtures of experts

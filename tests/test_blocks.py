@@ -75,7 +75,7 @@ def test_blocks_begun_ahead(policy: str, cache: str, requests: str) -> None:
     model, given = tiny(block=BLOCK), REQUESTS[requests]
     expected = singly(model, policy, cache, given)
     for request in given:
-        check_row(expected[request.row], request, registry.policy(policy).remasks)
+        check_row(expected[request.row], request, registry.policy(policy).remasks, registry.policy(policy).branches)
     order = [given[i] for i in (1, 3, 0, 4, 2)]
     assert_same(decode(model, policy, Poisoned(registry.cache(cache)), order, batch_size=2), expected)
     if cache == "blockwise":

@@ -13,16 +13,19 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
+from jsonschema_specifications import REGISTRY
 from scipy.stats import chisquare
 
 import unmask
 from helpers import drain, tiny
+from refusals import refuses
 from structured import CASES, SCHEMAS, model, valid
 from unmask import Engine, Request, RequestError, registry
 from unmask.constraints import dfa
 from unmask.constraints.automaton import Automaton, compiled
 from unmask.constraints.batch import Constraints
 from unmask.constraints.classes import classes_of
+from unmask.constraints.merging import ANNOTATIONS
 from unmask.constraints.schema import REFUSED, schema
 from unmask.constraints.syntax import regex
 from unmask.constraints.vocabulary import Vocabulary
@@ -207,11 +210,47 @@ def test_classes_are_searched_alike_on_any_device():
     for one, other in zip(kind.best(logits), kind.best_anywhere(logits), strict=True):
         live = np.broadcast_to(made.open, one.shape)
         assert np.array_equal(one[live], other[live])
-    heat, noise = np.linspace(0.3, 2, 6), np.random.default_rng(0).random((6, kind.count))
+    heat, noise = np.linspace(0.3, 2, 6), np.random.default_rng(0).random(6)
     for given in (logits, logits.float(), logits.masked_fill(logits > 0, -torch.inf)):
         (value, token), (other, same) = (draw(given, heat, noise) for draw in (kind.draw, kind.draw_anywhere))
-        assert np.allclose(value, other, rtol=1e-6)
+        assert np.allclose(value, other, rtol=1e-7, atol=1e-5)
         assert np.array_equal(token, same)
+
+
+@pytest.mark.parametrize("heat", [0.3, 1.0, 2.5])
+def test_a_token_of_a_class_is_drawn_in_proportion(heat):
+    """Of classes of many tokens, few and one, and of one that is far less likely than the others."""
+    ways, lines, vocab = {0: range(400), 1: range(400, 417), 2: [417], 3: range(420, 540)}, 6_000, 600
+    moves = {0: {i: 1 + way for way, ids in ways.items() for i in ids}}
+    kind = classes_of(Automaton.from_transitions(moves, {1, 2, 3, 4}, vocab, (599,)))
+    logits = 2 * torch.randn(1, vocab, generator=torch.Generator().manual_seed(2))
+    logits[:, 420:] -= 500.0
+    noise = np.random.default_rng(0).random(lines)
+    value, token = kind.draw(logits.expand(lines, -1), np.full(lines, heat), noise)
+    for ids in map(list, ways.values()):
+        own = kind.automaton.classes[ids[0]]
+        exact = (logits[0, ids].double() / heat).softmax(0).numpy()
+        assert np.allclose(value[:, own], torch.logsumexp(logits[0, ids].double() / heat, 0).item(), rtol=1e-5)
+        seen = np.bincount(token[:, own], minlength=vocab)[ids]
+        assert seen.sum() == lines
+        often = lines * exact > 5
+        pooled = [np.append(part[often], part[~often].sum()) for part in (seen, lines * exact)]
+        full = pooled[1] > 0
+        assert full.sum() == 1 or chisquare(*(part[full] for part in pooled)).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("odd", [torch.nan, torch.inf, -torch.inf])
+def test_logits_that_are_not_finite_stay_out_of_what_is_drawn(odd):
+    """Every class has a finite number and a token of its own; what the row becomes is decided elsewhere."""
+    kind = classes_of(compiled(dfa.automaton(regex("[ab]*[12]?")), WORDS))
+    logits = torch.randn(2, VOCAB, generator=torch.Generator().manual_seed(0))
+    logits[0, ::2] = odd
+    logits[1] = odd
+    for draw in (kind.draw, kind.draw_anywhere):
+        value, token = draw(logits, np.full(2, 0.7), np.full(2, 0.4))
+        assert np.isfinite(value[:, kind.automaton.open]).all()
+        own = kind.automaton.classes[token[:, kind.automaton.open]]
+        assert (own == np.flatnonzero(kind.automaton.open)).all()
 
 
 # --- languages
@@ -311,6 +350,8 @@ ACCEPTED_VALUES = [
     ({"$ref": "#/$defs/n", "$defs": {"n": {"type": "integer", "maximum": 3}}, "minimum": 2}, [1, 2, 3, 4]),
     ({"type": "string", "format": "date"}, ["2024-02-28", "2024-13-01", "x"]),
     ({"type": "boolean"}, [True, False, None, 0]),
+    ({"type": "integer", "multipleOf": 1}, [0, 7, None]),
+    ({"$ref": "#/definitions/n", "definitions": {"n": {"type": "null"}}}, [None, 0]),
 ]  # fmt: skip
 
 
@@ -323,6 +364,23 @@ def test_every_keyword_says_what_jsonschema_says(given, values):
     for value in values:
         text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
         assert accepts(made, text) == judge.is_valid(value), text
+
+
+def keys_of(value):
+    """All keys of a value and of what is in it."""
+    inside = [*value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
+    return {*(value if isinstance(value, dict) else ()), *(key for own in inside for key in keys_of(own))}
+
+
+def test_every_keyword_of_the_drafts_is_followed_or_refused():
+    """By the metaschemas of drafts 7, 2019-09 and 2020-12; what says something of validity is in the table above."""
+    drafts = [uri for uri in REGISTRY if any(name in uri for name in ("draft-07", "2019-09", "2020-12"))]
+    known = {key for uri in drafts for key in REGISTRY.contents(uri).get("properties", {})}
+    assert {"unevaluatedItems", "dependencies", "$recursiveAnchor"} <= known
+    followed = {key for given, _ in ACCEPTED_VALUES for key in keys_of(given)}
+    for key in sorted(known - followed - ANNOTATIONS):
+        with refuses(RequestError, key):
+            schema({key: {}})
 
 
 @pytest.mark.parametrize(

@@ -336,7 +336,7 @@ def tensors(state: Any) -> list[Tensor]:
     if isinstance(state, Tensor):
         return [state]
     if isinstance(state, Slab):
-        return [state.data]
+        return [state.data.unflatten(0, (-1, state.copies))]
     if dataclasses.is_dataclass(state):
         return [leaf for f in dataclasses.fields(state) for leaf in tensors(getattr(state, f.name))]
     return [leaf for part in state for leaf in tensors(part)] if isinstance(state, list) else []

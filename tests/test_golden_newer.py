@@ -149,6 +149,31 @@ def _dawn(case: Case, p: Params) -> Specs:
     return _spec("dawn", preset=Spec("reference"), layers=layers, **own), "none"
 
 
+def _lopa(case: Case, p: Params) -> Specs:
+    measure = {"default": "confidence", "neg_entropy": "entropy", "margin": "margin"}[p.take("sampling_strategy", None)]
+    many, full = p.take("branching_factor", None), p.take("use_full_attention", True)
+    own = {"tau": p.take("skip_threshold", None), "block_length": p.take("block_size", None)}
+    own |= {"add": p.take("block_add_threshold", None), "ready": p.take("decoded_token_threshold", None)}
+    own |= {"rule": Spec("confidence"), "least": Spec("each"), "order": Spec(measure), "future": False}
+    how = {"policy": Spec("multiblock", (), tuple((own | {"causal": not full}).items())), "measure": Spec(measure)}
+    how |= {"branches": many + (many > 1), "share": p.take("branch_topp", None), "unanswered": Spec("last")}
+    stored = _spec("window_cache", refresh=10**6, before=0, behind=None, source=False)  # what is full, and for good
+    return _spec("lopa", **how, weight=p.take("selection_conf_alpha", None)), stored
+
+
+def _freedave_static(case: Case, p: Params) -> Specs:
+    kept = "dual" if p.take("dual_cache", None) else "prefix"
+    return _spec("vanilla", block_length=p.take("block_length", None)), kept
+
+
+def _freedave(case: Case, p: Params) -> Specs:
+    size, tau = p["block_length"], p.take("confidence_threshold", None)
+    inner = Spec("threshold", (), (("tau", tau or 0), ("block_length", size)))
+    own = {"rule": Spec("one" if tau is None else "policy"), "block_length": size}
+    _, kept = _freedave_static(case, p)
+    return _spec("verified", policy=inner, drafts=p.take("draft_steps", None), **own), kept
+
+
 METHODS: dict[str, Callable[[Case, Params], Specs]] = {
     "localleap": _localleap,
     "localleap_dream": _localleap,
@@ -170,19 +195,19 @@ METHODS: dict[str, Callable[[Case, Params], Specs]] = {
     "dcd_static": _dcd_static,
     "d3llm": _d3llm,
     "d3llm_dream": _d3llm,
+    "lopa": _lopa,
+    "freedave": _freedave,
+    "freedave_static": _freedave_static,
     "streaming": _streaming,
     "streaming_dream": _streaming,
 }
 _ENDS = ("eos_token_id", "eos_id", "eos")
-_LENGTHS = ("gen_length", "max_new_tokens", "generate_length")
+_LENGTHS = ("gen_length", "max_gen_length", "max_new_tokens", "generate_length")
 MISSING = {  # no counterpart here: caches and methods of which only the traces are there
     "d3llm_cache",
     "d3llm_dream_cache",
     "dsb_dream_cache",  # its full forward passes commit the first masked position, whatever its confidence
-    "lopa",
     "rho_eos",
-    "freedave",
-    "freedave_static",
 }
 CASES = [case for case in find_cases() if case.method not in MISSING]
 
@@ -310,12 +335,32 @@ def problem(case: Case) -> str:
         return f"tokens {ours.tokens[:end]}, reference: {theirs[:end]}"
     if ours.nfe > case.data["nfe"]:
         return f"{ours.nfe} forwards, reference: {case.data['nfe']}"
+    if case.method == "freedave":
+        return _ahead(case, ours)
     mine = [e for event in ours.events if any(e := _before(event, end))]
     given = [e for event in case.events if any(e := _before(event, end))]
     for i, (one, other) in enumerate(zip(mine, given, strict=False)):
         if one != other:
             return f"forward with effect {i}: {one}, reference: {other}"
     return "" if len(mine) == len(given) else f"{len(mine)} forwards with an effect, reference: {len(given)}"
+
+
+def _ahead(case: Case, ours: Outcome) -> str:
+    """The same forward passes, each of which also commits at once what its own predictions put first; the reference
+    does so with the next one. What is ahead is one commit, or with FreeDave++ those of its threshold; where these fill
+    the block, the reference's next forward pass is not needed.
+    """
+    rows = [{tuple(pair) for pair in row["committed"]} for row in case.data["trace"]] + [set()]
+    several = "confidence_threshold" in case.data["params"]
+    mine, given, at = set[Any](), set[Any](), 0
+    for committed, _, _ in ours.events:
+        mine, given, at = mine | set(committed), given | rows[at], at + 1
+        ahead, then = mine - given, rows[at]  # nothing where a block is full
+        if given - mine or not ahead <= then or bool(ahead) != bool(then) or (len(ahead) > 1 and not several):
+            return f"forward {at - 1}: {sorted(mine)} so far, reference: {sorted(given)}"
+        if several and ahead and ahead == then and not rows[at + 1]:
+            given, at = given | then, at + 1
+    return "" if at == len(rows) - 1 else f"{len(ours.events)} forwards with an effect, reference: {len(rows) - 1}"
 
 
 def _before(event: tuple[tuple[tuple[int, int], ...], ...], end: int) -> tuple[tuple[tuple[int, int], ...], ...]:

@@ -381,14 +381,19 @@ def test_claimed_positions_are_the_rows_computed(policy: str, kept: str, shift: 
 def test_the_head_sees_only_asked_positions(policy: str, kept: str, shift: bool) -> None:
     model, asked = tiny(shift), 0
     with counting(model) as seen:
-        for before, _, event in trail(model, policy, kept, Request(0, [5, 6, 7], 12)):
-            asked += int((event.ask.window & before.canvas.masked).sum())
-            if event.ask.probe is not None:
-                asked += int((event.ask.probe & ~before.canvas.masked).sum())
-            if event.ask.score is not None:
-                asked += int((event.ask.score & before.canvas.response & (before.canvas.tokens != MASK)).sum())
-            if event.ask.reread is not None:
-                asked += int((event.ask.reread & before.canvas.response & (before.canvas.tokens != MASK)).sum())
+        for before, _, _ in trail(model, policy, kept, Request(0, [5, 6, 7], 12)):
+            ask, canvas = registry.policy(policy).ask(before.canvas, before.policy), before.canvas
+            live = torch.ones_like(ask.window)
+            if ask.forks is not None:
+                live, canvas = live & ~ask.forks.idle[:, None], ask.forks.canvas
+            filled = canvas.response & (canvas.tokens != MASK) & live
+            asked += int((ask.window & canvas.masked & live).sum())
+            if ask.probe is not None:
+                asked += int((ask.probe & ~canvas.masked).sum())
+            if ask.score is not None:
+                asked += int((ask.score & filled).sum())
+            if ask.reread is not None:
+                asked += int((ask.reread & filled).sum())
     branches = 2 if registry.policy(policy).guidance else 1
     assert seen.head == branches * asked
 

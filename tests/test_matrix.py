@@ -72,13 +72,15 @@ def alone(policy: str, kept: str, model: Denoiser, requests: Sequence[Request]) 
     """Each request in a batch of its own; the work claimed is the work done."""
     with counting(model) as seen:
         found = singly(model, policy, kept, requests)
+    work = sum(row.work for row in found.values())
+    several = registry.policy(policy).branches > 1  # canvases of a row share rectangles, in which there may be gaps
     for kind in LAYERS:
-        assert seen.mean(kind) == pytest.approx(sum(row.work for row in found.values())), kind
+        assert seen.mean(kind) >= work - 1e-6 if several else seen.mean(kind) == pytest.approx(work), kind
     assert seen.mean("attn_norm") >= seen.mean("qkv_proj")  # values that are only looked at
     return found
 
 
-def check_row(row: Row, request: Request, revoking: bool) -> None:
+def check_row(row: Row, request: Request, revoking: bool, branches: int = 1) -> None:
     """Finishes, fills every mask before an end of text, changes no token, in at most as many forwards as tokens."""
     prompt, length = list(request.prompt), request.gen_length
     response = row.tokens[len(prompt) :]
@@ -95,7 +97,7 @@ def check_row(row: Row, request: Request, revoking: bool) -> None:
         assert all(row.commits), "a forward without effect"
         assert row.nfe <= length
         assert len(written) + response.count(MASK) == length
-    assert 0 < row.work <= 2 * row.nfe * len(row.tokens)
+    assert 0 < row.work <= 2 * branches * row.nfe * len(row.tokens)
 
 
 def round_up(monkeypatch: pytest.MonkeyPatch, by: int) -> None:
@@ -130,7 +132,7 @@ def check_batch(
         round_up(monkeypatch, 3)
         found = decode(model, policy, cache, given)
     for request in given:
-        check_row(found[request.row], request, policy in REVOKING)
+        check_row(found[request.row], request, policy in REVOKING, registry.policy(policy).branches)
     assert_same(only(found, some), expected)
     return found
 

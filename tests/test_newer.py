@@ -22,7 +22,8 @@ from unmask.core.protocols import Prediction, Sampling
 from unmask.models.denoiser import Denoiser
 
 REQUESTS = [Request(0, [5, 6, 7], 12, ignore_eos=True), Request(1, [4], 9), Request(2, [9, 8, 7, 6], 14)]
-OTHERS = [spec for spec in POLICIES if not spec.startswith("edit")]  # which replaces tokens, as only it is expected to
+SINGLE = [spec for spec in POLICIES if registry.policy(spec).branches == 1]
+OTHERS = [spec for spec in SINGLE if not spec.startswith("edit")]  # which replaces tokens, as only it is expected to
 GREEDY = Sampling(torch.zeros(1), torch.ones(1), *torch.zeros(2, 1, dtype=torch.long))
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import weakref
 from copy import deepcopy
 
@@ -19,7 +22,7 @@ from llada_folder import CONFIG, write
 from llada_folder import weights as made_weights
 from test_loading import logits
 from unmask import inspection
-from unmask.models import packing, quantised
+from unmask.models import onednn, packing, quantised
 from unmask.models.kernels import compiled
 from unmask.models.packing import Scheme
 from unmask.models.quantised import KINDS, Int4, Int8, Quantised, int8_runs, per_token
@@ -90,6 +93,36 @@ def test_all_ways_of_computing_agree(monkeypatch):
         found[runs] = stored.layer(None, torch.float32, CPU)(x)
     for out in found.values():
         torch.testing.assert_close(out, found["dense"], rtol=1e-6, atol=1e-6)
+
+
+_BELOW = """
+import torch
+from unmask.models.onednn import prepacked, product, works
+assert works(torch.float32) == {works}
+if works(torch.float32):
+    x, weight = (torch.randint(-127, 128, size, dtype=torch.int8) for size in ((64, 512), (512, 512)))
+    found = product(x, prepacked(weight), torch.ones(512), torch.float32)
+    assert torch.equal(found.double(), x.double() @ weight.double().t())
+"""
+
+
+@pytest.mark.parametrize(("isa", "works"), [("AVX512_CORE_VNNI", True), ("AVX512_CORE", False)])
+def test_processors_with_fewer_instructions(isa, works):
+    """Without AMX signed inputs have no kernel, without VNNI sums saturate."""
+    if int8_runs(CPU) != "onednn" or not torch.cpu.get_capabilities().get("avx512_vnni"):
+        pytest.skip("no AVX512-VNNI here")
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": isa}
+    subprocess.run([sys.executable, "-c", _BELOW.replace("{works}", str(works))], env=environment, check=True)
+
+
+def test_a_product_that_no_kernel_is_made_for_is_not_taken(monkeypatch):
+    """oneDNN then computes it by a reference that is right and takes a thousand times as long."""
+    if int8_runs(CPU) != "onednn":
+        pytest.skip("no integer products of oneDNN here")
+    for ratio, taken in ((0.9, True), (1.1, False)):
+        seconds = iter([ratio * onednn._SLOW, 1.0])
+        monkeypatch.setattr(onednn, "_seconds", lambda call, seconds=seconds: next(seconds))
+        assert onednn.works.__wrapped__(torch.float32) == taken
 
 
 @given(st.integers(0, 50), st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))

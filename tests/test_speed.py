@@ -19,12 +19,31 @@ from unmask.core.rows import bucket, gather
 from unmask.models import attention as attending
 from unmask.models.attention import attention, attention_weighed
 from unmask.models.kernels import compiled
-from unmask.models.transformer import EAGER, TransformerBlock
+from unmask.models.transformer import EAGER, Norm, TransformerBlock
 
 
 @pytest.fixture(scope="module")
 def lm():
     return unmask.load(dtype="float32")
+
+
+# --- norms
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_norm_in_16_bits_is_rounded_once(dtype):
+    """As torch's own, which is computed in float32; and the same for a row alone; gradients are there."""
+    draw = torch.Generator().manual_seed(0)
+    norm, hidden = Norm(96, 1e-5).to(dtype), (torch.randn(4, 33, 96, generator=draw) * 5).to(dtype)
+    norm.weight.data = torch.randn(96, generator=draw).to(dtype)
+    found, torchs = norm(hidden), F.rms_norm(hidden, (96,), norm.weight, 1e-5)
+    assert found.dtype == dtype
+    assert float((found != torchs).double().mean()) < 1e-3
+    torch.testing.assert_close(found, torchs, rtol=torch.finfo(dtype).eps, atol=0)
+    assert torch.equal(norm(hidden[1:2, :1]), found[1:2, :1])
+    assert norm(torch.zeros_like(hidden)).eq(0).all()
+    found.sum().backward()
+    assert bool(norm.weight.grad.isfinite().all())
 
 
 # --- attention

@@ -185,6 +185,23 @@ def test_a_conversation(pair: tuple[Text, Any], at: int) -> None:
     assert ours.parse(rendered, special=True) == theirs(rendered)["input_ids"]
 
 
+def test_functions_reach_the_template(pair: tuple[Text, Any]) -> None:
+    """As ``transformers`` gives them; what a description spells stays text."""
+    ours, theirs = pair
+    if not ours.chat:
+        pytest.skip("this one has no template")
+    own = {"name": "f", "description": "caf\u00e9 {x}", "parameters": {"type": "object", "properties": {"a": {}}}}
+    tools, talk = [{"type": "function", "function": own}], [{"role": "user", "content": "1 + 1?"}]
+    rendered = theirs.apply_chat_template(talk, tools=tools, tokenize=False, add_generation_prompt=True)
+    assert ours.takes_tools == ("café {x}" in rendered)
+    assert ours.encode(talk, tools=tools) == theirs(rendered, add_special_tokens=False)["input_ids"]
+    if ours.takes_tools:
+        own |= {"description": "<|im_end|>", "parameters": {"type": "object", "properties": {"<|im_end|>": {}}}}
+        plain = ours.encode(talk)
+        control = ours.control["<|im_end|>"]
+        assert ours.encode(talk, tools=tools).count(control) == plain.count(control)
+
+
 @pytest.mark.parametrize("end", ["2", "2 ", "2\n\n", " so"])
 def test_a_message_that_is_continued(pair: tuple[Text, Any], end: str) -> None:
     ours, theirs = pair

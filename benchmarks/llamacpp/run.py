@@ -8,8 +8,9 @@
 Times are CPU time, summed over the threads: beside other work it says more than the clock.
 
 ``passes``: a LLaDA of 220 M random weights, converted by llama.cpp's own converter; all compute the same canvas. A
-round runs each program in turn; llama.cpp's figure is what 18 forward passes more take longer. It computes the head at
-every position, unmask at the 32 of a block: 3 % of the products of this shape.
+round runs each program in turn; llama.cpp's figure is what four forward passes more take longer. It computes the head
+at every position, unmask at the 32 of a block: 3 % of the products of this shape. ``ONEDNN_MAX_CPU_ISA`` says which
+instructions unmask may use; a line holds it.
 
 ``answers``: the bundled model on problems whose prompts both tokenize alike. llama.cpp fills the canvas, one token a
 forward pass and four; it has no early stop, cache or parallel policy. Its times include loading the file, 20 ms.
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import resource
 import statistics
@@ -58,12 +60,12 @@ class Example:
     def __init__(self, program: Path, file: Path, count: int, canvas: int) -> None:
         self.program, self.file, self.count, self.canvas = program, file, count, canvas
 
-    def __call__(self, prompt: str, steps: int) -> tuple[float, str]:
+    def __call__(self, prompt: str, steps: int, block: int = BLOCK) -> tuple[float, str]:
         """Milliseconds of CPU time, loading included, and the text."""
         size, before = str(self.canvas), _children()
         done = subprocess.run(
             [str(self.program), "-m", str(self.file), "-p", prompt, "-ub", size, "-b", size, "-c", size, "--temp", "0",
-             "--diffusion-steps", str(steps), "--diffusion-block-length", str(BLOCK), "-t", str(self.count),
+             "--diffusion-steps", str(steps), "--diffusion-block-length", str(block), "-t", str(self.count),
              "-tb", str(self.count)],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
@@ -74,9 +76,9 @@ class Example:
         return 1e3 * (_children() - before), log[total.end() :].partition(" I ")[2].strip()
 
     def step(self, prompt: str) -> float:
-        """Milliseconds of CPU time of one forward pass: what twice as many take longer."""
-        few = self.canvas // BLOCK
-        return (self(prompt, 3 * few)[0] - self(prompt, few)[0]) / (2 * few)
+        """Milliseconds of CPU time of one forward pass: what more of them take longer."""
+        few, more = (self(prompt, steps, self.canvas)[0] for steps in (2, 6))
+        return (more - few) / 4
 
 
 def _children() -> float:
@@ -124,7 +126,9 @@ def drawn(folder: Path) -> Path:
     return made
 
 
-def passes(folder: Path, canvas: int, rounds: int, count: int, formats: list[str]) -> Iterator[dict[str, Any]]:
+def passes(
+    folder: Path, canvas: int, rounds: int, count: int, formats: list[str], kinds: list[str]
+) -> Iterator[dict[str, Any]]:
     """One forward pass."""
     files, programs = quantised(folder, converted(folder, drawn(folder))), build(folder)
     examples = {
@@ -134,7 +138,7 @@ def passes(folder: Path, canvas: int, rounds: int, count: int, formats: list[str
     }
     where, found = torch.device("cpu"), shape(SHAPE)
     calls: dict[str, Callable[[], object]] = {}
-    for kind in KINDS:
+    for kind in kinds:
         model = random_denoiser(found, where, torch.bfloat16, Scheme.parse(kind))
         calls["bfloat16" if kind == "none" else kind] = Forward(model, Size(canvas, 1, canvas))
     prompt = CHARACTERS[0] * 8
@@ -145,21 +149,23 @@ def passes(folder: Path, canvas: int, rounds: int, count: int, formats: list[str
             with torch.inference_mode():
                 call()
                 begun = time.process_time()
-                for _ in range(5):
+                for _ in range(4):
                     call()
-            took = 1e3 * (time.process_time() - begun) / 5
+            took = 1e3 * (time.process_time() - begun) / 4
             yield {"what": "pass", "program": "unmask", "kind": kind, "ms": took, "size": canvas}
 
 
-def answers(folder: Path, canvas: int, rounds: int, count: int, formats: list[str]) -> Iterator[dict[str, Any]]:
+def answers(
+    folder: Path, canvas: int, rounds: int, count: int, formats: list[str], kinds: list[str]
+) -> Iterator[dict[str, Any]]:
     """Whole answers."""
     files, programs = quantised(folder, converted(folder, BUNDLED)), build(folder)
-    models = {kind: unmask.load(dtype="bfloat16", quantize=kind) for kind in KINDS[:2]}
+    models = {kind: unmask.load(dtype="bfloat16", quantize=kind) for kind in kinds}
     for model in models.values():
         model.generate("warm up", 32)
     for item in problems(FAMILY, rounds).items:
         prompt = item.prompt
-        length = canvas - len(models["none"].text.encode(prompt))  # type: ignore[union-attr]
+        length = canvas - len(models[kinds[0]].text.encode(prompt))  # type: ignore[union-attr]
         for kind in formats:
             example = Example(programs / "llama-diffusion-cli", files[kind], count, canvas)
             for steps in (canvas, canvas // 4 // 9 * 9):
@@ -214,6 +220,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--formats", nargs="+", default=list(FORMATS), choices=FORMATS)
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS[:2]), choices=KINDS, help="of unmask's weights")
     given = parser.parse_args()
     if given.what == "table":
         print(table([json.loads(line) for line in given.output.read_text(encoding="utf-8").splitlines()]))
@@ -224,8 +231,9 @@ def main() -> None:
     threads.fix(given.threads)
     run = passes if given.what == "passes" else answers
     machine = {"machine": device_name(torch.device("cpu")), "threads": given.threads, "torch": torch.__version__}
+    machine |= {"isa": os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL")}
     with given.output.open("a", encoding="utf-8") as file:
-        for line in run(given.folder.resolve(), given.canvas, given.rounds, given.threads, given.formats):
+        for line in run(given.folder.resolve(), given.canvas, given.rounds, given.threads, given.formats, given.kinds):
             file.write(json.dumps(line | machine) + "\n")
             file.flush()
 

@@ -53,6 +53,8 @@ POLICIES = {
     "window": "unmask.policies.window:Window",
     "multiblock": "unmask.policies.multiblock:MultiBlock",
     "dawn": "unmask.policies.dawn:Dawn",
+    "lopa": "unmask.policies.lopa:Lopa",
+    "verified": "unmask.policies.verified:Verified",
 }
 CACHES = {
     "none": "unmask.caches.none:NoCache",

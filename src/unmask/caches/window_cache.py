@@ -52,6 +52,12 @@ class WindowCache(Cache):
         "of shifted models, whether the last position is recomputed too, which predicts nothing of it",
         hidden=True,
     )
+    source: bool = param(
+        True,
+        "of shifted models, whether the position in front is recomputed, which predicts the first; false: only where "
+        "nothing else is predicted, if the policy can do without",
+        hidden=True,
+    )
 
     def init(self, canvas: Canvas, geometry: Geometry, like: Tensor) -> WindowState:
         """Empty store, never refreshed."""
@@ -69,7 +75,11 @@ class WindowCache(Cache):
         part = self._part(canvas, ask, start, state)
         if ask.stale is not None:
             part = part & ~ask.stale
-        compute = keys & (fresh[:, None] | part | ~state.store.known) | need
+        compute = keys & (fresh[:, None] | part | ~state.store.known)
+        if not self.source and ask.optional is not None:
+            optional = canvas.sources(ask.optional)
+            need = need & ~(optional & (need & optional & compute).any(1, keepdim=True))
+        compute = compute | need
         store = state.store.learn(canvas, compute)
         count = torch.where(fresh, 0, state.count)
         return Plan(compute, keys, compute.sum(1)), replace(state, store=store, start=start, count=count)
@@ -85,6 +95,8 @@ class WindowCache(Cache):
         if self.behind is not None:
             end = torch.where(ask.window, canvas.position + 1, 0).amax(1)
             part = part & (canvas.position < (end + self.behind)[:, None])
+        if not self.source:
+            return part
         return part | canvas.sources(part) if self.last else canvas.sources(part)
 
     def note(self, update: Update, prediction: Prediction, state: WindowState) -> WindowState:

@@ -13,6 +13,7 @@ from torch import Tensor
 from .automaton import Automaton
 
 _LARGE = 96  # tokens of a class from which it is searched by itself
+_RAISED, _LEAST = 40.0, 1e-30  # exponentials are e^_RAISED at most; a sum that is larger than _LEAST is exact
 _CELL = 16  # tokens among which one is looked for after their sum was
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -104,7 +105,7 @@ class Classes:
         Args:
             logits: ``[N, V]``.
             heat: ``[N]`` temperatures above 0.
-            uniform: ``[N, C]`` noise in (0, 1).
+            uniform: ``[N]`` noise in (0, 1), the same for all classes of a line, of which one is chosen.
 
         Returns:
             ``[N, C]`` the logarithm of the sum of exponentials of the class's ``logits / heat``, -inf in classes
@@ -112,29 +113,30 @@ class Classes:
         """
         if logits.device.type != "cpu":
             return self.draw_anywhere(logits, heat, uniform)
-        cells = self._cells
-        value, token = np.full(uniform.shape, -np.inf), np.zeros(uniform.shape, np.int64)
+        cells, shape = self._cells, (len(logits), self.count)
+        value, token = np.full(shape, -np.inf), np.zeros(shape, np.int64)
         if not len(cells.own):
             return value, token
         weight = _plain(logits.index_select(1, cells.index))
-        top = np.nan_to_num(np.maximum.reduceat(weight, cells.starts, axis=1), nan=WORST, neginf=WORST, posinf=-WORST)
-        for begin, end, some in cells.runs:
-            low = top[:, some] if some.stop - some.start == 1 else np.repeat(top[:, some], cells.sizes[some], axis=1)
-            weight[:, begin:end] -= low
-        if (heat != 1).any():
-            weight /= heat[:, None].astype(weight.dtype)
-        torch.from_numpy(weight).exp_()
-        weight[:, cells.spare] = 0.0
-        total, place = _placed(weight.reshape(len(weight), -1, _CELL), cells.firsts, uniform[:, cells.own])
+        with np.errstate(invalid="ignore", over="ignore"):
+            top = (weight.max(1) - _RAISED * heat)[:, None]
+            cell, total = cells.summed(cells.odds(weight, top, heat))
+        if not (total > _LEAST).all():  # a class far below the best, or numbers that are not finite
+            weight = np.nan_to_num(
+                _plain(logits.index_select(1, cells.index)), nan=WORST, posinf=-WORST, neginf=-np.inf
+            )
+            top = np.maximum.reduceat(weight, cells.starts, axis=1).clip(min=WORST)
+            cell, total = cells.summed(cells.odds(weight, top, heat))
         with np.errstate(divide="ignore"):
             value[:, cells.own] = top.astype(np.float64) / heat[:, None] + np.log(total)
-        token[:, cells.own] = cells.ids[place]
+        token[:, cells.own] = cells.ids[cells.placed(weight, cell, total, uniform)]
         return _finite(value, self.automaton), token
 
     def draw_anywhere(self, logits: Tensor, heat: Floats, uniform: Floats) -> tuple[Floats, Ints]:
         """As :meth:`draw`, on any device; the same but for rounding."""
         cells, device = self._cells, logits.device
-        value, token = np.full(uniform.shape, -np.inf), np.zeros(uniform.shape, np.int64)
+        shape = len(logits), self.count
+        value, token = np.full(shape, -np.inf), np.zeros(shape, np.int64)
         if not len(cells.own):
             return value, token
         owner = torch.from_numpy(np.repeat(np.arange(len(cells.own)), cells.sizes)).to(device).expand(len(logits), -1)
@@ -147,8 +149,7 @@ class Classes:
         share = weight / torch.where(total == 0, 1.0, total).gather(1, owner)
         share[:, torch.from_numpy(cells.starts).to(device)] += total == 0
         reached = share.cumsum(1)  # of each class from its number to the next
-        wanted = torch.from_numpy(uniform[:, cells.own].copy()).to(device)
-        wanted += torch.arange(len(cells.own), device=device)
+        wanted = torch.from_numpy(uniform[:, None] + np.arange(len(cells.own))).to(device)
         place = torch.searchsorted(reached, wanted, right=True).cpu().numpy()
         value[:, cells.own] = (top / hot + total.log()).cpu().numpy()
         token[:, cells.own] = cells.ids[place.clip(cells.starts, cells.starts + cells.real - 1)]
@@ -200,24 +201,49 @@ class _Cells:
         firsts = (ends - sizes) // _CELL
         return _Cells(own, made, torch.from_numpy(made), ends - sizes, sizes, real, firsts, np.flatnonzero(spare), runs)
 
+    def odds(self, weight: NDArray[np.floating], top: NDArray[np.floating], heat: Floats) -> NDArray[np.floating]:
+        """Make of logits ``weight [N, places]`` exponentials of what they are above ``top``, ``[N, 1]`` or ``[N, K]``,
+        in place.
+        """
+        for begin, end, some in self.runs if top.shape[1] > 1 else [(0, len(self.ids), slice(0, 1))]:
+            low = top[:, some] if some.stop - some.start == 1 else np.repeat(top[:, some], self.sizes[some], axis=1)
+            part = torch.from_numpy(weight[:, begin:end])
+            part.sub_(torch.from_numpy(low.astype(weight.dtype)))  # several times as fast as numpy's
+        if (heat != 1).any():
+            weight /= heat[:, None].astype(weight.dtype)
+        torch.from_numpy(weight).exp_()
+        weight[:, self.spare] = 0.0
+        return weight
 
-def _placed(weight: NDArray[np.floating], firsts: Ints, uniform: Floats) -> tuple[Floats, Ints]:
-    """The sums of each class, ``[N, K]``, and a place drawn in proportion to ``weight [N, cells, _CELL]``."""
-    lines, count, size = weight.shape
-    cell = (weight.reshape(-1, size) @ np.ones(size, weight.dtype)).reshape(lines, count).astype(np.float64)
-    total = np.add.reduceat(cell, firsts, axis=1)
-    many = np.diff(np.append(firsts, count))
-    cell[:, firsts] += total == 0  # of tokens that cannot be the first is taken
-    share = cell / np.repeat(np.where(total == 0, 1.0, total), many, axis=1)
-    reached = share.cumsum(1)  # of each class from its number to the next
-    line, number = np.arange(lines)[:, None], np.arange(len(firsts))
-    apart = line * (len(firsts) + 1)
-    found = np.searchsorted((reached + apart).reshape(-1), (uniform + number + apart).reshape(-1), side="right")
-    which = (found.reshape(uniform.shape) - line * count).clip(firsts, firsts + many - 1)
-    before = np.where(which == firsts, number, reached[line, which - 1])
-    parts = weight.reshape(-1, size)[line * count + which].cumsum(2, dtype=np.float64)
-    left = ((uniform + number - before) * total).clip(0.0, np.nextafter(parts[:, :, -1], 0.0))
-    return total, which * size + (parts <= left[:, :, None]).sum(2).clip(max=size - 1)
+    def summed(self, weight: NDArray[np.floating]) -> tuple[Floats, Floats]:
+        """``[N, cells]`` and ``[N, K]`` sums of cells and classes."""
+        cell = (weight.reshape(-1, _CELL) @ np.ones(_CELL, weight.dtype)).reshape(len(weight), -1).astype(np.float64)
+        return cell, np.add.reduceat(cell, self.firsts, axis=1)
+
+    def placed(self, weight: NDArray[np.floating], cell: Floats, total: Floats, uniform: Floats) -> Ints:
+        """``[N, K]`` a place of each class, drawn in proportion to ``weight`` by ``uniform [N]`` (:meth:`summed`)."""
+        (lines, count), firsts = cell.shape, self.firsts
+        cell[:, firsts] += total == 0  # of tokens that cannot be the first is taken
+        many = self.sizes // _CELL
+        share = cell / np.repeat(np.where(total == 0, 1.0, total), many, axis=1)
+        reached = share.cumsum(1)  # of each class from its number to the next
+        line, several = np.arange(lines)[:, None], np.flatnonzero(many > 1)
+        wanted, apart = uniform[:, None] + several, line * (len(firsts) + 1)
+        found = np.searchsorted((reached + apart).reshape(-1), (wanted + apart).reshape(-1), side="right")
+        which = np.repeat(firsts[None], lines, axis=0)
+        last = (firsts + many - 1)[several]
+        which[:, several] = (found.reshape(wanted.shape) - line * count).clip(firsts[several], last)
+        before = np.where(which == firsts, np.arange(len(firsts)), reached[line, which - 1])
+        left = ((uniform[:, None] + np.arange(len(firsts)) - before) * total).reshape(-1).astype(weight.dtype)
+        parts = weight.reshape(-1, _CELL).take((line * count + which).reshape(-1), axis=0)
+        parts = parts @ self._upper.astype(weight.dtype)
+        below = np.minimum(left, np.nextafter(parts[:, -1], weight.dtype.type(-1)))
+        inside = ((parts <= below[:, None]).astype(weight.dtype) @ np.ones(_CELL, weight.dtype)).astype(np.int64)
+        return which * _CELL + inside.reshape(which.shape).clip(max=_CELL - 1)
+
+    @cached_property
+    def _upper(self) -> Floats:
+        return np.triu(np.ones((_CELL, _CELL)))
 
 
 def classes_of(automaton: Automaton) -> Classes:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,8 @@ from .automaton import Automaton
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+_TOGETHER = 32  # places whose labels are summed up at a time
+_FAR = 600.0  # in log-odds; exponentials of the difference are no zeros yet
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +51,11 @@ class Union:
     def states(self) -> int:
         """S."""
         return int(self.step.shape[1])
+
+    @cached_property
+    def origins(self) -> Ints:
+        """The state that each transition leaves."""
+        return np.repeat(np.arange(len(self.edges)), np.diff(np.append(self.edges, len(self.targets))))
 
     def spread(self, rows: Sequence[NDArray[np.generic]], empty: object) -> NDArray[np.generic]:
         """``[B, S]`` a value for each state of each row's automaton, ``empty`` in what pads them."""
@@ -97,15 +104,24 @@ def backward(union: Union, score: Floats, length: Ints, after: Floats, sums: Boo
     places, rows, _ = score.shape
     value = np.empty((places + 1, rows, union.states))
     value[places] = after
-    for place in range(places - 1, -1, -1):
-        own, rest = score[place].reshape(-1)[union.members], value[place + 1].reshape(-1)[union.targets]
-        add = False if sums is None else sums[place]
-        found, counts = after, place < length
-        for collect, here in ((np.maximum.reduceat, counts & ~np.asarray(add)), (_logsum, counts & np.asarray(add))):
-            if here.any():
-                way = collect(own, union.parts)[union.labels] + rest
-                found = np.where(here[:, None], collect(way, union.edges).reshape(rows, -1), found)
-        value[place] = found
+    for end in range(places, 0, -_TOGETHER):
+        some = slice(max(0, end - _TOGETHER), end)
+        counts = np.arange(some.start, end)[:, None] < length
+        add = np.zeros_like(counts) if sums is None else sums[some]
+        ways = [
+            (collect, label(score[some].reshape(end - some.start, -1), union), here)
+            for collect, label, here in ((_best, _best_labels, counts & ~add), (_logsum, _sum_labels, counts & add))
+            if here.any()
+        ]
+        for place in range(end - 1, some.start - 1, -1):
+            rest, found = value[place + 1].reshape(-1).take(union.targets), after
+            for collect, labels, where in ways:
+                here = where[place - some.start]
+                if here.any():
+                    way = labels[place - some.start].take(union.labels) + rest
+                    best = collect(way, union.edges, union.origins)
+                    found = np.where(here[:, None], best.reshape(rows, -1), found)
+            value[place] = found
     return value
 
 
@@ -127,11 +143,34 @@ def forward(union: Union, score: Floats, value: Floats, start: Ints, length: Int
     return classes, states
 
 
-def _logsum(values: Floats, parts: Ints) -> Floats:
-    """The logarithm of the sum of exponentials of each part."""
+def _best(values: Floats, parts: Ints, owner: Ints) -> Floats:
+    """The largest of each part."""
+    found: Floats = np.maximum.reduceat(values, parts)
+    return found
+
+
+def _best_labels(score: Floats, union: Union) -> Floats:
+    """``[P, L]`` the best class of each label, of ``score [P, B C]``."""
+    found: Floats = np.maximum.reduceat(score[:, union.members], union.parts, axis=1)
+    return found
+
+
+def _sum_labels(score: Floats, union: Union) -> Floats:
+    """``[P, L]`` the logarithm of the sum of exponentials of each label's classes."""
+    top = score.max(1, keepdims=True)
+    if ((score < top - _FAR) & (score > -np.inf)).any():  # too small beside the best, but all that some label has
+        owner = np.repeat(np.arange(len(union.parts)), np.diff(np.append(union.parts, len(union.members))))
+        return np.stack([_logsum(own[union.members], union.parts, owner) for own in score])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        odds = np.exp(score - np.where(top > -np.inf, top, 0.0))
+        found: Floats = np.log(np.add.reduceat(odds[:, union.members], union.parts, axis=1)) + top
+    return np.where(top > -np.inf, found, -np.inf)
+
+
+def _logsum(values: Floats, parts: Ints, owner: Ints) -> Floats:
+    """The logarithm of the sum of exponentials of each part; ``owner``: the part of each value."""
     top = np.maximum.reduceat(values, parts)
     safe = np.where(top > -np.inf, top, 0.0)
-    size = np.diff(np.append(parts, len(values)))
     with np.errstate(divide="ignore"):
-        found: Floats = np.log(np.add.reduceat(np.exp(values - np.repeat(safe, size)), parts)) + safe
+        found: Floats = np.log(np.add.reduceat(np.exp(values - safe.take(owner)), parts)) + safe
     return found

@@ -131,14 +131,14 @@ class Search:
         row, rows = self.row[index], np.arange(len(token))
         counter = self.sampling.seed[row], self.position[index], self.step[row]
         best = -np.log(-np.log(uniform_at(*counter, token).cpu().numpy()))
-        apart = uniform(counter[0] ^ _NOISE, *counter[1:], 2 * kind.count).cpu().numpy()
+        apart = uniform(counter[0] ^ _NOISE, *counter[1:], kind.count + 1).cpu().numpy()
         heat = self.sampling.temperature[row].double()
         if self.sampling.filters:
             logits, heat = self._tempered(logits, row), torch.ones_like(heat)
-        mass, drawn = kind.draw(logits, heat.cpu().numpy(), apart[:, : kind.count])
+        mass, drawn = kind.draw(logits, heat.cpu().numpy(), apart[:, -1])
         base = logits.gather(1, token[:, None])[:, 0].double() / heat
         mass = mass - base.nan_to_num(0.0, 0.0, 0.0).cpu().numpy()[:, None]
-        value = -np.logaddexp(-best[:, None], np.log(-np.log(apart[:, kind.count :])) - mass)
+        value = -np.logaddexp(-best[:, None], np.log(-np.log(apart[:, :-1])) - mass)
         own = token.cpu().numpy()
         column = kind.automaton.classes[own]
         free = kind.automaton.allowed[own] & (column < kind.count)

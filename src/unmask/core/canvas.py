@@ -73,6 +73,8 @@ class Update:
 
     ``hold [B]``: rows whose current block is worked on once more, even if no mask is left in it. None: none.
     ``ahead [B]``: blocks of a block model, behind the current one, that are worked on with it from now on. None: none.
+    ``branch [B]``: which of its canvases a row goes on from, 0 its own; the rest is said of that canvas. See
+    :class:`~unmask.core.protocols.Forks`. None: there is one only.
     """
 
     write: Tensor
@@ -80,6 +82,7 @@ class Update:
     remask: Tensor | None = None
     hold: Tensor | None = None
     ahead: Tensor | None = None
+    branch: Tensor | None = None
 
 
 @dataclass(frozen=True)

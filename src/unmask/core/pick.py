@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .canvas import ModelSpec
 from .errors import RequestError
+from .protocols import Prediction
 
 
 def best(score: Tensor) -> Tensor:
@@ -22,11 +23,16 @@ def top(score: Tensor, count: int | Tensor) -> Tensor:
     """``[B, T]`` the ``count`` best candidates of each row; ``count`` is a number or ``[B]``."""
     if isinstance(count, int) and count == 1:
         return best(score)
-    order = score.argsort(dim=1, descending=True, stable=True)
-    place = torch.arange(score.shape[1], device=score.device).expand_as(order)
-    rank = torch.empty_like(order).scatter_(1, order, place)
+    place = ranks(score)
     limit = count[:, None] if isinstance(count, Tensor) else count
-    return (rank < limit) & (score > -torch.inf)
+    return (place <= limit) & (place > 0)
+
+
+def ranks(score: Tensor) -> Tensor:
+    """``[B, T]`` the place of each candidate in its row, 1 for the best (of equals the first); 0 for the others."""
+    order = score.argsort(dim=1, descending=True, stable=True)
+    place = torch.arange(1, score.shape[1] + 1, device=score.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, place) * (score > -torch.inf)
 
 
 def at_least(score: Tensor, threshold: float | Tensor) -> Tensor:
@@ -39,6 +45,16 @@ def above(score: Tensor, threshold: float | Tensor) -> Tensor:
     """``[B, T]`` candidates that exceed ``threshold`` (a number or ``[B]``)."""
     limit = threshold[:, None] if isinstance(threshold, Tensor) else threshold
     return (score > limit) & (score > -torch.inf)
+
+
+def certainty(prediction: Prediction, measure: str) -> Tensor:
+    """``[B, T]`` how certain a prediction is: its ``confidence``, ``margin``, or negative ``entropy``; -inf where there
+    is none.
+    """
+    if measure == "confidence":
+        return prediction.confidence
+    value = getattr(prediction, measure).double()
+    return torch.where(prediction.confidence > -torch.inf, -value if measure == "entropy" else value, -torch.inf)
 
 
 class Stepped(Protocol):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .canvas import Canvas, ModelSpec, Update
 from .config import Configured
+from .errors import SpecError
 from .protocols import Ask, Prediction, Sampling
 
 
@@ -44,6 +45,13 @@ class Policy(Configured, ABC):
     def probes(self) -> int:
         """The most positions of a response that one forward pass probes; see :class:`~unmask.core.protocols.Ask`."""
         return 0
+
+    @property
+    def branches(self) -> int:
+        """Canvases of a row that one forward pass computes; above 1 every ask has as many for each row, see
+        :class:`~unmask.core.protocols.Forks`.
+        """
+        return 1
 
     @property
     def left_to_right(self) -> bool:
@@ -129,6 +137,15 @@ class Wrapper(Policy):
     """A policy around another one, ``policy``, whose needs and limits it shares unless it overrides them."""
 
     policy: Policy
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        held = self.policy
+        if isinstance(held, Policy) and held.branches > 1:
+            raise SpecError(
+                f"{self.name}: policy must decode one canvas of a row; {held.name} decodes {held.branches}. It can be "
+                f"around this policy instead, as in {held.name}({self.name}(...))"
+            )
 
     @property
     def needs(self) -> frozenset[str]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -24,6 +25,11 @@ class Looks:
 
     places: Tensor
     layers: int
+
+    def within(self, window: Tensor) -> Looks:
+        """The same at those places that are in ``window [B, T]``."""
+        inside = F.pad(window, (0, 1)).gather(1, self.places)
+        return replace(self, places=torch.where(inside, self.places, window.shape[1]))
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,8 @@ class Ask:
         cell: ``[B, T]`` of block models, the part of the model's block that the window is what is left of; for caches
             that keep the rest of the block. None: the window itself.
         visible: ``[B, T]`` positions that may be attended to; the others leave the input altogether. None: all.
+        rank: ``[B, T]`` a position sees those of its own rank and of lower ones. None: as the model does, see
+            :attr:`unmask.core.canvas.Canvas.rank`.
         stale: ``[B, T]`` positions that need not be recomputed: their stored keys and values will do. Given (even all
             false) it makes every cache keep a store, ``none`` included. None: nothing.
         refresh: ``[B]`` rows whose caches must recompute everything. None: no row.
@@ -71,11 +79,14 @@ class Ask:
             those of tokens drafted in an order, -1 where there is none. None: the mask.
         heat: ``[B]`` temperature of the policy itself, which divides the logits before anything is read from them.
             None: 1.
+        forks: the canvases that are computed in place of the rows' own. Every tensor of the ask then has one line for
+            each of them. None: the rows' own.
     """
 
     window: Tensor
     cell: Tensor | None = None
     visible: Tensor | None = None
+    rank: Tensor | None = None
     stale: Tensor | None = None
     refresh: Tensor | None = None
     skipped: Tensor | None = None
@@ -88,6 +99,36 @@ class Ask:
     optional: Tensor | None = None
     draft: Tensor | None = None
     heat: Tensor | None = None
+    forks: Forks | None = None
+
+    def without(self, idle: Tensor) -> Ask:
+        """The ask without the predictions of the lines ``idle [B]``."""
+        asked = {name: getattr(self, name) for name in ("window", "probe", "score", "reread", "beside")}
+        return replace(self, **{name: part & ~idle[:, None] for name, part in asked.items() if part is not None})
+
+
+@dataclass(frozen=True)
+class Forks:
+    """Several canvases of every row, computed in one forward pass as lines of the batch; the row goes on from one.
+
+    They differ in tokens alone. Line b K + k is canvas k of row b, K as many as the policy's ``branches``; canvas 0 is
+    the row's own. What a row holds (keys and values, noise, constraints) is the same for all of its canvases before
+    the forward pass, and that of the canvas it goes on from behind it; see ``Update.branch``.
+
+    Attributes:
+        canvas: ``B K`` lines.
+        count: K.
+        idle: ``[B K]`` canvases that are not computed; they get no prediction, and no row goes on from one unless
+            nothing is left to predict in it.
+        sure: ``[B K, T]`` the probability with which tokens were predicted that the row itself does not have yet.
+        step: ``[B K]`` the noise's counter. None: forward passes that the row has made.
+    """
+
+    canvas: Canvas
+    count: int
+    idle: Tensor
+    sure: Tensor
+    step: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -146,6 +187,21 @@ class Prediction:
             return self.where
         row, position = (self.confidence > -torch.inf).nonzero(as_tuple=True)
         return row, position
+
+    def of(self, line: Tensor) -> Prediction:
+        """What was answered for some lines ``[B]`` of the batch, in ascending order, alone."""
+        whole = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
+        logits, allowed = whole.pop("logits", None), whole.pop("allowed", None)
+        kept: dict[str, Any] = {name: value[line] for name, value in whole.items()}
+        if self.attention is not None:
+            kept["attention"] = Attention(self.attention.given[line], self.attention.received[line])
+        if logits is None:
+            return replace(self, where=None, **kept)
+        row, position = self.lines
+        place = torch.full_like(self.token[:, 0], -1).scatter(0, line, torch.arange(len(line), device=line.device))[row]
+        own = place >= 0
+        where, allowed = (place[own], position[own]), None if allowed is None else allowed[own]
+        return replace(self, logits=logits[own], allowed=allowed, where=where, **kept)
 
     def within(self, window: Tensor) -> Prediction:
         """What would have been answered to an ask for ``window [B, T]`` alone; for wrappers that ask for more."""
@@ -267,6 +323,13 @@ class Plan:
     fresh: Tensor | None = None
     read: Tensor | None = None
     host: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def without(self, idle: Tensor) -> Plan:
+        """The plan that computes nothing in the rows ``idle [B]``."""
+        off = idle[:, None]
+        fresh = None if self.fresh is None else self.fresh & ~off
+        read = None if self.read is None else self.read & ~off
+        return replace(self, compute=self.compute & ~off, work=self.work * ~idle, fresh=fresh, read=read)
 
 
 class Block(Protocol):

@@ -150,7 +150,7 @@ def tiles(
     """Lay out the positions to compute, rows that need about as much work side by side.
 
     A rectangle costs what its busiest row costs, times its rows: where a few rows of a batch need much (a refresh)
-    and the others little, several rectangles are cheaper than one.
+    and the others little, several rectangles are cheaper than one. Rows with nothing to compute are in none.
 
     Args:
         compute: ``[B, T]`` positions to compute.
@@ -160,9 +160,11 @@ def tiles(
         rank: ``[B or 1, T]`` a position sees those of its own and of lower ranks; None: all.
     """
     cuda = compute.is_cuda
-    groups = partition(counts.work, _TILE_COST[cuda], _TILE_WORK[cuda])
+    busy = [row for row, count in enumerate(counts.compute) if count] or [0]
+    groups = partition([counts.work[row] for row in busy], _TILE_COST[cuda], _TILE_WORK[cuda])
+    members = [tuple(busy[i] for i in group) for group in groups]
     ranks = None if rank is None else rank.expand_as(keys)
-    return [_tile(compute, keys, counts, tuple(group), host or {}, len(groups) == 1, ranks) for group in groups]
+    return [_tile(compute, keys, counts, own, host or {}, len(own) == len(keys), ranks) for own in members]
 
 
 def partition(work: Sequence[float], tile_cost: float, most: float = math.inf) -> list[list[int]]:

@@ -39,6 +39,10 @@ class Slab:
         like: gives dtype and device.
         follows_canvas: whether W is a position of the canvas, so that wider rows make it wider.
         optional: whether it is used only with policies that reuse keys and values, see ``Policy.reuses``.
+
+    Attributes:
+        copies: lines that each row has, next to each other, for policies that compute several canvases of a row; to be
+            set before the first use. Between forward passes they hold the same.
     """
 
     def __init__(
@@ -53,17 +57,33 @@ class Slab:
     ) -> None:
         self.rows, self.width, self.tail = rows, width, tuple(tail)
         self.follows_canvas, self.optional = follows_canvas, optional
+        self.copies = 1
         self._spare = 0
         self._like = like.new_empty(0)
         self._held: Tensor | None = None
 
     @property
     def data(self) -> Tensor:
-        """``[B, W, ...]``, a view that is written in place. Valid until rows enter or leave."""
+        """``[B, W, ...]``, a view that is written in place; B counts ``copies``. Valid until rows enter or leave."""
         if self._held is None:
-            self._held = self._like.new_zeros(max(self.rows, self._spare), self.width, *self.tail)
+            self._held = self._like.new_zeros(max(self.rows, self._spare), self.copies, self.width, *self.tail)
             self._spare = 0
-        return self._held[: self.rows]
+        return self._held[: self.rows].flatten(0, 1)
+
+    def share(self, line: Tensor, position: Tensor) -> None:
+        """Give all copies of a row what one of them holds, in place.
+
+        Args:
+            line: ``[B]`` which, for each row; counted over all copies of all rows.
+            position: ``[B, Q]`` places in which they may differ.
+        """
+        if self._held is None or self.copies == 1:
+            return
+        flat = self.data.flatten(0, 1)
+        fresh = flat[line[:, None] * self.width + position]
+        copy = torch.arange(self.rows * self.copies, device=line.device).view(self.rows, self.copies, 1)
+        fresh = fresh[:, None].expand(-1, self.copies, *[-1] * (fresh.dim() - 1))
+        flat.index_copy_(0, (copy * self.width + position[:, None]).flatten(), fresh.flatten(0, 2))
 
     @property
     def address(self) -> int:
@@ -83,7 +103,7 @@ class Slab:
     @property
     def row_bytes(self) -> int:
         """Bytes of a row."""
-        return self._like.element_size() * self.width * torch.Size(self.tail).numel()
+        return self._like.element_size() * self.copies * self.width * torch.Size(self.tail).numel()
 
     def reserve(self, rows: int, width: int = 0) -> None:
         """Make room for so many rows, so wide, in one step; what is held stays. Wider, it has room for no more rows."""
@@ -93,24 +113,24 @@ class Slab:
             return
         if rows > self.capacity or wide > self.width:
             old = self._held
-            self._held = self._like.new_zeros(max(rows, self.rows), wide, *self.tail)
-            self._held[: self.rows, : self.width] = old[: self.rows]
+            self._held = self._like.new_zeros(max(rows, self.rows), self.copies, wide, *self.tail)
+            self._held[: self.rows, :, : self.width] = old[: self.rows]
             self.width = wide
 
     def trim(self) -> None:
         """Give back the memory of places that no row takes."""
         self._spare = 0
-        if self.capacity > self.rows:
-            self._held = self.data.clone()
+        if self._held is not None and self.capacity > self.rows:
+            self._held = self._held[: self.rows].clone()
 
     def join(self, other: Slab) -> None:
         """Take the rows of another slab behind the own ones."""
         count, moved = other.rows, other._held
         if self._held is None and moved is not None:
-            self._held = self.data
+            _ = self.data
         self.reserve(max(self.rows + count, self._spare), other.width)
         if self._held is not None:
-            slots = self._held[self.rows : self.rows + count, : other.width]
+            slots = self._held[self.rows : self.rows + count, :, : other.width]
             slots.zero_() if moved is None else slots.copy_(moved[:count])
         self.rows += count
 
@@ -198,6 +218,16 @@ def _append(first: S, second: S, joined: set[int]) -> S:
     if isinstance(first, bool):
         return first or second
     return first
+
+
+def repeated(state: S, count: int) -> S:
+    """Every row so many times, next to each other; slabs, which have ``copies``, stay as they are."""
+    return _map(lambda leaf, _: leaf if isinstance(leaf, Slab) else leaf.repeat_interleave(count, 0), state)  # type: ignore[no-any-return]
+
+
+def picked(state: S, line: Tensor) -> S:
+    """Some lines ``[B]`` of a state; slabs stay as they are."""
+    return _map(lambda leaf, _: leaf if isinstance(leaf, Slab) else leaf[line], state)  # type: ignore[no-any-return]
 
 
 def mixed(rows: Tensor, first: S, second: S) -> S:

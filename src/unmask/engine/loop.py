@@ -15,8 +15,9 @@ from ..core.cache import Cache
 from ..core.canvas import Canvas, Update
 from ..core.policy import Policy
 from ..core.protocols import Ask, Sampling
-from ..core.state import PER_POSITION
+from ..core.state import PER_POSITION, slabs
 from ..models.denoiser import Branches, Denoiser
+from .branching import forward, joined, settled
 
 
 @dataclass(frozen=True)
@@ -146,8 +147,10 @@ class Step:
 @torch.no_grad()
 def start(model: Denoiser, cache: Cache, policy: Policy, canvas: Canvas, sampling: Sampling) -> State:
     """The state before the first forward pass, of a canvas that has columns for the policy's probes behind its rows."""
-    made = policy.init(canvas, sampling)
-    return State(canvas, made, model.init(canvas, cache, policy.guidance), sampling, Record.start(canvas))
+    made, held = policy.init(canvas, sampling), model.init(canvas, cache, policy.guidance)
+    for slab in slabs(held):
+        slab.copies = policy.branches
+    return State(canvas, made, held, sampling, Record.start(canvas))
 
 
 @torch.no_grad()
@@ -161,12 +164,13 @@ def step(
     began = time.perf_counter()
     canvas, record = state.canvas, state.record
     ask = policy.ask(canvas, state.policy)
-    needs = policy.needs | cache.needs
-    answer = model(canvas, ask, cache, state.cache, state.sampling, record.nfe, needs=needs, guidance=policy.guidance)
+    answer = forward(model, cache, policy, state, ask)
     own = replace(answer.prediction, confidence=answer.prediction.confidence.clone())  # which it may change in place
     update, policy_state = policy.decide(canvas, own, state.policy)
+    left, ask, answer = settled(canvas, ask, answer, update)
     if (bound := state.sampling.bound) is not None:
-        update = bound.hold(canvas, update, answer.prediction.token, policy.chooses)
+        update = bound.hold(left, update, answer.prediction.token, policy.chooses)
+    update = joined(canvas, left, update)
     plain, free = answer.state.plain, answer.state.free
     learn = partial(cache.note, update, answer.prediction)
     cache_state = replace(answer.state, plain=learn(plain), free=learn(free) if policy.guidance else None)

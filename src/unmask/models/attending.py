@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..core.canvas import Canvas
 from ..core.protocols import Attention, Block, Keys, Looks
-from ..core.rows import Rows
+from ..core.rows import Rows, among
 
 
 class Watch:
@@ -21,9 +21,13 @@ class Watch:
         canvas: the rows.
         layers: of the model.
         like: gives the dtype of the sums, float32 at least.
+
+    Attributes:
+        computed: ``[B, T]`` the positions looked at.
     """
 
     def __init__(self, looks: Looks, canvas: Canvas, layers: int, like: Tensor) -> None:
+        self.computed = among(looks.places, canvas.valid)
         self.first = max(0, layers - looks.layers)
         self.places = looks.places
         self.valid = F.pad(canvas.valid, (0, 1))
@@ -32,6 +36,11 @@ class Watch:
         self._given = wide[:, :, None].repeat(1, self.places.shape[1], total)
         self._layers = wide.repeat(1, self.places.shape[1])
         self._received, self._queries = wide.repeat(1, total), wide[:, 0].clone()
+
+    @staticmethod
+    def of(looks: Looks | None, canvas: Canvas, layers: int, like: Tensor) -> Watch | None:
+        """None where nothing is looked at."""
+        return None if looks is None else Watch(looks, canvas, layers, like)
 
     def on(self, index: int, block: Block, rows: Rows, stored: bool) -> Block:
         """The block of a layer, watched if it is one of the last; ``stored``: see ``Cache.stored``."""

@@ -138,7 +138,9 @@ def rotate(x: Tensor, rotary: Tensor) -> Tensor:
     size = rotary.shape[-1]
     if size < x.shape[-1]:
         return torch.cat([rotate(x[..., :size], rotary), x[..., size:]], -1)
-    x_wide = wide(x)
+    x_wide, half = wide(x), size // 2
     cosine, sine = rotary[:, :, 0, None], rotary[:, :, 1, None]
-    turned = x_wide.roll(size // 2, -1).mul_(sine).addcmul_(x_wide, cosine)
+    turned = x_wide * cosine
+    turned[..., :half].addcmul_(x_wide[..., half:], sine[..., :half])
+    turned[..., half:].addcmul_(x_wide[..., :half], sine[..., half:])
     return turned.to(x.dtype)

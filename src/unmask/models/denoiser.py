@@ -16,7 +16,7 @@ from ..core.cache import Cache
 from ..core.canvas import Canvas, ModelSpec
 from ..core.predict import MEASURES, delayed, forbid, hot, likeliest, read, searching, steer, suppress, temper
 from ..core.protocols import Ask, Plan, Prediction, Sampling
-from ..core.rows import Counts, Rows, among, computed, gather, sent, tiles
+from ..core.rows import Counts, Rows, compact, computed, gather, sent, tiles
 from ..core.threads import for_work
 from .attending import Watch
 from .graphs import Graphs
@@ -45,6 +45,7 @@ class Answer:
     device has finished.
 
     ``computed()`` is ``[B, T]``, how many layers have computed each position, of both branches together under guidance.
+    ``touched [B, Q]``: of rows with several canvases, the positions that any of them computed (T: none).
     """
 
     prediction: Prediction
@@ -52,6 +53,7 @@ class Answer:
     work: Tensor
     seconds: Callable[[], float]
     computed: Callable[[], Tensor]
+    touched: Tensor | None = None
 
 
 class Clock:
@@ -134,6 +136,7 @@ class Denoiser:
         """
         clock = Clock(self.network.device)
         with clock:
+            ask = ask if ask.forks is None else ask.without(ask.forks.idle)
             want = ask.window & canvas.masked
             probes = Probes.wanted(canvas, ask, want)
             if ask.reread is not None:
@@ -141,21 +144,17 @@ class Denoiser:
             scored = None if ask.score is None else ask.score & canvas.filled
             need = canvas.sources(want if scored is None else want | scored)
             need = need if probes is None else probes.needed(need)
-            watch = None
-            if ask.looks is not None:
-                watch = Watch(ask.looks, canvas, self.layers, self.network.embed.weight)
-                need = need | among(ask.looks.places, canvas.valid)
+            watch = Watch.of(ask.looks, canvas, self.layers, self.network.embed.weight)
+            need = need if watch is None else need | watch.computed
             branches = [state.plain, state.free] if guidance else [state.plain]
-            planned = [cache.plan(canvas, ask, need, branch) for branch in branches]
+            planned = [_planned(cache, canvas, ask, need, branch) for branch in branches]
             plans = [plan for plan, _ in planned]
             lines = Lines.of(canvas, ask, want, scored, probes, plans)
-            layouts, outputs = layout(plans, lines, canvas.rank)
-            tokens = [canvas.tokens if ask.draft is None else torch.where(ask.draft < 0, canvas.tokens, ask.draft)]
-            if guidance:
-                given = (canvas.position < canvas.prompt[:, None]) | canvas.fixed
-                tokens.append(torch.where(given, self.spec.mask, canvas.tokens))
+            rank, union = canvas.rank if ask.rank is None else ask.rank, _union(ask, plans)
+            layouts, outputs, most = layout(plans, lines, rank, union)
+            tokens = [_given(canvas, ask), *([self._unprompted(canvas)] if guidance else [])]
             ran = list[Rows]()
-            run = partial(self._hidden, outputs, probes, cache, canvas.rank, ran)
+            run = partial(self._hidden, outputs, probes, cache, rank, ran)
             watches = [watch, None]  # of the conditional branch alone
             found = [run(*each) for each in zip(watches, tokens, planned, layouts, strict=False)]
             hidden = torch.stack(found, 1) if guidance else found[0]
@@ -178,7 +177,13 @@ class Denoiser:
             prediction = replace(prediction, **{name: told})  # type: ignore[arg-type]
         work = torch.stack([plan.work.double() for plan in plans]).sum(0)
         tell = partial(computed, [replace(r, keys=None, scratch={}) for r in ran], canvas.tokens.shape, self.layers)
-        return Answer(prediction, Branches(*(after for _, after in planned)), work, clock.seconds, tell)
+        touched = None if union is None else compact(union, most)
+        return Answer(prediction, Branches(*(after for _, after in planned)), work, clock.seconds, tell, touched)
+
+    def _unprompted(self, canvas: Canvas) -> Tensor:
+        """``[B, T]`` the tokens with prompt and fixed ones masked."""
+        given = (canvas.position < canvas.prompt[:, None]) | canvas.fixed
+        return torch.where(given, self.spec.mask, canvas.tokens)
 
     def _told(
         self,
@@ -225,7 +230,7 @@ class Denoiser:
         slot = (plan.compute.cumsum(1) - 1)[row, column]
         ran += parts
         run = partial(self._tile, tokens, cache, state, probes, plan.keys, rank, watch)
-        if len(parts) == 1:
+        if len(parts) == 1 and parts[0].row is None:
             return run(parts[0])[row, slot]
         first, begin = [0] * len(tokens), 0  # where each row's slots begin, all rectangles one after the other
         for rows in parts:
@@ -309,18 +314,44 @@ class Denoiser:
         return free + (guidance + 1) * (conditional - free)
 
 
-def layout(plans: list[Plan], lines: Lines, rank: Tensor | None) -> tuple[list[list[Rows]], Outputs]:
-    """The rectangles of each plan, and the outputs to read; the host reads all it must know of them at once."""
+def layout(
+    plans: list[Plan], lines: Lines, rank: Tensor | None, union: Tensor | None = None
+) -> tuple[list[list[Rows]], Outputs, int]:
+    """The rectangles of each plan, the outputs to read, and the most positions of a row of ``union [B, T]``; the host
+    reads all it must know of them at once.
+    """
     columns = [(*Counts.columns(p.compute, p.keys, p.work, rank), *p.host.values()) for p in plans]
-    counts = lines.counts()
-    told = torch.stack([column.double() for own in (*columns, counts) for column in own]).tolist()
+    counts, more = lines.counts(), []
+    if union is not None:
+        more = [union.sum(1).repeat_interleave(len(lines.masks["asked"]) // len(union))]
+    told = torch.stack([column.double() for own in (*columns, more, counts) for column in own]).tolist()
     layouts = []
     for plan, own in zip(plans, columns, strict=True):
         mine, told = told[: len(own)], told[len(own) :]
         many = len(mine) - len(plan.host)
         host = {name: [int(v) for v in values] for name, values in zip(plan.host, mine[many:], strict=True)}
         layouts.append(tiles(plan.compute, plan.keys, Counts(*mine[:many]), host, rank))
-    return layouts, lines.settled(told)
+    most = int(max(told.pop(0))) if more else 0
+    return layouts, lines.settled(told), most
+
+
+def _planned(cache: Cache, canvas: Canvas, ask: Ask, need: Tensor, state: Any) -> tuple[Plan, Any]:
+    """The cache's plan, which computes nothing of idle canvases; and the state after it."""
+    plan, after = cache.plan(canvas, ask, need, state)
+    return (plan if ask.forks is None else plan.without(ask.forks.idle)), after
+
+
+def _given(canvas: Canvas, ask: Ask) -> Tensor:
+    """``[B, T]`` the tokens with those that an ask drafts."""
+    return canvas.tokens if ask.draft is None else torch.where(ask.draft < 0, canvas.tokens, ask.draft)
+
+
+def _union(ask: Ask, plans: list[Plan]) -> Tensor | None:
+    """``[B, T]`` the positions that any canvas of a row computes; None where each has one."""
+    if ask.forks is None:
+        return None
+    computed = torch.stack([plan.compute for plan in plans]).any(0)
+    return computed.view(-1, ask.forks.count, computed.shape[1]).any(1)
 
 
 def spread(

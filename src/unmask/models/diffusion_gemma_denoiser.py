@@ -15,6 +15,7 @@ from ..core.predict import MEASURES, gumbel, likeliest, suppress, temper
 from ..core.protocols import Ask, Sampling
 from ..core.rows import Rows, computed
 from ..core.threads import for_work
+from .attending import Watch
 from .denoiser import SAMPLING, Answer, Branches, Clock, Denoiser, layout, spread
 from .diffusion_gemma_network import DiffusionGemma, GemmaBlock, Seen, View
 from .lines import Lines
@@ -90,11 +91,11 @@ class GemmaDenoiser(Denoiser):
             start = canvas.first(ask.window)
             plan, after = cache.plan(canvas, ask, ask.window, state.plain)
             lines = Lines.of(canvas, ask, ask.window, None, None, [plan])
-            layouts, outputs = layout([plan], lines, None)
+            layouts, outputs, _ = layout([plan], lines, None)
             tokens = torch.where(canvas.tokens == NO_MASK, ask.draft, canvas.tokens).clamp(min=0)
             ran = list[Rows]()
             planned = plan, Pass(after, start, state.own.at(start))
-            hidden = self._hidden(outputs, None, cache, None, ran, tokens, planned, layouts[0])
+            hidden = self._hidden(outputs, None, cache, None, ran, None, tokens, planned, layouts[0])
         ((_, (row, position), asked),) = outputs.split(hidden)
         answered = canvas.masked[row, position]
         parts, signal = list[dict[str, Tensor]](), torch.zeros_like(state.own.signal)
@@ -130,9 +131,10 @@ class GemmaDenoiser(Denoiser):
         probes: Probes | None,
         keys: Tensor,
         rank: Tensor | None,
+        watch: Watch | None,
         rows: Rows,
     ) -> Tensor:
-        """Hidden states ``[B, Q, C]`` of the positions of some rows."""
+        """Hidden states ``[B, Q, C]`` of the positions of some rows; nobody watches its attention."""
         network, start = self.network, rows.of(state.start)
         size = state.signal.shape[1]
         with for_work(len(rows.members) * rows.slots * (self.layer_weights + 2 * rows.total * self.width)):

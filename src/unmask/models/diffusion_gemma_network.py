@@ -208,10 +208,17 @@ class Seen:
 
     def attend_weighed(self, query: Tensor, key: Tensor, value: Tensor, keys: Keys) -> tuple[Tensor, Tensor]:
         """As :meth:`attend`, and the heads' mean probabilities."""
+        out, weights = self._weighed(query, key, value)
+        return self.block.attn_out_norm(self.block.o(out)), weights
+
+    def weigh(self, query: Tensor, key: Tensor, keys: Keys) -> Tensor:
+        """These probabilities alone."""
+        return self._weighed(query, key, key)[1]
+
+    def _weighed(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         place = torch.arange(key.shape[1], device=key.device)
         low, high = self.view.low[self.block.kind][..., None], self.view.high[..., None]
-        out, weights = attention_weighed(query, key, value, (place >= low) & (place < high))
-        return self.block.attn_out_norm(self.block.o(out)), weights
+        return attention_weighed(query, key, value, (place >= low) & (place < high))
 
     def mlp(self, hidden: Tensor) -> Tensor:
         """Feed-forward part and experts."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.errors import ModelError
+from . import onednn
 from .experts import Groups, Stack
 from .transformer import Linear
 
@@ -178,7 +178,7 @@ class Int8Linear(Quantised):
         super().__init__(outputs, inputs, bias)
         self.runs = int8_runs(device)
         values = weight.values.to(device)
-        self._hold("weight", _prepacked(values) if self.runs == "onednn" else values)
+        self._hold("weight", onednn.prepacked(values) if self.runs == "onednn" else values)
         self._hold("scale", weight.scale.to(device))
         self._tails: dict[int, Int8Linear] = {}
 
@@ -192,7 +192,8 @@ class Int8Linear(Quantised):
     def product(self, values: Tensor, dtype: torch.dtype) -> Tensor:
         """The integers ``values [M, K]`` times the weight and its scales, ``[M, N]`` bfloat16 or float32."""
         if self.runs == "onednn":
-            return _onednn(values, self.weight, self.scale, dtype)
+            into = dtype if onednn.works(dtype) else torch.float32
+            return onednn.product(values, self.weight, self.scale, into).to(dtype)
         if self.runs == "int_mm" and self.in_features % _CUDA_MULTIPLE == 0 == self.out_features % _CUDA_MULTIPLE:
             lacking = max(0, _CUDA_LEAST - len(values))
             sums = torch._int_mm(F.pad(values, (0, 0, 0, lacking)) if lacking else values, self.weight.t())
@@ -325,8 +326,10 @@ def per_token(x: Tensor) -> tuple[Tensor, Tensor]:
         were divided by.
     """
     dtype = x.dtype if x.dtype == torch.bfloat16 else torch.float32
-    size = (x.abs().amax(-1, keepdim=True).float() / _TOKEN).clamp_min(_LEAST).to(dtype)
-    return torch.mul(x, size.float().reciprocal()).round_().to(torch.int8), size
+    wide = x.to(torch.float32, copy=True)  # at once: operations on mixed dtypes take several times as long
+    most = torch.maximum(wide.amax(-1, keepdim=True), wide.amin(-1, keepdim=True).neg_())
+    size = (most / _TOKEN).clamp_min_(_LEAST).to(dtype)
+    return wide.mul_(size.float().reciprocal()).round_().to(torch.int8), size
 
 
 def int8_runs(device: torch.device) -> str:
@@ -335,7 +338,7 @@ def int8_runs(device: torch.device) -> str:
     """
     if device.type == "cuda":
         return "int_mm"
-    return "onednn" if device.type == "cpu" and _onednn_works() else "dense"
+    return "onednn" if device.type == "cpu" and onednn.works(torch.float32) else "dense"
 
 
 def described(kind: str | None, device: torch.device) -> str:
@@ -353,38 +356,6 @@ def described(kind: str | None, device: torch.device) -> str:
 
 
 def _instructions() -> str:
-    for name, probe in (
-        ("AMX", "_is_amx_tile_supported"),
-        ("AVX512-VNNI", "_is_avx512_vnni_supported"),
-        ("AVX512-VNNI", "_is_vnni_supported"),
-    ):
-        if getattr(torch.cpu, probe, bool)():
-            return name
-    return f"{torch.backends.cpu.get_cpu_capability()}, without instructions for 8 bits"
-
-
-def _prepacked(values: Tensor) -> Tensor:
-    packed: Tensor = torch.ops.onednn.qlinear_prepack(values.contiguous(), None)
-    return packed
-
-
-def _onednn(values: Tensor, weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    zeros = torch.zeros(len(scale), dtype=torch.int64)
-    out: Tensor = torch.ops.onednn.qlinear_pointwise(
-        values, 1.0, 0, weight, scale, zeros, None, 1.0, 0, dtype, "none", [], ""
-    )
-    return out
-
-
-@lru_cache(maxsize=1)
-def _onednn_works() -> bool:
-    """Whether oneDNN multiplies signed integers here, and rightly: the builds of torch differ."""
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return False
-    draw = torch.Generator().manual_seed(0)
-    x, weight = (torch.randint(-127, 128, shape, generator=draw, dtype=torch.int8) for shape in ((5, 48), (24, 48)))
-    try:
-        found = _onednn(x, _prepacked(weight), torch.ones(24), torch.float32)
-    except (RuntimeError, AttributeError, TypeError):
-        return False
-    return torch.equal(found, x.float() @ weight.float().t())
+    has = getattr(torch.cpu, "get_capabilities", dict)()
+    named = {"amx_int8": "AMX", "avx512_vnni": "AVX512-VNNI", "avx_vnni": "AVX-VNNI"}
+    return next((name for flag, name in named.items() if has.get(flag)), torch.backends.cpu.get_cpu_capability())

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..core.canvas import Canvas, ModelSpec, Update
 from ..core.config import param
 from ..core.endings import check_pad, padded
-from ..core.pick import best
+from ..core.pick import best, certainty, ranks
 from ..core.policy import Policy
 from ..core.protocols import Ask, Prediction, Sampling
 
@@ -32,23 +32,37 @@ class MultiBlock(Policy):
     positions commits its position of least entropy in any case. The others commit what is certain already.
 
     ``least=all`` commits the position of least entropy of the whole pipeline, too, as the authors' code for LLaDA does.
+    The pipeline of D2F, which LoPA branches, has ``rule=confidence``, ``least=each``, ``future=false`` (and for models
+    trained so ``causal=true``).
     """
 
     name = "multiblock"
     paper = "arXiv 2601.07568"
-    needs = frozenset({"entropy"})
 
     tau: float = param(0.45, "entropy in nats below which a position is committed; 0: one position alone", ge=0)
     block_length: int = param(32, "positions per block", ge=1)
     add: float = param(0.1, "share of the last block that is filled when the next one joins", ge=0, le=1)
     ready: float = param(0.95, "share of a block that is filled when the next one is fully active", ge=0, le=1)
     least: str = param(
-        "active", "where the least entropy is enough: in the first fully active block, or of all, too",
-        choices=("active", "all"), hidden=True,
+        "active", "where the least entropy is enough: in the first fully active block, of all, too, or in each such",
+        choices=("active", "all", "each"), hidden=True,
     )  # fmt: skip
+    rule: str = param(
+        "entropy", "`confidence`: what is more probable than `tau` is committed", choices=("entropy", "confidence"),
+        hidden=True,
+    )  # fmt: skip
+    order: str = param(
+        "entropy", "what stands for least entropy", choices=("entropy", "confidence", "margin"), hidden=True
+    )
+    future: bool = param(True, "whether blocks that have not joined are in the input", hidden=True)
+    causal: bool = param(False, "whether a block sees only itself, those before it and the prompt", hidden=True)
     pad: int | None = param(
         None, "id that is written behind an end of text at once, over what stands there", ge=0, hidden=True
     )
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({self.rule, self.order} - {"confidence"})
 
     @property
     def remasks(self) -> bool:
@@ -61,24 +75,27 @@ class MultiBlock(Policy):
         return MultiState(torch.zeros_like(canvas.prompt))
 
     def ask(self, canvas: Canvas, state: MultiState) -> Ask:
-        window = self._window(canvas, self._added(canvas, state))
-        return Ask(window, optional=window)
+        added, number = self._added(canvas, state), self._number(canvas)
+        window = self._window(canvas, added)
+        visible = None if self.future else number < added[:, None]
+        return Ask(window, optional=window, visible=visible, rank=number.clamp(min=-1) if self.causal else None)
 
     def decide(self, canvas: Canvas, prediction: Prediction, state: MultiState) -> tuple[Update, MultiState]:
-        assert prediction.entropy is not None
         added, number = self._added(canvas, state), self._number(canvas)
         open_ = prediction.confidence > -torch.inf
-        calm = torch.where(open_, -prediction.entropy.double(), -torch.inf)
-        sure = open_ & (prediction.entropy < self.tau)
+        calm = certainty(prediction, self.order)
+        sure = prediction.confidence > self.tau
+        if self.rule == "entropy":
+            assert prediction.entropy is not None
+            sure = open_ & (prediction.entropy < self.tau)
         if self.least == "all":
             sure = sure | best(calm)
         share = self._share(canvas)
         before = torch.cat([torch.ones_like(share[:, :1]), share[:, :-1]], 1).gather(1, number.clamp(min=0))
         full = open_ & (before >= self.ready)
         first = torch.where(full, number, full.shape[1]).amin(1, keepdim=True)
-        chosen = full & (number == first)
-        must = best(torch.where(chosen, calm, -torch.inf)) & ~(sure & chosen).any(1, keepdim=True)
-        write = sure | must
+        chosen = full if self.least == "each" else full & (number == first)
+        write = sure | self._least(chosen, sure, calm, number.clamp(min=0))
         write = write | best(calm) & ~write.any(1, keepdim=True)  # where a cache has not answered the active block
         return padded(canvas, Update(write, prediction.token), self.pad), replace(state, added=added)
 
@@ -86,6 +103,14 @@ class MultiBlock(Policy):
         """The pipeline as ``start`` and ``end``."""
         end = canvas.prompt + after.added * self.block_length
         return {"start": canvas.block_start(self.block_length), "end": torch.minimum(end, canvas.length)}
+
+    @staticmethod
+    def _least(chosen: Tensor, sure: Tensor, calm: Tensor, number: Tensor) -> Tensor:
+        """``[B, T]`` of each block with ``chosen`` positions, none of which is ``sure``, the calmest."""
+        place = torch.where(chosen, ranks(calm), chosen.shape[1] + 1)
+        place = torch.where(chosen & sure, 0, place)
+        lowest = place.scatter_reduce(1, number, place, "amin", include_self=False).gather(1, number)
+        return chosen & ~sure & (place == lowest)
 
     def _number(self, canvas: Canvas) -> Tensor:
         """``[B, T]`` the block of each position, negative in the prompt."""
@@ -109,6 +134,7 @@ class MultiBlock(Policy):
     def _added(self, canvas: Canvas, state: MultiState) -> Tensor:
         """``[B]`` blocks worked on in this forward pass: one more where the last is filled enough, and the current."""
         last = self._share(canvas).gather(1, (state.added - 1).clamp(min=0)[:, None])[:, 0]
-        added = state.added + ((state.added == 0) | (last >= self.add)).long()
+        ended = canvas.eos_stop & (canvas.eos_at < canvas.tokens.shape[1])
+        added = state.added + ((state.added == 0) | (last >= self.add) & (self.future | ~ended)).long()
         current = self._number(canvas).gather(1, canvas.frontier.clamp(max=canvas.tokens.shape[1] - 1)[:, None])[:, 0]
         return torch.maximum(added, current + 1)
