@@ -56,7 +56,7 @@ RUNS = {  # of each cache the pairs in its table; the picture is of the first
     "blockwise": [("vanilla", "blockwise"), ("threshold", "blockwise")],
     "every": [(BLOCKS, "every(dual,4)"), (BLOCKS, "every(dual,1)"), (BLOCKS, "every(dllm(kp=48,kr=48,rho=0),4)")],
 }
-BLOCK_MODEL = dict.fromkeys(("ahead", "blockwise"), "unmask-tiny-block")  # what is not for models without blocks
+BLOCK_MODEL = dict.fromkeys(("ahead", "assd", "blockwise"), "unmask-tiny-block")  # not for models without blocks
 COLOURS = {
     "#fce85a": "committed",
     "#36a": "computed",

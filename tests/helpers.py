@@ -249,7 +249,8 @@ AHEAD = [
     "ahead(wino(tau_in=0.3,tau_out=0.3,block_length=6),add=0.5)",
     "ahead(klass(tau=0.4,kl=0.3,history=1),add=0.2)",
 ]
-POLICIES = variants({name: at for name, at in registry.POLICIES.items() if name != "ahead"}, POLICY_VARIANTS)
+APART = ("ahead", "assd")  # for models of another kind, see test_blocks and test_assd
+POLICIES = variants({name: at for name, at in registry.POLICIES.items() if name not in APART}, POLICY_VARIANTS)
 STEPPED = ("vanilla(steps", "pc_sampler(decay=0.1,most=1,steps", "dream(steps")  # shared by blocks of block_length
 SIZED = [spec for spec in POLICIES if not registry.policy(spec).resizes]  # responses have the length that is asked for
 SINGLE = [spec for spec in SIZED if registry.policy(spec).branches == 1]  # which others may be around
@@ -459,7 +460,7 @@ class Poisoned(Cache):
     cache: Cache = param(None, "the cache")
     name = "poisoned"
     paper = "-"
-    attention = ("full", "block")
+    attention = ("full", "block", "order")
 
     @property
     def needs(self) -> frozenset[str]:

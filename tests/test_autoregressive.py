@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import unmask
 from refusals import names, refuses
 from unmask.cli import app
-from unmask.core.errors import ModelError, RequestError
+from unmask.core.errors import ModelError, RequestError, SpecError
 from unmask.measure import autoregressive, run
 from unmask.measure.autoregressive import Autoregressive
 from unmask.measure.problems import Item, Source, source
@@ -63,6 +63,9 @@ def test_a_spec_names_a_model():
     assert autoregressive.model_of(autoregressive.spec("org/model (1)")) == "org/model (1)"
     assert autoregressive.model_of("threshold(tau=0.9)") is None
     assert autoregressive.model_of("autoregressive") is None
+    assert autoregressive.parts_of(autoregressive.spec("a/b", "ngram(n=2)")) == ("a/b", "ngram(n=2)")
+    with refuses(SpecError, "'absent'"):
+        autoregressive.parts_of("autoregressive(a, drafter=absent)")
 
 
 @pytest.mark.parametrize("n", [1, 3])
@@ -126,6 +129,41 @@ def test_it_solves_word_problems_and_is_not_run_again(tmp_path):
     assert cli(*args, "-n", 10, "--json").stdout == done.stdout, "nothing was left to run"
 
 
+def test_with_a_drafter_it_says_the_same_in_fewer_passes(tmp_path):
+    """Passes and positions are those of its own network; results say which drafter it was."""
+    drafters = ["ngram", "space", "chimera", "specdiff(gamma=8)"]
+    args = ["bench", "--autoregressive", "unmask-tiny", *RECORD, "-n", 2, "--batch-size", 2, "--baseline", "-",
+            "-o", tmp_path / "r.jsonl", *(word for own in drafters for word in ("--drafter", own))]  # fmt: skip
+    done = cli(*args)
+    assert done.exit_code == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()][1:]
+    plain, *others = sorted(rows, key=lambda row: len(row["key"]["policy"]))
+    assert plain["key"]["policy"] == GREEDY
+    assert {autoregressive.parts_of(row["key"]["policy"])[1].partition("(")[0] for row in others} == {
+        own.partition("(")[0] for own in drafters
+    }
+    for row in others:
+        assert (row["digest"], row["tokens"], row["correct"]) == (plain["digest"], plain["tokens"], plain["correct"])
+        assert all(a < b for a, b in zip(row["nfe"], plain["nfe"], strict=True))
+        assert 0 < row["first_token"][0] < row["seconds"]
+    assert cli(*args).stdout == done.stdout, "nothing was left to run"
+
+
+def test_positions_with_a_drafter_are_those_of_the_network(lm):
+    drafted = Autoregressive.beside(lm, "unmask-tiny", "ngram")
+    shapes = []
+    network = drafted.model.network(drafted.device, drafted.dtype)
+    hook = network.embed.register_forward_pre_hook(lambda module, args: shapes.append(args[0].shape[1]))
+    try:
+        [one], _ = drafted.answers(source("record", 1, "valid"), 64, 0, 1)
+        [full], _ = drafted.answers(source("record", 1, "valid"), 40, 0, 1, eos_stop=False)
+    finally:
+        hook.remove()
+    assert one.nfe + full.nfe == len(shapes)
+    assert one.positions + full.positions == sum(shapes)
+    assert full.text == one.text
+
+
 def test_report_takes_it_as_any_setting(tmp_path):
     path, folder = tmp_path / "r.jsonl", tmp_path / "page"
     args = ["--autoregressive", "unmask-tiny", "-p", "threshold", "--baseline", "-", *RECORD, "-n", 1, "-o", path]
@@ -163,6 +201,9 @@ def test_a_model_in_a_folder_is_the_same_model(lm, tmp_path):
         (["--pair", f"{GREEDY}|dual"], ["none", "'dual'"]),
         (["--autoregressive", "unmask-tiny", "--gen-length", "2040"], ["record", "prompt 0"]),
         (["-p", GREEDY], ["policy", "'autoregressive'"]),
+        (["-p", "threshold", "--drafter", "ngram"], ["--drafter", "--autoregressive"]),
+        (["--autoregressive", "unmask-tiny", "--drafter", "nothing"], ["'nothing'", "ngram"]),
+        (["--autoregressive", "unmask-tiny", "--drafter", "swift(ratio=0.1)"], ["swift", "ratio"]),
     ],
 )
 def test_bench_refuses(args, named, tmp_path):

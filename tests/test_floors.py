@@ -38,7 +38,7 @@ EVENTS = {
 }  # what the floors above the api may know of it
 FILES_READ = {"core.errors", "core.jsonl", "core.schema"}
 FLOORS = {  # the longest name that fits rules; what it may import, itself included where it says so
-    "": {"api", "results", "core.errors", "engine", "profiles", "speculative"},
+    "": {"api", "results", "reranking", "core.errors", "engine", "profiles", "speculative"},
     "core": {"core"},
     "models": {"core", "models"},
     "caches": {"core"},
@@ -60,6 +60,7 @@ FLOORS = {  # the longest name that fits rules; what it may import, itself inclu
     "api": {"core", "models", "engine", "registry", "text", "checks", "infill", "results", "scoring", "stop"},
     "inspection": {"core", "models", "api", "text"},
     "profiles": {"core.errors", "api", "registry"},
+    "reranking": {"core.errors", "core.values", "checks", "results", "api"},
     "viz": EVENTS | {"api", "registry"},
     "traceview": FILES_READ | {"traceview"},
     "cli": EVENTS
@@ -83,7 +84,8 @@ FLOORS = {  # the longest name that fits rules; what it may import, itself inclu
         "evaluation",
     },
     "measure": EVENTS | FILES_READ | {"", "api", "registry", "profiles", "tasks", "measure"},
-    "measure.autoregressive": {"api", "core.errors", "text", "models.causal", "measure.problems"},
+    "measure.autoregressive": {"api", "core.errors", "text", "models.causal", "measure.problems"}
+    | {"registry", "engine.request", "speculative.loop", "speculative.model"},
 }
 OUTSIDE = {"", "api", "registry", "viz", "tasks", "measure", "core.policy", "core.cache"}  # for examples and recipes
 PLUGIN = {"", "core"}  # for what other packages add

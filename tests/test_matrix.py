@@ -17,7 +17,7 @@ import torch
 
 from counting import LAYERS, counting
 from helpers import (
-    AHEAD,
+    APART,
     BLOCK_CACHES,
     CACHES,
     EOS,
@@ -259,7 +259,7 @@ def test_seeds_and_temperatures_matter() -> None:
 
 def test_variants_cover_the_registry() -> None:
     caches = [*CACHES, *BLOCK_CACHES]  # those of block models and what is for these alone: see test_blocks
-    for table, specs in ((registry.POLICIES, [*POLICIES, *AHEAD]), (registry.CACHES, caches)):
+    for table, specs in ((registry.POLICIES, [*POLICIES, *APART]), (registry.CACHES, caches)):
         apart = {name for name, known in POLICY_VARIANTS.items() if not known}
         assert apart == {name for name in registry.POLICIES if registry.policy(name).renoises}
         assert {spec.partition("(")[0] for spec in specs} == set(table) - apart

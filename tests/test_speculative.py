@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import runpy
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -33,6 +35,7 @@ from unmask.models.packed import Packed
 from unmask.speculative.accept import verify
 from unmask.speculative.drafter import Context, Drafter
 from unmask.speculative.drafters.aded import Trigrams
+from unmask.speculative.drafters.chimera import HITS, Chimera, rotary_of, shapes, topology
 from unmask.speculative.drafters.space import Space, adapted
 from unmask.speculative.drafters.specdiff import SpecDiff
 from unmask.speculative.drafters.swift import Search, _bound
@@ -41,6 +44,7 @@ from unmask.speculative.model import CausalLM, load_causal
 from unmask.speculative.tree import ROOT, Tree, shape_of
 
 SHIPPED = Path(unmask.__file__).parent / "assets" / "verifier"
+SPACE, ROOT_ = SHIPPED.parent / "drafters" / "space.safetensors", Path(__file__).parents[1]
 FAMILIES = ("word_problem", "record", "sudoku", "waiting_line", "multi")
 DRAFTERS = {
     "ngram": ["ngram", "ngram(n=1,length=3)", "ngram(n=5,least=3,length=40)"],
@@ -53,6 +57,7 @@ DRAFTERS = {
     "swift": ["swift", "swift(ratio=0.3,stop=0.3,tree=false,interval=3)"],
     "aded": ["aded", "aded(size=5,depth=3,searches=20)"],
     "space": ["space", "space(k=2)"],
+    "chimera": ["chimera", "chimera(size=9,depth=3)"],
 }
 SPECS = [spec for specs in DRAFTERS.values() for spec in specs]
 V = 5
@@ -98,7 +103,9 @@ def test_greedy_text_is_that_of_transformers(
         assert sum(r.stats.rounds for r in found) < sum(len(r.tokens) for r in found)
 
 
-@pytest.mark.parametrize("spec", [None, *DRAFTERS["ngram"], *DRAFTERS["specdiff"], *DRAFTERS["space"]])
+@pytest.mark.parametrize(
+    "spec", [None, *DRAFTERS["ngram"], *DRAFTERS["specdiff"], *DRAFTERS["space"], *DRAFTERS["chimera"]]
+)
 def test_a_sample_does_not_depend_on_the_batch(spec: str | None, lm: CausalLM, prompts: list[list[int]]) -> None:
     kind = load_causal(dtype="float64")
     alone, together = (
@@ -292,6 +299,17 @@ def small_space(k: int) -> Space:
     return drafter
 
 
+def small_chimera(size: int, depth: int) -> Chimera:
+    """Random weights for the five ids."""
+    drafter, draw = Chimera(size=size, depth=depth), torch.Generator().manual_seed(4)
+    sizes = {"C": 24, "D": 20, "E": 60, "Q": 60, "Z": 40, "F": 32, "G": 64}
+    drafter._read[torch.device("cpu"), torch.float64] = {
+        name: torch.randn([sizes.get(str(n), n) for n in shape], generator=draw, dtype=torch.float64) * 0.3  # type: ignore[misc]
+        for name, shape in shapes(3).items()
+    }
+    return drafter
+
+
 LOOPS: dict[str, Callable[[], Drafter | None]] = {
     "none": lambda: None,
     "ngram": lambda: registry.drafter("ngram(n=2,length=3)"),
@@ -300,6 +318,8 @@ LOOPS: dict[str, Callable[[], Drafter | None]] = {
     "swift": lambda: registry.drafter("swift(ratio=0.5,stop=0.1,length=4,window=4)"),
     "aded": lambda: registry.drafter("aded"),
     "space": lambda: small_space(2),
+    "chimera": lambda: small_chimera(2, 2),
+    "chimera, tree": lambda: small_chimera(9, 2),
     "specdiff, tree": lambda: small_specdiff(gamma=2, tree=7, branches=3),
 }
 
@@ -416,6 +436,9 @@ def test_what_a_round_tells(lm: CausalLM, prompts: list[list[int]]) -> None:
         (RequestError, "late_eos", lambda m: m.generate("a", 3, late_eos=True)),
         (RequestError, "regex", lambda m: m.generate("a", 3, regex="a+")),
         (ModelError, "absent.safetensors", lambda m: m.generate("a", 3, 'space(weights="absent.safetensors")')),
+        (ModelError, "absent.safetensors", lambda m: m.generate("a", 3, 'chimera(weights="absent.safetensors")')),
+        (ModelError, "depth", lambda m: m.generate("a", 3, "chimera(depth=9)")),
+        (ModelError, "down", lambda m: m.generate("a", 3, f'chimera(weights="{SPACE}")')),
         (RequestError, "absent.txt", lambda m: m.generate("a", 3, 'aded(corpus="absent.txt")')),
         (ModelError, "ratio", lambda m: m.generate("a", 3, "swift(ratio=0.1)")),
         (RequestError, "suppress", lambda m: m.generate("a", 3, suppress=[5000])),
@@ -494,6 +517,44 @@ def test_masks_change_nothing_but_themselves(lm: CausalLM) -> None:
         after = lift(layer, hidden)
         assert torch.equal(after[~probe], hidden[~probe])
         assert not torch.equal(after[probe], hidden[probe])
+
+
+def test_chimera_drafts_what_the_recipe_trains(lm: CausalLM, prompts: list[list[int]]) -> None:
+    """The likeliest token of each head, given the drafted ones before it, is that of the recipe's forward pass."""
+    recipe = runpy.run_path(str(ROOT_ / "recipes" / "speculate" / "chimera.py"), run_name="recipe")
+    drafter = registry.drafter("chimera(size=5,depth=5)")
+    assert isinstance(drafter, Chimera)
+    weights, table = drafter.trained_for(lm.target), rotary_of(lm.target)
+    events = list(lm.run(lm.jobs([prompts[0]], 24), drafter))
+    text = list(prompts[0])
+    checked = 0
+    for event in events:
+        if event.tree is not None:
+            tokens = torch.tensor([[*text, *event.tree.token[0].tolist()]])
+            for head in range(event.tree.size):
+                wanted = torch.zeros_like(tokens, dtype=torch.bool)
+                wanted[0, len(text) - 1 + head] = True
+                said = recipe["heads"](lm, weights, tokens, wanted, table)[head]
+                assert int(said.argmax()) == int(event.tree.token[0, head])
+                checked += 1
+        text += event.tokens[0]
+    assert checked > 10
+
+
+def test_the_tree_of_chimera_is_the_likeliest() -> None:
+    """Of all trees of so many nodes none holds more of the probability that the hits say."""
+    chain, wide = topology(4, 9), topology(10, 3)
+    assert chain.parents == (-1, 0, 1, 2)
+    paths = [path for n in (1, 2, 3) for path in product(range(len(HITS)), repeat=n)]
+    best = sorted((math.prod(HITS[r] for r in path) for path in paths), reverse=True)[:10]
+    found = []
+    for node in range(10):
+        likely, at = 1.0, node
+        while at != ROOT:
+            rank = [i for i, parent in enumerate(wide.parents) if parent == wide.parents[at]].index(at)
+            likely, at = likely * HITS[rank], wide.parents[at]
+        found.append(likely)
+    assert sorted(found, reverse=True) == pytest.approx(best)
 
 
 def test_packed_products_are_plain_ones() -> None:

@@ -21,7 +21,8 @@ _BLOCKS_ALONE = {"ahead"}
 _REFUSED = {  # they commit whole canvases, or change the length
     name for name in registry.POLICIES if registry.policy(name).renoises or registry.policy(name).resizes
 }
-_POLICIES = tuple(name for name in registry.POLICIES if name not in _REFUSED)
+_KEEPS = {"assd"}  # the distribution of the model's own text, which a constraint would change
+_POLICIES = tuple(name for name in registry.POLICIES if name not in _REFUSED | _KEEPS)
 
 
 def possible(policy, cache, temperature, weights):

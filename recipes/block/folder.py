@@ -24,6 +24,7 @@ def write(model: TinyLLaDA, tokenizer: Path, folder: Path) -> None:
         block_size=Streams.block,
         mask_token_id=ids.mask,
         bos_token_id=ids.bos,
+        visibilities=["block", "order", "full"],
     )
     for file in (*tokenizer.glob("tokenizer*.json"), tokenizer / "special_tokens_map.json"):
         shutil.copy(file, folder / file.name)

@@ -3,8 +3,9 @@
 python recipes/speculate/measure.py runs/a.jsonl --drafter ngram --drafter "specdiff(gamma=16,context=64)"
 python recipes/speculate/measure.py runs/a.jsonl --table
 
-``--check`` compares with ``transformers``' own ``generate``, token for token, and times nothing. ``--peers`` measures
-its ``generate`` alone and its prompt look-up beside ours.
+``--check`` compares with ``transformers``' own ``generate``, token for token, alone and in batches of ``--batch-size``,
+and times nothing. ``--peer`` measures its ``generate`` alone, with prompt look-up, or assisted by half of its own
+layers. What the file holds is not run again: a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -26,7 +27,11 @@ from unmask.registry import drafter
 
 FAMILIES = ("word_problem", "record", "sudoku", "waiting_line", "multi")
 ALONE = "target alone"
-PEERS = {"transformers": {}, "transformers, prompt look-up": {"prompt_lookup_num_tokens": 10}}
+PEERS = {
+    "transformers": {},
+    "transformers, prompt look-up": {"prompt_lookup_num_tokens": 10},
+    "transformers, assisted": {"assistant_early_exit": 0},
+}
 
 
 def arguments() -> argparse.Namespace:
@@ -44,15 +49,16 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--check", action="store_true", help="compare with transformers, time nothing")
-    parser.add_argument("--peers", action="store_true", help="measure transformers' generate as well")
+    parser.add_argument("--peer", action="append", default=[], choices=PEERS, help="measured as well; can be several")
     parser.add_argument("--table", action="store_true", help="print what the file holds, run nothing")
     return parser.parse_args()
 
 
 def prompts(lm: unmask.CausalLM, tasks: list[str], n: int) -> list[list[int]]:
-    """Ids of the first ``n`` prompts of each source."""
+    """Ids of ``n`` prompts of each source, the sources in turn."""
     assert lm.text is not None
-    return [lm.text.encode(item.prompt) for task in tasks for item in source(task, n, answers=False).items]
+    found = [source(task, n, answers=False).items for task in tasks]
+    return [lm.text.encode(item.prompt) for items in zip(*found, strict=True) for item in items]
 
 
 def theirs(folder: Path, dtype: str) -> object:
@@ -72,18 +78,23 @@ def check(lm: unmask.CausalLM, texts: list[list[int]], options: argparse.Namespa
     model = theirs(lm.target.model.folder, options.dtype)
     expected = [continued(model, ids, options) for ids in texts]
     for spec in (None, *options.drafter):
-        found = lm.generate(texts, options.gen_length, spec, batch_size=options.batch_size)
-        odd = sum(r.tokens != own for r, own in zip(found, expected, strict=True))
-        rate = sum(r.stats.tokens for r in found) / sum(r.stats.rounds for r in found)
-        print(f"{spec or ALONE}: {len(texts) - odd} of {len(texts)} texts equal, {rate:.2f} tokens a round", flush=True)
+        for size in sorted({1, options.batch_size}):
+            found = lm.generate(texts, options.gen_length, spec, batch_size=size)
+            same = sum(r.tokens == own for r, own in zip(found, expected, strict=True))
+            rate = sum(r.stats.tokens for r in found) / sum(r.stats.rounds for r in found)
+            what = f"{spec or ALONE}, batch {size}"
+            print(f"{what}: {same} of {len(texts)} texts equal, {rate:.2f} tokens a round", flush=True)
 
 
 def measure(lm: unmask.CausalLM, texts: list[list[int]], options: argparse.Namespace) -> None:
     """Time each setting with each prompt, settings in a random order."""
-    model = theirs(lm.target.model.folder, options.dtype) if options.peers else None
-    settings = [ALONE, *(str(drafter(spec)) for spec in options.drafter), *(PEERS if model else ())]
+    model = theirs(lm.target.model.folder, options.dtype) if options.peer else None
+    settings = [ALONE, *(str(drafter(spec)) for spec in options.drafter), *options.peer]
     common = {"target": options.target, "dtype": options.dtype, "gen_length": options.gen_length,
               "batch_size": options.batch_size, "temperature": options.temperature}  # fmt: skip
+    held = Path(options.output).read_text("utf-8").splitlines() if Path(options.output).exists() else []
+    lines = [one for one in map(json.loads, held) if common.items() <= one.items()]
+    done = {(one["setting"], one["part"]) for one in lines}
     draw = random.Random(0)
     parts = [texts[i : i + options.batch_size] for i in range(0, len(texts), options.batch_size)]
     with Path(options.output).open("a", encoding="utf-8") as file:
@@ -91,11 +102,15 @@ def measure(lm: unmask.CausalLM, texts: list[list[int]], options: argparse.Names
             if setting not in PEERS:
                 lm.generate(texts[:1], 8, None if setting == ALONE else setting)
         for index, part in enumerate(parts):
-            plain: list[list[int]] = []
             for setting in draw.sample(settings, len(settings)):
-                began = time.perf_counter()
+                if (setting, index) in done:
+                    continue
+                began, cpu = time.perf_counter(), time.process_time()
                 if setting in PEERS:
-                    made = [continued(model, ids, options, **PEERS[setting]) for ids in part]
+                    more = dict(PEERS[setting])
+                    if "assistant_early_exit" in more:
+                        more["assistant_early_exit"] = max(1, model.config.num_hidden_layers // 2)
+                    made = [continued(model, ids, options, **more) for ids in part]
                     line = {"tokens": sum(map(len, made)), "rounds": 0, "drafted": 0, "accepted": 0, "passes": 0}
                 else:
                     how = None if setting == ALONE else setting
@@ -109,15 +124,16 @@ def measure(lm: unmask.CausalLM, texts: list[list[int]], options: argparse.Names
                         "passes": sum(r.stats.draft_passes for r in found),
                         "drafting": sum(r.stats.draft_seconds for r in found),
                     }  # fmt: skip
-                seconds = time.perf_counter() - began
-                plain = made if setting == ALONE else plain
-                line |= {"setting": setting, "part": index, "seconds": seconds, "made": made, **common}
+                seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+                line |= {"setting": setting, "part": index, "seconds": seconds, "cpu": cpu, "made": made, **common}
                 file.write(json.dumps(line) + "\n")
                 file.flush()
 
 
 def table(path: str) -> None:
-    """A table of what a file holds: tokens per second, and the median over prompts of the speed beside the target's."""
+    """A table of what a file holds: tokens per second of processor time, and the median over prompts of that beside the
+    target's: with one thread it counts no time that other processes take.
+    """
     groups = defaultdict(dict)
     for line in map(json.loads, Path(path).read_text(encoding="utf-8").splitlines()):
         kind = (line["target"], line["dtype"], line["batch_size"], line["temperature"])
@@ -125,19 +141,19 @@ def table(path: str) -> None:
     for (target, dtype, size, heat), settings in groups.items():
         count = len(settings[ALONE])
         print(f"\ntarget {target or 'bundled'}, {dtype}, batch {size}, temperature {heat:g}: {count} runs\n")
-        print("| drafter | equal texts | tokens a round | accepted, % | drafter passes a round | tokens/s | speed |")
-        print("|---|---|---|---|---|---|---|")
+        heads = "equal texts", "tokens a round", "accepted, %", "drafter passes a round", "tokens per CPU second"
+        print(f"| drafter | {' | '.join(heads)} | speed |\n|---|---|---|---|---|---|---|")
         for name, lines in settings.items():
             total = lambda key, lines=lines: sum(one.get(key, 0) for one in lines.values())  # noqa: E731
             both = [(one, settings[ALONE][part]) for part, one in lines.items() if part in settings[ALONE]]
             same = sum(a["made"] == b["made"] for a, b in both)
-            ratio = statistics.median((a["tokens"] / a["seconds"]) / (b["tokens"] / b["seconds"]) for a, b in both)
+            ratio = statistics.median((a["tokens"] / a["cpu"]) / (b["tokens"] / b["cpu"]) for a, b in both)
             rounds, drafted = total("rounds"), total("drafted")
             cells = [
                 f"`{name}`", f"{same} of {len(both)}", f"{total('tokens') / rounds:.2f}" if rounds else "",
                 f"{100 * total('accepted') / drafted:.0f}" if drafted else "",
                 f"{total('passes') / rounds:.2f}" if rounds else "",
-                f"{total('tokens') / total('seconds'):.1f}", f"{ratio:.2f}x",
+                f"{total('tokens') / total('cpu'):.1f}", f"{ratio:.2f}x",
             ]  # fmt: skip
             print("| " + " | ".join(cells) + " |")
 

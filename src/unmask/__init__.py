@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "Candidate",
     "CausalLM",
     "Commit",
     "Continuation",
@@ -40,6 +41,7 @@ __all__ = [
     "load",
     "load_causal",
     "profile",
+    "rerank",
 ]
 _HOME = {
     **dict.fromkeys(("Commit", "Step"), "engine.loop"),
@@ -48,6 +50,7 @@ _HOME = {
     "Outcome": "engine.outcome",
     **dict.fromkeys(("Result", "Span", "Stats"), "results"),
     "profile": "profiles",
+    **dict.fromkeys(("Candidate", "rerank"), "reranking"),
     **dict.fromkeys(("CausalLM", "Continuation", "load_causal"), "speculative.model"),
     **{name: "core.errors" for name in __all__ if name.endswith("Error")},
 }

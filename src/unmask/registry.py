@@ -38,6 +38,7 @@ POLICIES = {
     "prophet": "unmask.policies.prophet:Prophet",
     "refine": "unmask.policies.refine:Refine",
     "cascade": "unmask.policies.cascade:Cascade",
+    "assd": "unmask.policies.assd:Assd",
     "slowfast": "unmask.policies.slowfast:SlowFast",
     "sdar": "unmask.policies.sdar:Sdar",
     "edit": "unmask.policies.edit:Edit",
@@ -75,6 +76,7 @@ DRAFTERS = {
     "specdiff": "unmask.speculative.drafters.specdiff:SpecDiff",
     "swift": "unmask.speculative.drafters.swift:Swift",
     "space": "unmask.speculative.drafters.space:Space",
+    "chimera": "unmask.speculative.drafters.chimera:Chimera",
     "aded": "unmask.speculative.drafters.aded:Aded",
 }
 _BASES: dict[str, type[Configured]] = {"policy": Policy, "cache": Cache, "drafter": Drafter}

@@ -24,7 +24,7 @@ class BlockwiseCache(Cache):
 
     name = "blockwise"
     paper = "arXiv 2503.09573"
-    attention = ("block", "canvas")
+    attention = ("block", "canvas", "order")
     captures = True
 
     def plan(self, canvas: Canvas, ask: Ask, need: Tensor, state: Store) -> tuple[Plan, Store]:

@@ -31,7 +31,7 @@ class NoCache(Cache):
 
     name = "none"
     paper = "-"
-    attention = ("full", "block", "canvas")
+    attention = ("full", "block", "canvas", "order")
     captures = True
 
     def init(self, canvas: Canvas, geometry: Geometry, like: Tensor) -> NoneState:

@@ -55,6 +55,9 @@ def bench(
         list[str] | None,
         typer.Option(metavar="MODEL", help="Folder or hub id of a causal model, or shipped; greedy; repeatable."),
     ] = None,
+    drafter: Annotated[
+        list[str] | None, typer.Option(help="Of those models, beside each alone; see `unmask drafters`; repeatable.")
+    ] = None,
     baseline: Annotated[
         str, typer.Option(metavar=_PAIR, help="What the others are compared with; - for nothing.")
     ] = "vanilla|none",
@@ -76,6 +79,7 @@ def bench(
 
     Every batch is on the disk before the next begins: after Ctrl-C, a crash or a kill the same command goes on.
     """
+    from .. import registry
     from ..measure import run
     from ..measure.autoregressive import model_of, spec
     from ..measure.serving import Arrivals
@@ -83,7 +87,10 @@ def bench(
 
     when = None if arrivals is None else str(Arrivals.parse(arrivals))
     base = o.baseline(baseline)
-    causal = [f"{spec(name)}|none" for name in autoregressive or []]
+    if drafter and not autoregressive:
+        raise RequestError("--drafter needs --autoregressive MODEL, which verifies what it drafts")
+    drafters = [None, *(str(registry.drafter(own)) for own in drafter or [])]
+    causal = [f"{spec(name, own)}|none" for name in autoregressive or [] for own in drafters]
     pairs = _pairs(policy, cache, [*(pair or []), *causal], base)
     if when and any(model_of(p) for p, _, _ in pairs):
         raise RequestError("--arrivals is for policies; an autoregressive model decodes whole batches")

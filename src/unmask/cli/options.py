@@ -172,7 +172,8 @@ Sampling = sampling_options()
 def pair(option: str, text: str) -> tuple[str, str, bool]:
     """Policy and cache, as their objects print them, and whether responses end early.
 
-    ``autoregressive(MODEL)``, as results have it, stands where policies stand; only measuring takes it.
+    ``autoregressive(MODEL)``, as results have it, stands where policies stand; only measuring takes it. So does
+    ``autoregressive(MODEL, drafter=SPEC)``.
 
     Raises:
         RequestError: not ``POLICY|CACHE`` or ``POLICY|CACHE|full``; names the option.
@@ -184,8 +185,8 @@ def pair(option: str, text: str) -> tuple[str, str, bool]:
     policy, bar, cache = text.removesuffix("|full").rpartition("|")
     if not (bar and policy.strip() and cache.strip()):
         raise RequestError(f"{option}: expected POLICY|CACHE or POLICY|CACHE|full, got {text!r}")
-    model = autoregressive.model_of(policy)
-    how = str(registry.policy(policy)) if model is None else autoregressive.spec(model)
+    causal = autoregressive.parts_of(policy)
+    how = str(registry.policy(policy)) if causal is None else autoregressive.spec(*causal)
     return how, str(registry.cache(cache)), not text.endswith("|full")
 
 

@@ -23,9 +23,9 @@ class Cache(Configured, ABC):
 
     ``captures`` says that a graph may record the layers (:mod:`unmask.models.graphs`): they write to slabs only, wait
     for nothing, and what they launch depends on shapes and ``Rows.most`` alone. ``attention`` names the models it
-    works with: ``"full"``, where every position sees every other, ``"block"`` models, and ``"canvas"``: those that
-    denoise uniform noise behind a prefix. ``needs`` names measures that :meth:`note` reads of a prediction, as
-    :attr:`unmask.core.policy.Policy.needs` does.
+    works with: ``"full"``, where every position sees every other, ``"block"`` models, ``"canvas"``: those that denoise
+    uniform noise behind a prefix, and ``"order"``: any-subset models that are decoded in an order. ``needs`` names
+    measures that :meth:`note` reads of a prediction, as :attr:`unmask.core.policy.Policy.needs` does.
     """
 
     captures = False
@@ -39,8 +39,10 @@ class Cache(Configured, ABC):
             RequestError: what the cache and the model are.
         """
         kind = "full" if spec.block is None else "canvas" if spec.mask == NO_MASK else "block"
+        kind = "order" if spec.ordered else kind
         if kind not in self.attention:
             own = {
+                "order": "that is decoded in an order, in which a position sees what comes before it",
                 "full": "in which every position sees every other",
                 "block": f"with blocks of {spec.block} positions",
                 "canvas": f"that denoises canvases of {spec.block} positions, which are new in every forward pass",

@@ -35,6 +35,10 @@ class ModelSpec:
             position sees every other.
         whole: whether the last block of a response has its full length in the input, whatever was asked for.
         tokenizer: folder of the tokenizer that the ids belong to; None where the checkpoint has none.
+        orders: whether the model was trained to predict in an order of positions (an any-subset model).
+        ordered: whether it is decoded so: what was given comes first, then the response from left to right. A filled
+            position sees what comes before it, and itself; a masked one is in nobody's sight, and is predicted by a
+            mask that sees the filled ones before it.
     """
 
     mask: int
@@ -48,6 +52,8 @@ class ModelSpec:
     unknown: tuple[int, ...] = ()
     block: int | None = None
     whole: bool = True
+    orders: bool = False
+    ordered: bool = False
 
     def room(self, prompt: int, gen_length: int) -> int:
         """Positions that a response of so many tokens takes behind a prompt of so many: to the end of its last block.
@@ -237,7 +243,12 @@ class Canvas:
 
     @cached_property
     def rank(self) -> Tensor | None:
-        """``[B, T]`` the number of each position's block; None where every position sees every other."""
+        """``[B, T]`` a position sees those of its own rank and of lower ones: the number of its block, or its place in
+        the order, 0 where it was given; None where every position sees every other.
+        """
+        if self.spec.ordered:
+            free = self.response & ~self.fixed
+            return torch.where(free, free.cumsum(1), 0)
         return None if self.spec.block is None else (self.position - self.origin[:, None]) // self.spec.block
 
     @cached_property
@@ -258,7 +269,11 @@ class Canvas:
 
     @cached_property
     def past(self) -> Tensor:
-        """``[B, T]`` positions of the model's finished blocks, whose text is final; none in other models."""
+        """``[B, T]`` positions that see final text alone: the model's finished blocks, or in an order all that is
+        filled; none in other models.
+        """
+        if self.spec.ordered:
+            return self.valid & (self.tokens != self.spec.mask)
         return self.position < self.base[:, None]
 
     @cached_property

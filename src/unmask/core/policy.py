@@ -106,6 +106,10 @@ class Policy(Configured, ABC):
         """Tokens that a response of ``gen_length`` may grow to."""
         return gen_length
 
+    def view(self, spec: ModelSpec) -> ModelSpec:
+        """The model as the policy decodes it: with another visibility, perhaps."""
+        return spec
+
     def most_passes(self, positions: int) -> int:
         """Forward passes that a response of so many positions takes at most; a row that takes more fails."""
         return 4 * positions + 16

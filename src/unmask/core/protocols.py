@@ -75,8 +75,8 @@ class Ask:
             model. 0: nothing.
         optional: ``[B, T]`` positions of the window that a cache may leave without an answer, as long as one of the
             window's masks gets one. For rules that hold for any candidates; None: all must be answered.
-        draft: ``[B, T]`` ids that the network is given where the canvas is open, of models without a mask token. None:
-            the mask.
+        draft: ``[B, T]`` ids that the network is given where the canvas is open, of models without a mask token; or
+            those of tokens drafted in an order, -1 where there is none. None: the mask.
         ends: ``[B, T]`` positions whose prediction of an end of text is wanted, masked or filled, where the cache
             computes them anyway; see ``Prediction.end``. None: none.
         heat: ``[B]`` temperature of the policy itself, which divides the logits before anything is read from them.

@@ -22,8 +22,8 @@ _LOG = logging.getLogger(__name__)
 
 def fresh_state(model: Denoiser, requests: Sequence[Request]) -> State:
     """The state of requests with one policy and cache before their first forward pass."""
-    device, spec = model.network.device, model.spec
-    rooms = [r.room(spec) for r in requests]
+    device, spec = model.network.device, requests[0].policy.view(model.spec)
+    rooms = [r.room(model.spec) for r in requests]
     canvas = Canvas.blank(
         [r.prompt for r in requests],
         [r.gen_length for r in requests],

@@ -151,7 +151,7 @@ class Request:
 
     def room(self, spec: ModelSpec) -> int:
         """Positions on the canvas that the response may take."""
-        return spec.room(len(self.prompt), self.longest(spec))
+        return self.policy.view(spec).room(len(self.prompt), self.longest(spec))
 
     def check(self, spec: ModelSpec) -> None:
         """Refuse what cannot be decoded; called once for each request.
@@ -164,6 +164,7 @@ class Request:
         """
         from ..core.canvas import NO_MASK
 
+        spec = self.policy.view(spec)
         _check_request(self.id, self.prompt, self.gen_length, spec, self.fixed)
         limit = min(spec.limit, spec.vocab)
         outside = [i for i in self.params.suppress if not 0 <= int(i) < spec.vocab]
@@ -176,7 +177,11 @@ class Request:
                 self.id,
             )
         if spec.mask == NO_MASK:
-            self._check_whole()
+            self._refuse("this model denoises uniform noise and commits whole canvases, in which no token can wait for "
+                         "another; a model with a mask token is needed")  # fmt: skip
+        if spec.ordered:
+            self._refuse(f"{self.policy} keeps the distribution of the model's own text, which that would change; use "
+                         "another policy, such as threshold")  # fmt: skip
         silent = {spec.mask, *spec.unknown, *map(int, self.params.suppress), *(spec.eos if self.inside else ())}
         if len({i for i in silent if 0 <= i < limit}) == limit:
             why = ", for an end of text cannot stand in front of given text" if self.inside else ""
@@ -226,16 +231,12 @@ class Request:
                 self.id,
             )
 
-    def _check_whole(self) -> None:
-        """Refuse what needs tokens to be committed one after the other, on models that commit whole canvases."""
+    def _refuse(self, why: str) -> None:
+        """Refuse late ends of text and constraints, which make one token wait for others."""
         asked = {"late_eos": self.params.late_eos, **self.params.constraint, "constraint": self.constraint}
         for name, value in asked.items():
             if value:
-                raise RequestError(
-                    f"{name}: this model denoises uniform noise and commits whole canvases, in which no token can wait "
-                    "for another; a model with a mask token is needed",
-                    self.id,
-                )
+                raise RequestError(f"{name}: {why}", self.id)
 
     @property
     def inside(self) -> bool:

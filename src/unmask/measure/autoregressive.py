@@ -1,4 +1,4 @@
-"""An autoregressive model beside the decoders that are measured: greedy, one token a forward pass.
+"""An autoregressive model beside the decoders that are measured: greedy, one token a forward pass, or with a drafter.
 
 It keeps keys and values of all before it, as the models do that SlowFast's table 4 is compared with (arXiv 2506.10848).
 """
@@ -6,15 +6,19 @@ It keeps keys and values of all before it, as the models do that SlowFast's tabl
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
 
+from .. import registry
 from ..api import BUNDLED_NAME
 from ..core.errors import ModelError, RequestError
+from ..engine.request import SamplingParams
 from ..models import causal
+from ..speculative.loop import Job
+from ..speculative.model import CausalLM
 from ..text import Text
 from .problems import Answer, Source
 
@@ -25,15 +29,31 @@ NAME = "autoregressive"
 WHAT = "autoregressive model"
 
 
-def spec(model: str) -> str:
-    """What stands for a model where policies stand."""
-    return f"{NAME}({model})"
+_DRAFTER = ", drafter="
+
+
+def spec(model: str, drafter: str | None = None) -> str:
+    """What stands for a model where policies stand, with the spec of a drafter, if any."""
+    return f"{NAME}({model})" if drafter is None else f"{NAME}({model}{_DRAFTER}{drafter})"
+
+
+def parts_of(policy: str) -> tuple[str, str | None] | None:
+    """The model of such a spec and its drafter; None: it is a policy.
+
+    Raises:
+        SpecError: no such drafter.
+    """
+    inside = policy.strip().removeprefix(f"{NAME}(")
+    if inside == policy.strip() or not inside.endswith(")"):
+        return None
+    model, comma, drafter = inside[:-1].partition(_DRAFTER)
+    return model.strip(), str(registry.drafter(drafter)) if comma else None
 
 
 def model_of(policy: str) -> str | None:
     """The model of such a spec; None: it is a policy."""
-    inside = policy.strip().removeprefix(f"{NAME}(")
-    return inside[:-1].strip() if inside != policy.strip() and inside.endswith(")") else None
+    found = parts_of(policy)
+    return None if found is None else found[0]
 
 
 @dataclass(frozen=True)
@@ -46,6 +66,8 @@ class Autoregressive:
         text: tokenizer and chat template.
         eos: ids that end a response.
         device, dtype: where and in what it calculates.
+        lm: the same model, for drafters.
+        drafter: spec of one; None: the model alone.
     """
 
     name: str
@@ -54,28 +76,39 @@ class Autoregressive:
     eos: tuple[int, ...]
     device: torch.device
     dtype: torch.dtype
+    lm: CausalLM
+    drafter: str | None = None
+
+    @property
+    def spec(self) -> str:
+        """What stands for it where policies stand."""
+        return spec(self.name, self.drafter)
 
     @staticmethod
-    def beside(lm: Model, name: str) -> Autoregressive:
+    def beside(lm: Model, name: str, drafter: str | None = None) -> Autoregressive:
         """The model of that name, on the device and in the dtype of the diffusion model that it is measured beside.
 
         Raises:
             ModelError: there is none, it cannot be loaded, or it has no tokenizer.
         """
         network = lm.denoiser.network
-        return _load(name, network.device, network.dtype)
+        return replace(_load(name, network.device, network.dtype), drafter=drafter)
 
     def check(self, source: Source, gen_length: int, cache: str = "none", temperature: float = 0.0) -> None:
         """Refuse what cannot be decoded.
 
         Raises:
             RequestError: a setting it does not have, or a prompt that it cannot take.
+            ModelError: a drafter that does not fit.
         """
         if cache != "none":
-            raise RequestError(f"{spec(self.name)} has a cache of its own; accepted: none, got {cache!r}")
+            raise RequestError(f"{self.spec} has a cache of its own; accepted: none, got {cache!r}")
         if temperature:
-            raise RequestError(f"{spec(self.name)} is greedy; temperature must be 0, got {temperature:g}")
+            raise RequestError(f"{self.spec} is greedy; temperature must be 0, got {temperature:g}")
         self.encode(source, gen_length, 0, len(source.items))
+        drafter = self.lm.drafter(self.drafter)
+        if drafter is not None:
+            drafter.check(self.lm.target)
 
     def encode(self, source: Source, gen_length: int, first: int, n: int) -> list[list[int]]:
         """Ids of some problems' prompts.
@@ -111,6 +144,8 @@ class Autoregressive:
         Returns:
             One answer per problem, and the seconds spent in the network.
         """
+        if self.drafter is not None:
+            return self._drafted(source, gen_length, first, n, eos_stop)
         began, inside, told = time.perf_counter(), 0.0, 0.0
         prompts = self.encode(source, gen_length, first, n)
         ids: list[list[int]] = [[] for _ in prompts]
@@ -129,6 +164,25 @@ class Autoregressive:
             found.append(Answer(self.text.decode(own[:end]), nfe, end, float(len(prompt) + nfe - 1), told))
         return found, inside
 
+    def _drafted(
+        self, source: Source, gen_length: int, first: int, n: int, eos_stop: bool
+    ) -> tuple[list[Answer], float]:
+        """The same with the drafter: the passes and positions are the model's own, the drafter's time counts."""
+        began, inside, told = time.perf_counter(), 0.0, 0.0
+        params = SamplingParams(seed=0, ignore_eos=not eos_stop)
+        jobs = [Job(i, ids, gen_length, params) for i, ids in enumerate(self.encode(source, gen_length, first, n))]
+        positions = [len(job.prompt) - 1.0 for job in jobs]
+        found: dict[int, Answer] = {}
+        for event in self.lm.run(jobs, self.drafter, n):
+            inside, told = inside + event.seconds, told or time.perf_counter() - began
+            for i, at in enumerate(event.rows):
+                positions[at] += 1 + (len(event.tree.parents[i]) if event.tree else 0)
+            for row in event.finished:
+                end = next((i for i, token in enumerate(row.tokens) if token in self.eos), len(row.tokens))
+                text = self.text.decode(row.tokens[:end])
+                found[row.job.id] = Answer(text, row.rounds, end, positions[row.job.id], told)
+        return [found[job.id] for job in jobs], inside
+
 
 @lru_cache(maxsize=4)
 def _load(name: str, device: torch.device, dtype: torch.dtype) -> Autoregressive:
@@ -136,5 +190,5 @@ def _load(name: str, device: torch.device, dtype: torch.dtype) -> Autoregressive
     text = Text.find(model.folder)
     if text is None:
         raise ModelError(f"the {WHAT} {name!r} has no tokenizer.json, and no vocab.json with merges.txt")
-    model.network(device, dtype)
-    return Autoregressive(name, model, text, tuple(dict.fromkeys(model.eos + text.eos)), device, dtype)
+    lm = CausalLM(model, text, device, dtype)
+    return Autoregressive(name, model, text, tuple(dict.fromkeys(model.eos + text.eos)), device, dtype, lm)

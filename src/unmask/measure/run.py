@@ -111,8 +111,11 @@ class Batch:
 
 def files(policy: str) -> str | None:
     """A digest of the files and folders that a policy, or one inside it, names; None: it names none that is here."""
-    causal = autoregressive.model_of(policy)
-    named = [causal] if causal is not None else list(_named(registry.policy(policy)))
+    causal = autoregressive.parts_of(policy)
+    if causal is None:
+        named = list(_named(registry.policy(policy)))
+    else:
+        named = [causal[0], *(_named(registry.drafter(causal[1])) if causal[1] else ())]
     paths = [path for name in named for path in (Path(name), *sorted(Path(name).glob("*"))) if path.is_file()]
     made = hashlib.sha256()
     for path in paths:
@@ -286,8 +289,8 @@ def decode(lm: Model, batch: Batch) -> dict[str, Any]:
 
 def _baseline(lm: Model, setting: Setting) -> autoregressive.Autoregressive | None:
     """The autoregressive model that a setting names in place of a policy, if it does."""
-    name = autoregressive.model_of(setting.policy)
-    return None if name is None else autoregressive.Autoregressive.beside(lm, name)
+    causal = autoregressive.parts_of(setting.policy)
+    return None if causal is None else autoregressive.Autoregressive.beside(lm, *causal)
 
 
 def _requests(lm: Model, setting: Setting, source: Source, first: int, n: int) -> list[Any]:

@@ -137,13 +137,13 @@ class Denoiser:
         clock = Clock(self.network.device)
         with clock:
             ask = ask if ask.forks is None else ask.without(ask.forks.idle)
-            probes = None if ask.probe is None else Probes.of(canvas, ask.probe)
             want = ask.window & canvas.masked
+            probes = Probes.wanted(canvas, ask, want)
             if ask.reread is not None:
                 want = want | ask.reread & canvas.filled
             scored = None if ask.score is None else ask.score & canvas.filled
             need = canvas.sources(want if scored is None else want | scored)
-            need = need if probes is None else need | probes.held
+            need = need if probes is None else probes.needed(need)
             watch = Watch.of(ask.looks, canvas, self.layers, self.network.embed.weight)
             need = need if watch is None else need | watch.computed
             branches = [state.plain, state.free] if guidance else [state.plain]
@@ -152,7 +152,7 @@ class Denoiser:
             lines = Lines.of(canvas, ask, want, scored, probes, plans)
             rank, union = canvas.rank if ask.rank is None else ask.rank, _union(ask, plans)
             layouts, outputs, most = layout(plans, lines, rank, union)
-            tokens = [canvas.tokens, self._unprompted(canvas)] if guidance else [canvas.tokens]
+            tokens = [_given(canvas, ask), *([self._unprompted(canvas)] if guidance else [])]
             ran = list[Rows]()
             run = partial(self._hidden, outputs, probes, cache, rank, ran)
             watches = [watch, None]  # of the conditional branch alone
@@ -341,6 +341,11 @@ def _planned(cache: Cache, canvas: Canvas, ask: Ask, need: Tensor, state: Any) -
     """The cache's plan, which computes nothing of idle canvases; and the state after it."""
     plan, after = cache.plan(canvas, ask, need, state)
     return (plan if ask.forks is None else plan.without(ask.forks.idle)), after
+
+
+def _given(canvas: Canvas, ask: Ask) -> Tensor:
+    """``[B, T]`` the tokens with those that an ask drafts."""
+    return canvas.tokens if ask.draft is None else torch.where(ask.draft < 0, canvas.tokens, ask.draft)
 
 
 def _union(ask: Ask, plans: list[Plan]) -> Tensor | None:

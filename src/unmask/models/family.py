@@ -50,7 +50,8 @@ class Blocks:
 class Description:
     """A checkpoint as its config describes it; ids as in :class:`unmask.core.canvas.ModelSpec`.
 
-    ``blocks``: attention is block-causal; None: every position attends to all others.
+    ``blocks``: attention is block-causal; None: every position attends to all others. ``orders``: it was trained to
+    predict in an order as well, see :class:`unmask.core.canvas.ModelSpec`.
     """
 
     family: str
@@ -62,6 +63,7 @@ class Description:
     shift: bool
     published: Recommended
     blocks: Blocks | None = None
+    orders: bool = False
 
     def __post_init__(self) -> None:
         """Refuse ids outside the vocabulary, as a :class:`ModelError`."""
@@ -102,6 +104,21 @@ class Family(Protocol[D_co]):
 
     def names(self, arch: Architecture) -> dict[str, str]:
         """From our parameter names to the checkpoint's."""
+
+
+VISIBILITIES = ("full", "block", "order")
+
+
+def in_order(config: Config) -> bool:
+    """Whether a config's ``visibilities``, the kinds of visibility that a model was trained under, have ``order``.
+
+    Raises:
+        ModelError: something else stands there.
+    """
+    told = config.get("visibilities")
+    if told is not None and not (isinstance(told, list) and told and all(kind in VISIBILITIES for kind in told)):
+        raise config.wrong("visibilities", f"a list of {', '.join(VISIBILITIES)}")
+    return "order" in (told or ())
 
 
 def special_ids(config: Config, mask: int | None = None, eos: int | None = None) -> dict[str, Any]:

@@ -23,7 +23,8 @@ class Lines:
     filled positions for the policy, and ``"end"``, of an end of text.
 
     Attributes:
-        masks: ``[B, T]`` for each purpose: the positions that the outputs speak of; for probes the columns they are in.
+        masks: ``[B, T]`` for each purpose: the positions that the outputs speak of; for probes, and for all that is
+            predicted in an order, the columns they are in.
         probes: of the forward pass.
         shift: of the model.
     """
@@ -43,6 +44,8 @@ class Lines:
         if ask.optional is not None:
             want = want & canvas.targets(computed)
         read = None if plans[0].read is None else plans[0].read & canvas.targets(computed)
+        if probes is not None and probes.ordered:
+            return Lines({"asked": probes.held}, probes, canvas.spec.shift)
         beside = None
         if ask.beside is not None:
             told = canvas.targets(computed) | computed & (canvas.position == 0)
@@ -62,7 +65,7 @@ class Lines:
         for (name, mask), count in zip(self.masks.items(), many, strict=True):
             at, place = pairs(mask, count)
             stands = (place - int(self.shift and name != "probe")).clamp(min=0)
-            if name == "probe" and self.probes is not None:
+            if self.probes is not None and (name == "probe" or self.probes.ordered):
                 place = self.probes.target[at, place]
             row.append(at)
             position.append(place)

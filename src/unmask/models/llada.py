@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .config import Config, words
-from .family import Description, Recommended, special_ids, weight_names
+from .family import Description, Recommended, in_order, special_ids, weight_names
 from .rope import rope_of
 from .transformer import Architecture
 
@@ -76,7 +76,8 @@ class Llada:
             rotary_dim=int(width // heads * rope.share),
             scaling=rope.scaling,
         )
-        return Description(self.name, arch, context, **special_ids(config), shift=False, published=_PUBLISHED)
+        ids, orders = special_ids(config), in_order(config)
+        return Description(self.name, arch, context, **ids, shift=False, published=_PUBLISHED, orders=orders)
 
     def names(self, arch: Architecture) -> dict[str, str]:
         """See :class:`unmask.models.family.Family`."""

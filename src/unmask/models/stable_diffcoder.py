@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from . import llama
 from .config import Config
-from .family import Blocks, Description, Recommended, special_ids
+from .family import Blocks, Description, Recommended, in_order, special_ids
 from .transformer import Architecture
 
 MASK, BLOCK = 5, 4  # in its code; published configs say neither
@@ -24,7 +24,16 @@ class StableDiffcoder:
         arch, context = llama.architecture(config, qkv_bias=attention, o_bias=attention, mlp_bias=mlp)
         ids = special_ids(config, MASK)
         blocks = Blocks(config.integer("block_size", BLOCK), ("block_size",), whole=False)
-        return Description(self.name, arch, context, **ids, shift=False, published=_PUBLISHED, blocks=blocks)
+        return Description(
+            self.name,
+            arch,
+            context,
+            **ids,
+            shift=False,
+            published=_PUBLISHED,
+            blocks=blocks,
+            orders=in_order(config),
+        )
 
     def names(self, arch: Architecture) -> dict[str, str]:
         """See :class:`unmask.models.family.Family`."""

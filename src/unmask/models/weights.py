@@ -229,6 +229,7 @@ class Checkpoint:
             shift=d.shift,
             block=self.block,
             whole=d.blocks is None or d.blocks.whole,
+            orders=d.orders,
         )
 
     def eos(self, more: tuple[int, ...] = ()) -> tuple[int, ...]:
