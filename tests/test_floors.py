@@ -59,13 +59,13 @@ FLOORS = {  # the longest name that fits rules; what it may import, itself inclu
     "stop": {"text"},
     "api": {"core", "models", "engine", "registry", "text", "checks", "infill", "results", "scoring", "stop"},
     "inspection": {"core", "models", "api", "text"},
-    "profiles": {"core.errors", "api", "registry"},
+    "profiles": {"core.errors", "core.schema", "api", "registry"},
     "reranking": {"core.errors", "core.values", "checks", "results", "api"},
     "viz": EVENTS | {"api", "registry"},
     "traceview": FILES_READ | {"traceview"},
     "cli": EVENTS
     | {"", "api", "registry", "inspection", "viz", "traceview", "profiles", "measure", "evaluation", "tasks"}
-    | {"core.heap", "core.threads", "core.waiting", "server", "speculative", "cli"},
+    | {"core.heap", "core.schema", "core.threads", "core.waiting", "server", "speculative", "cli"},
     "server": EVENTS
     | {"", "api", "registry", "server", "text", "stop", "core.schema", "core.policy", "core.cache"}
     | {"constraints.calls", "constraints.compile"},
