@@ -3,6 +3,7 @@
 Run it from the root of the repository; weights are random, drawn and quantised one by one:
 
     python -m benchmarks.quantised --beside 256 1024 --threads 1   # llada-220m: bfloat16, int8, int4
+    python -m benchmarks.quantised --products 256 1024 --layers 4   # of those layers, and nothing else
     python -m benchmarks.quantised --whole int4 --shape llada-8b --threads 2   # memory, and 32 tokens decoded
 
 Times are CPU time, summed over the threads: beside other work it says more than the clock. The forward passes of a
@@ -12,6 +13,7 @@ size take turns, and the median of each counts.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -22,7 +24,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unmask.api import Model
 from unmask.core import heap, threads
@@ -40,6 +42,7 @@ from .forward import Forward, Size
 
 POLICY = "vanilla(steps=4,block_length=32)"  # eight tokens a forward pass, where 32 are decoded
 _CPU = torch.device("cpu")
+_LINEAR = ("qkv_proj", "o", "gate_up", "down")
 
 
 def repeated(checkpoint: Checkpoint, scheme: Scheme | None) -> Denoiser:
@@ -111,6 +114,32 @@ def beside(
     return found
 
 
+def products(checkpoint: Checkpoint, sizes: list[int], layers: int, repeats: int) -> list[dict[str, Any]]:
+    """CPU time of the products of a layer alone, the mean over so many: bfloat16, and integers with their scales."""
+    few = layered(checkpoint, layers or 1)
+    models = {kind: random_denoiser(few, _CPU, torch.bfloat16, Scheme.parse(kind)) for kind in ("none", "int8")}
+    found = []
+    for size in sizes:
+        times: dict[str, dict[str, list[float]]] = {}
+        inputs: dict[int, Tensor] = {}
+        with torch.inference_mode():
+            for _ in range(repeats + 1):
+                for name, kind in itertools.product(_LINEAR, models):
+                    every = [getattr(block, name) for block in models[kind].network.blocks]
+                    many = every[0].in_features
+                    x = inputs.setdefault(many, torch.randn(size, many).mul_(20).bfloat16())
+                    given = x if kind == "none" else x.to(torch.int8)
+                    begun = time.process_time()
+                    for linear in every:
+                        linear(given) if kind == "none" else linear.product(given, torch.bfloat16)
+                    took = (time.process_time() - begun) / len(every)
+                    times.setdefault(name, {}).setdefault(kind, []).append(took)
+        middle = {n: {k: 1e3 * statistics.median(v[1:]) for k, v in held.items()} for n, held in times.items()}
+        whole = {kind: sum(held[kind] for held in middle.values()) for kind in models}
+        found.append({"positions": size, "cpu_ms": middle, "layer": whole, "of_first": whole["int8"] / whole["none"]})
+    return found
+
+
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -124,6 +153,7 @@ def main() -> None:
     parser.add_argument("--gen-length", type=int, default=32)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--beside", type=int, nargs="*", default=[], help="canvases to time kinds side by side at")
+    parser.add_argument("--products", type=int, nargs="*", default=[], help="positions to time products alone at")
     parser.add_argument("--layers", type=int, default=0, help="of the models timed side by side; 0: all")
     parser.add_argument("--kinds", nargs="+", default=["none", *KINDS], choices=["none", *KINDS], help="side by side")
     parser.add_argument("--repeats", type=int, default=5)
@@ -135,6 +165,9 @@ def main() -> None:
     about |= {"isa": os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL")}
     if given.beside:
         for line in beside(checkpoint, given.kinds, given.beside, given.layers, given.repeats, given.compile):
+            print(json.dumps(about | line), flush=True)
+    if given.products:
+        for line in products(checkpoint, given.products, given.layers, given.repeats):
             print(json.dumps(about | line), flush=True)
     if given.whole:
         line = whole(checkpoint, Scheme.parse(given.whole), given.canvas, given.gen_length, given.repeat_layers)
