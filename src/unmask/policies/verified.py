@@ -111,7 +111,10 @@ class Verified(Wrapper):
         else:
             wanted, inner = told.confidence > -torch.inf, picked(then, line)
         rest = (left.masked & left.block(self.block_length) & ~write).sum(1)
-        score = torch.where(wanted & ~write, told.confidence, -torch.inf)
+        wanted = wanted & ~write
+        if left.spec.shift:  # what predicts a block's first position lies before it: caches keep what that saw last
+            wanted = wanted & (left.position != left.block_start(self.block_length)[:, None])
+        score = torch.where(wanted, told.confidence, -torch.inf)
         drafts = Drafts.best(score, (rest - 1).clamp(max=self.drafts - 1), told.token, told.confidence)
         count = state.count + reached + 1
         return Update(write, told.token, branch=reached), VerifiedState(inner, count, drafts)
