@@ -109,9 +109,9 @@ def bundled() -> unmask.Model:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_verified_is_vanilla_in_all_families(family: str) -> None:
-    """A few problems of each; 300 with ``UNMASK_ALL``."""
-    many, length = 300 if FULL else 3, 256 if family == "multi" else 64
-    prompts = [problem.prompt for problem in problems(family, "test", many if FULL or family != "multi" else 1)]
+    """Two problems of each; 300 with ``UNMASK_ALL``."""
+    many, length = (300, 256 if family == "multi" else 64) if FULL else (2, 48)
+    prompts = [problem.prompt for problem in problems(family, "test", many)]
     found = [bundled().generate(prompts, length, how) for how in ("vanilla", "verified")]
     assert [r.tokens for r in found[0]] == [r.tokens for r in found[1]]
     plain, fewer = (sum(r.stats.nfe for r in results) for results in found)
@@ -122,12 +122,11 @@ def test_verified_is_vanilla_in_all_families(family: str) -> None:
     "more", [{"regex": r"[A-Z][a-z]+: [0-9, +=]+\nAnswer: [0-9]+"}, {"stop": "="}, {"late_eos": True}]
 )
 def test_verified_is_vanilla_with_constraints_and_stops(more: dict[str, Any]) -> None:
-    prompts = [problem.prompt for problem in problems("word_problem", "test", 3)]
+    prompts = [problem.prompt for problem in problems("word_problem", "test", 2)]
     for heat in (0.0, 0.9):
-        run = [
-            bundled().generate(prompts, 32, how, temperature=heat, seed=3, **more) for how in ("vanilla", "verified")
-        ]
-        assert [(r.text, r.finish_reason) for r in run[0]] == [(r.text, r.finish_reason) for r in run[1]]
+        given = {"temperature": heat, "seed": 3, **more}
+        plain, found = (bundled().generate(prompts, 24, how, **given) for how in ("vanilla", "verified"))
+        assert [(r.text, r.finish_reason) for r in found] == [(r.text, r.finish_reason) for r in plain]
 
 
 PIPELINES = ["multiblock(tau=1.5,block_length=4,add=0.3,ready=0.7)", "multiblock", "threshold(tau=0.4,block_length=5)"]

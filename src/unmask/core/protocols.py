@@ -106,7 +106,7 @@ class Ask:
 
     def without(self, idle: Tensor) -> Ask:
         """The ask without the predictions of the lines ``idle [B]``."""
-        asked = {name: getattr(self, name) for name in ("window", "probe", "score", "reread", "beside")}
+        asked = {name: getattr(self, name) for name in ("window", "probe", "score", "reread", "beside", "ends")}
         return replace(self, **{name: part & ~idle[:, None] for name, part in asked.items() if part is not None})
 
 

@@ -59,10 +59,8 @@ class Verified(Wrapper):
         super().__post_init__()
         held = self.policy
         if isinstance(held, Policy) and (held.probes or held.remasks or held.chooses or held.left_to_right):
-            raise SpecError(
-                f"verified: policy must commit tokens as predicted, in any order and for good, without probes; {held} "
-                "does not"
-            )
+            rule = "commit tokens as predicted, in any order and for good, without probes"
+            raise SpecError(f"verified: policy must {rule}; {held} does not")
         if isinstance(held, Policy) and (held.holds or held.renoises):
             raise SpecError(f"verified: policy must fill masked positions and nothing else; {held} does not")
 
@@ -111,7 +109,10 @@ class Verified(Wrapper):
         else:
             wanted, inner = told.confidence > -torch.inf, picked(then, line)
         rest = (left.masked & left.block(self.block_length) & ~write).sum(1)
-        score = torch.where(wanted & ~write, told.confidence, -torch.inf)
+        wanted = wanted & ~write
+        if left.spec.shift:  # what predicts a block's first position lies before it: caches keep what that saw last
+            wanted = wanted & (left.position != left.block_start(self.block_length)[:, None])
+        score = torch.where(wanted, told.confidence, -torch.inf)
         drafts = Drafts.best(score, (rest - 1).clamp(max=self.drafts - 1), told.token, told.confidence)
         count = state.count + reached + 1
         return Update(write, told.token, branch=reached), VerifiedState(inner, count, drafts)
@@ -143,6 +144,6 @@ class Verified(Wrapper):
         ahead = ((agrees | begun).long().cumprod(2) * ~begun).sum(2)
         reach = ahead + torch.arange(many, device=token.device)
         reached = torch.zeros_like(drafts.rank[:, 0])
-        for _ in range(many - 1):
+        for _ in number:
             reached = reach.gather(1, reached[:, None])[:, 0]
         return reached
