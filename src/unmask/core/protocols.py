@@ -218,12 +218,13 @@ class Prediction:
         }
         confidence = torch.where(window, self.confidence, -torch.inf)
         if self.logits is None:
-            return replace(self, confidence=confidence, where=None, **kept)
+            return replace(self, confidence=confidence, where=None, **kept)  # type: ignore[arg-type]
         row, position = self.lines
         inside = window[row, position]
         where, logits = (row[inside], position[inside]), self.logits[inside]
         allowed = None if self.allowed is None else self.allowed[inside]
-        return replace(self, confidence=confidence, logits=logits, allowed=allowed, where=where, **kept)
+        more = {"logits": logits, "allowed": allowed, "where": where}
+        return replace(self, confidence=confidence, **more, **kept)  # type: ignore[arg-type]
 
 
 class Search(Protocol):

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..core.cache import Cache
 from ..core.canvas import Canvas, Update
 from ..core.policy import Policy
+from ..core.predict import MEASURES
 from ..core.protocols import Ask, Sampling
 from ..core.state import PER_POSITION, blank, slabs
 from ..models.denoiser import Branches, Denoiser
@@ -168,6 +169,8 @@ def step(
     ask = policy.ask(canvas, state.policy)
     answer = forward(model, cache, policy, state, ask)
     own = replace(answer.prediction, confidence=answer.prediction.confidence.clone())  # which it may change in place
+    for name in MEASURES.keys() & needs - policy.needs:  # what the cache alone has asked for
+        own = replace(own, **{name: None})  # type: ignore[arg-type]
     update, policy_state = policy.decide(canvas, own, state.policy)
     left, ask, answer = settled(canvas, ask, answer, update)
     if (bound := state.sampling.bound) is not None:

@@ -380,4 +380,5 @@ def spread(
         logits = torch.cat([part["logits"] for part in parts]) if parts else like.new_zeros(0, canvas.spec.vocab)
     if parts and "allowed" in parts[0]:
         allowed = torch.cat([part["allowed"] for part in parts])
-    return Prediction(**spread, logits=logits, allowed=allowed, where=(row, position))
+    where = row, position
+    return Prediction(**spread, logits=logits, allowed=allowed, where=where)  # type: ignore[arg-type]
