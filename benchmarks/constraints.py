@@ -34,6 +34,7 @@ from unmask.core.protocols import Sampling
 
 VOCAB, LENGTH, WINDOW, MASK, EOS = 126_464, 256, 32, 126_336, 126_081
 SPEC = ModelSpec(mask=MASK, eos=(EOS,), pad=EOS, vocab=VOCAB, limit=VOCAB, context=4096)
+CASES = ((1, 0.0, 0), (1, 0.0, 128), (1, 1.0, 0), (1, 1.0, 128), (8, 0.0, 0))  # rows, temperature, committed tokens
 _PIECE = re.compile(r"'(?:[sdmt]|ll|ve|re)| ?[^\W\d]+| ?\d{1,3}| ?[^\s\w]+|\s+(?!\S)|\s+")
 TEN_KEYS = {
     "type": "object",
@@ -167,14 +168,7 @@ def main() -> None:
     print("Milliseconds of one processor behind the model, for a forward pass:")
     print("| rows | temperature | committed | read | read and path | path |\n|---|---|---|---|---|---|")
     added = []
-    for rows, temperature, committed in (
-        (1, 0.0, 0),
-        (1, 0.0, 128),
-        (1, 1.0, 0),
-        (1, 1.0, 128),
-        (8, 0.0, 0),
-        (8, 1.0, 0),
-    ):
+    for rows, temperature, committed in CASES:
         one = Pass(made, rows, temperature, committed)
         plain, path = medians(one.plain, one.with_path)
         added += [path - plain] * (rows == 1)

@@ -131,9 +131,8 @@ class Search:
             sure = (odds + known[own].log()).exp() if warm else odds.exp() * known[own]  # if sampled, next to 0
             return ids, sure.cpu().numpy()
 
-        self.held += 2 * logits.numel()
-        later = warm and self.held <= _HELD
-        return _Lines(line, at, kind, value, mass, pick if later else _table(pick, value.shape), read)
+        self.held += (1 + warm) * logits.numel()
+        return _Lines(line, at, kind, value, mass, pick if self.held <= _HELD else _table(pick, value.shape), read)
 
     def _drawn(self, index: Tensor, kind: Classes, logits: Tensor, token: Tensor) -> tuple[Floats, Floats, Tokens]:
         """``[n, C]`` the largest sum of log-odds and noise of each class, what it is worth altogether, and its tokens.
