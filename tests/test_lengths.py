@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from counting import counting
-from helpers import EOS, MASK, POLICIES, SHIFT, SIZED, SPEC, Request, Row, decode, forward, tiny, trail
+from helpers import EOS, MASK, POLICIES, SHIFT, SINGLE, SPEC, Request, Row, decode, forward, tiny, trail
 from pairwise import combined
 from refusals import refuses
 from serving import QUESTION, serving
@@ -32,7 +32,7 @@ from unmask.traceview.reader import read
 
 REQUESTS = [Request(0, [5, 6, 7], 12, ignore_eos=True), Request(1, [4], 9), Request(2, [9, 8, 7, 6], 14)]
 VARIANT = next(p for p in POLICIES if p.startswith("flexible(threshold"))
-FIXED = {p.partition("(")[0]: p for p in SIZED if not registry.policy(p).paced and "edit" not in p}.values()
+FIXED = {p.partition("(")[0]: p for p in SINGLE if not registry.policy(p).paced and "edit" not in p}.values()
 CLOSED = {  # a bound that is reached from the start, or a share of the end of text that is never outside
     "bound": "flexible({},max_length=1)",
     "share": "flexible({},low=0,high=1,max_length=23)",
