@@ -32,10 +32,9 @@ def processor(port):
 
 
 def offline(lm, made):
-    """Tokens, seconds and processor seconds of the engine alone, all requests waiting from the start."""
-    requests = mix.requests(lm, made)
+    """Tokens, seconds and processor seconds of the engine alone, from prompts to texts, all waiting from the start."""
     began, own, tokens = time.perf_counter(), time.process_time(), 0
-    for event in lm.run(requests, 32):
+    for event in lm.run(mix.requests(lm, made), 32):
         if isinstance(event, unmask.Outcome):
             tokens += lm.result(event).stats.tokens
     return tokens, time.perf_counter() - began, time.process_time() - own

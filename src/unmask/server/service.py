@@ -27,6 +27,7 @@ from .settings import Settings
 from .stable import Stable
 from .worker import BEHIND, Ticket, Worker
 
+_JSON = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 IGNORED = "x-unmask-ignored"  # the response header that lists fields without effect
 
 
@@ -347,4 +348,4 @@ async def _gone(http: HttpRequest) -> None:
 
 
 def _event(value: Any) -> bytes:
-    return b"data: %b\n\n" % json.dumps(value, separators=(",", ":"), allow_nan=False).encode("ascii")
+    return b"data: %b\n\n" % _JSON.encode(value).encode("ascii")

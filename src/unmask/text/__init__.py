@@ -45,6 +45,7 @@ class Text:
         self._template = Template(files.template, files.roles, self._tokens.mark)
         self._roles = files.roles
         self.use_chat = files.chat
+        self._pieces: dict[int, str] = {}  # of ids that have been shown
 
     @staticmethod
     def find(folder: Path, control: Iterable[int] = ()) -> Text | None:
@@ -231,7 +232,11 @@ class Text:
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """Text of each id by itself, special tokens shown by name; "" for what is no id."""
-        return [self._tokens.decode([i], hidden=False) if i >= 0 else "" for i in ids]
+        known = self._pieces
+        for i in ids:
+            if i not in known:
+                known[i] = self._tokens.decode([i], hidden=False) if i >= 0 else ""
+        return [known[i] for i in ids]
 
     def _id(self, name: str | None) -> int | None:
         if name is None:
