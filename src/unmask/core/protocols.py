@@ -218,7 +218,7 @@ class Prediction:
         }
         confidence = torch.where(window, self.confidence, -torch.inf)
         if self.logits is None:
-            return replace(self, confidence=confidence, where=None, **kept)  # type: ignore[arg-type]
+            return replace(self, confidence=confidence, where=None, **kept)
         row, position = self.lines
         inside = window[row, position]
         where, logits = (row[inside], position[inside]), self.logits[inside]

@@ -381,4 +381,4 @@ def spread(
     if parts and "allowed" in parts[0]:
         allowed = torch.cat([part["allowed"] for part in parts])
     where = row, position
-    return Prediction(**spread, logits=logits, allowed=allowed, where=where)  # type: ignore[arg-type]
+    return Prediction(**spread, logits=logits, allowed=allowed, where=where)
