@@ -169,7 +169,7 @@ def step(
     ask = policy.ask(canvas, state.policy)
     answer = forward(model, cache, policy, state, ask)
     own = replace(answer.prediction, confidence=answer.prediction.confidence.clone())  # which it may change in place
-    for name in MEASURES.keys() & needs - policy.needs:  # what the cache alone has asked for
+    for name in MEASURES.keys() - policy.needs:  # what the cache alone has asked for
         own = replace(own, **{name: None})  # type: ignore[arg-type]
     update, policy_state = policy.decide(canvas, own, state.policy)
     left, ask, answer = settled(canvas, ask, answer, update)
