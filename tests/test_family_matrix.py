@@ -21,7 +21,7 @@ from helpers import (
     BLOCK_CACHES,
     BLOCK_POLICIES,
     CACHES,
-    POLICIES,
+    SIZED,
     Request,
     Row,
     assert_same,
@@ -58,7 +58,7 @@ def first(specs: list[str]) -> dict[str, str]:
     return {spec.partition("(")[0]: spec for spec in reversed(specs)}
 
 
-POLICY = first(AHEAD) | first(POLICIES) | first(BLOCK_POLICIES)
+POLICY = first(AHEAD) | first(SIZED) | first(BLOCK_POLICIES)
 CACHE = first(CACHES) | first(BLOCK_CACHES)
 
 
