@@ -53,7 +53,7 @@ GAPS = [Request(5, [5, 6, 7], 12, fixed={3: 4, 7: 9})]
 def _drafts(spec: str) -> bool:
     made = registry.policy(spec)
     refused = made.probes or made.remasks or made.holds or made.chooses or made.left_to_right or made.branches > 1
-    return not (refused or made.guidance)
+    return not (refused or made.guidance or made.resizes)
 
 
 DRAFTERS = ["threshold(tau=0)", *(spec for spec in POLICIES if _drafts(spec))]

@@ -371,8 +371,10 @@ def test_claimed_positions_are_the_rows_computed(policy: str, kept: str, shift: 
     model = tiny(shift)
     with counting(model) as seen:
         (result,) = Model(model, None).generate([5, 6, 7], 12, policy, kept, ignore_eos=True)
+    several = registry.policy(policy).branches > 1  # canvases of a row share rectangles, in which there may be gaps
     for kind in LAYERS:
-        assert seen.mean(kind) == pytest.approx(result.stats.positions), kind
+        known = pytest.approx(result.stats.positions)
+        assert seen.mean(kind) == known or (several and seen.mean(kind) > result.stats.positions), kind
 
 
 @combined(  # d2 looks at positions of its own choice, too
