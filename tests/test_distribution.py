@@ -24,7 +24,7 @@ from pairwise import combined
 from unmask import registry
 from unmask.models.denoiser import Denoiser
 
-SAYABLE, PROMPT, ROWS, TOGETHER = 5, (7, 21), 8000, 400
+SAYABLE, PROMPT, ROWS, TOGETHER = 5, (7, 21), 12000, 400
 Text = tuple[int, ...]
 Path = tuple[tuple[int, int], ...]
 Lines = dict[int, list[float]]  # of each mask the probabilities of the ids
