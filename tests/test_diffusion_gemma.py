@@ -113,7 +113,7 @@ def encoded(entry: dict[str, Any]) -> torch.Tensor:
     every, behind = torch.ones(1, len(prefix), dtype=torch.bool), torch.tensor([len(prefix)])
     none, canvas = registry.cache("none"), Canvas.blank([prefix], [1], own.spec)
     state = Pass(own.init(canvas, none).plain, behind, torch.zeros(1, 1, own.width))
-    hidden = own._tile(torch.tensor([prefix]), none, state, None, every, None, gather(every, every))
+    hidden = own._tile(torch.tensor([prefix]), none, state, None, every, None, None, gather(every, every))
     return own.network.norm(hidden)[0, -entry["shape"][0] :]
 
 

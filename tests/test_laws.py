@@ -381,7 +381,7 @@ def test_claimed_positions_are_the_rows_computed(policy: str, kept: str, shift: 
     apart=("policy", "kept", "shift"), policy=SIZED, kept=[c for c in CACHES if not c.startswith("d2")], shift=SHIFT
 )
 def test_the_head_sees_only_asked_positions(policy: str, kept: str, shift: bool) -> None:
-    model, asked = tiny(shift), 0
+    model, asked, more = tiny(shift), 0, 0
     with counting(model) as seen:
         for before, _, _ in trail(model, policy, kept, Request(0, [5, 6, 7], 12)):
             ask, canvas = registry.policy(policy).ask(before.canvas, before.policy), before.canvas
@@ -396,8 +396,10 @@ def test_the_head_sees_only_asked_positions(policy: str, kept: str, shift: bool)
                 asked += int((ask.score & filled).sum())
             if ask.reread is not None:
                 asked += int((ask.reread & filled).sum())
+            if ask.beside is not None:  # of these the ones that the cache computes
+                more += int((ask.beside & live).sum())
     branches = 2 if registry.policy(policy).guidance else 1
-    assert seen.head == branches * asked
+    assert branches * asked <= seen.head <= branches * (asked + more)
 
 
 def test_dllm_cache_saves_what_it_promises() -> None:
@@ -471,7 +473,7 @@ def test_guidance_costs_two_forwards() -> None:
 
 
 @pytest.mark.parametrize("shift", SHIFTS)
-@pytest.mark.parametrize("kept", [c for c in CACHES if not c.startswith("d2")])  # it chooses by the guided answers
+@pytest.mark.parametrize("kept", [c for c in CACHES if not c.startswith(("d2", "entropy"))])  # choose by guided answers
 def test_guidance_keeps_two_stores(kept: str, shift: bool) -> None:
     """A guided forward is u + (s + 1)(c - u) of two independent runs of the cache, u's with the prompt masked."""
     model, kept_by, scale, seen = tiny(shift), registry.cache(kept), 0.7, []

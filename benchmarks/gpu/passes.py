@@ -146,7 +146,7 @@ class Forward:
     def network(self) -> Tensor:
         """The layers and the head alone; waits for nothing."""
         model = self.model
-        run: Callable[..., Tensor] = partial(model._layers, self.cache)
+        run: Callable[..., Tensor] = partial(model._layers, self.cache, None)
         rows = replace(self.rows, scratch={}, layers=[], flat={})
         if model.graphs is None:
             hidden = run(self.ids, rows, self.state.plain)

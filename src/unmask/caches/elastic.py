@@ -82,7 +82,7 @@ class ElasticCache(Cache):
     def plan(self, canvas: Canvas, ask: Ask, need: Tensor, state: ElasticState) -> tuple[Plan, ElasticState]:
         """The window, new and tracked positions, what was never seen; all where deeper layers are recomputed."""
         keys, layers = visible(canvas, ask, need), len(state.query)
-        text = keys & (canvas.tokens != canvas.spec.mask)
+        text = keys & ~canvas.masked
         watched = state.tracked & text & state.store.known & ~state.due
         some = state.due | watched
         rest = keys & (state.drift < layers)[:, None]

@@ -27,7 +27,7 @@ class Watch:
     """
 
     def __init__(self, looks: Looks, canvas: Canvas, layers: int, like: Tensor) -> None:
-        self.computed = among(looks.places, canvas.valid)
+        self.computed = among(looks.places, canvas.valid) & canvas.present
         self.first = max(0, layers - looks.layers)
         self.places = looks.places
         self.valid = F.pad(canvas.valid, (0, 1))
