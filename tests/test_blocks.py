@@ -101,6 +101,7 @@ def test_what_ahead_is_not_for() -> None:
         (tiny(), "ahead(threshold)"),
         (tiny(True, block=BLOCK), "ahead(threshold)"),
         (tiny(block=BLOCK), "ahead(edit(threshold))"),
+        (tiny(block=BLOCK), "ahead(dawn)"),
     ):
         with refuses(RequestError, "ahead"):
             decode(model, policy, "none", LONG)

@@ -51,6 +51,19 @@ class TestLaws:
     def test_with_its_bounds_closed_it_is_its_policy(self, policy: str, closed: str, shift: bool) -> None:
         assert deeds(closed.format(policy), shift) == deeds(policy, shift)
 
+    def test_tokens_that_move_keep_their_confidence(self) -> None:
+        moved = 0
+        how = "daedal(threshold(tau=0.3,block_length=none),max_length=30,tau_start=0,tau_low=0.9,step=3,look=4)"
+        for state, after, event in (x for request in REQUESTS for x in trail(tiny(), how, "none", request)):
+            source = event.update.source
+            assert source is not None
+            far = event.update.write & (source != event.canvas.position) & state.canvas.filled.gather(1, source)
+            moved += int(far.sum())
+            before = state.record.confidence.gather(1, source)
+            assert after.record.confidence[far].equal(before[far])
+            assert event.confidence[far].equal(before[far].to(event.confidence.dtype))
+        assert moved
+
     def test_nothing_changes_while_the_end_is_not_in_the_input(self) -> None:
         grown = 0
         how = "flexible(lookahead(threshold(tau=0.4,block_length=4),3),max_length=30)"

@@ -76,6 +76,8 @@ class Update:
     :class:`~unmask.core.protocols.Forks`. None: there is one only.
     ``grow [B]``: positions by which the response becomes longer at its end from the next forward pass on, negative:
     shorter. New ones are masked, unless they are written at once. None: none.
+    ``source [B, T]``: the position from which each token that is written has moved, its own if it has not. None: none
+    has moved.
     """
 
     write: Tensor
@@ -85,6 +87,7 @@ class Update:
     ahead: Tensor | None = None
     branch: Tensor | None = None
     grow: Tensor | None = None
+    source: Tensor | None = None
 
 
 @dataclass(frozen=True)

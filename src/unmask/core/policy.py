@@ -86,6 +86,11 @@ class Policy(Configured, ABC):
         return False
 
     @property
+    def watches(self) -> bool:
+        """Whether it looks at attention; see :class:`~unmask.core.protocols.Looks`."""
+        return False
+
+    @property
     def paced(self) -> bool:
         """Whether it commits by a schedule that is made for the length that the response has at first."""
         return False
@@ -196,6 +201,10 @@ class Wrapper(Policy):
     @property
     def holds(self) -> bool:
         return self.policy.holds
+
+    @property
+    def watches(self) -> bool:
+        return self.policy.watches
 
     @property
     def paced(self) -> bool:

@@ -51,6 +51,9 @@ def settled(canvas: Canvas, ask: Ask, answer: Answer, update: Update) -> tuple[C
     new = left.tokens != canvas.tokens
     told = answer.prediction.of(line)
     told = replace(told, confidence=torch.where(new, forks.sure[line], told.confidence))
+    if told.entropy is not None:  # of a draft not known; at least this, where it was the likeliest token
+        least = -forks.sure[line].clamp(min=torch.finfo(torch.float64).tiny).log()
+        told = replace(told, entropy=torch.where(new, least.to(told.entropy.dtype), told.entropy))
     work, computed = answer.work.view(rows, many).sum(1), partial(_summed, answer, many)
     return (
         left,

@@ -179,8 +179,11 @@ def step(
     plain, free = answer.state.plain, answer.state.free
     learn = partial(cache.note, update, answer.prediction)
     cache_state = replace(answer.state, plain=learn(plain), free=learn(free) if policy.guidance else None)
-    after = canvas.apply(update)
-    record = record.after(update, answer.prediction.confidence, answer.work)
+    after, sure = canvas.apply(update), answer.prediction.confidence
+    if update.source is not None:  # tokens that move keep their confidence
+        known = torch.where(sure > -torch.inf, sure, record.confidence)
+        sure = torch.where(update.write, known.gather(1, update.source), sure)
+    record = record.after(update, sure, answer.work)
     if update.grow is not None:  # what was known of positions that are gone does not come back with them
         gone = ~after.valid
         policy_state, cache_state = blank(policy_state, gone), blank(cache_state, gone)
@@ -191,7 +194,7 @@ def step(
         state.record.nfe,
         ask,
         update,
-        answer.prediction.confidence,
+        sure,
         answer.work,
         time.perf_counter() - began,
         answer.seconds(),

@@ -37,7 +37,8 @@ class Ahead(Wrapper):
     name = "ahead"
     paper = "arXiv 2508.09192"
     refuses = (
-        "models without blocks, shifted ones, policies that hold a block (`edit`), or go from left to right (`apd`)"
+        "models without blocks, shifted ones, policies that hold a block (`edit`), look at attention (`dawn`), or go "
+        "from left to right (`apd`)"
     )
 
     policy: Policy = param(Spec("threshold"), "the policy that decodes, as a spec")
@@ -54,6 +55,8 @@ class Ahead(Wrapper):
             raise RequestError(f"ahead needs a block model whose positions predict themselves; this is {kind}")
         if self.policy.holds:
             raise RequestError(f"ahead cannot decode by {self.policy.name}, which holds a block until it is settled")
+        if self.policy.watches:
+            raise RequestError(f"ahead cannot decode by {self.policy.name}, which looks at the attention of one block")
         if self.policy.left_to_right:
             raise RequestError(f"ahead cannot decode by {self.policy.name}, which goes from left to right")
         self.policy.check(prompt, gen_length, spec)

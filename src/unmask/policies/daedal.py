@@ -83,7 +83,9 @@ class Daedal(Resizing):
         after = mixed(state.begun, after, state.inner)
         inner = blank(after, moved[:, None] & (canvas.position > at[:, None]))
         begun = state.begun | begins | (canvas.length + grow >= canvas.most)
-        return replace(update, grow=grow), DaedalState(inner, begun, moved)
+        behind = moved[:, None] & (canvas.position >= at[:, None] + self.step)
+        source = torch.where(behind, canvas.position - self.step + 1, canvas.position)
+        return replace(update, grow=grow, source=source), DaedalState(inner, begun, moved)
 
     def notes(self, canvas: Canvas, before: DaedalState, after: DaedalState) -> Mapping[str, Tensor]:
         """Those of the policy, and whether the row is still ``growing`` before it is decoded."""

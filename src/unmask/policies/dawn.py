@@ -45,6 +45,7 @@ class Dawn(Policy):
     name = "dawn"
     paper = "arXiv 2602.06953"
     threshold = "tau"
+    watches = True
 
     tau: float = param(0.9, "confidence from which a position is committed, and filled text is relied on", ge=0, le=2)
     induce: float = param(0.7, "confidence that is enough with an edge to such text", ge=0, le=2)
