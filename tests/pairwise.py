@@ -32,16 +32,14 @@ def kind(spec: str) -> tuple[str]:
 
 
 def pairs(row: Row, apart: Indices = (), kinds: Indices = ()) -> Iterator[Pair]:
-    """All pairs of values in a row, each with itself too, but those of two factors that are both ``apart``. Of two
-    factors that are both in ``kinds``: the value of each with the kind of the other.
+    """All pairs of values in a row, each with itself too. Of two factors that are both in ``kinds``: the pair of their
+    kinds; of two others that are both ``apart``: none.
     """
     for (i, a), (j, b) in combinations_with_replacement(enumerate(row), 2):
-        if i == j or i not in apart or j not in apart:
-            if i == j or i not in kinds or j not in kinds:
-                yield i, a, j, b
-            else:
-                yield i, a, j, kind(b)
-                yield i, kind(a), j, b
+        if i != j and i in kinds and j in kinds:
+            yield i, kind(a), j, kind(b)
+        elif i == j or i not in apart or j not in apart:
+            yield i, a, j, b
 
 
 def pairwise(
@@ -55,11 +53,15 @@ def pairwise(
     Begins with one row for each pair of values of the two longest factors, and fills in the other factors one by one,
     with the value that brings the most new pairs, or else the one seen least beside the values already there. What is
     missing then gets rows of its own. Deterministic. Of factors that are ``apart`` all values occur, not all pairs; of
-    those in ``kinds``, which are specs, every value occurs with every kind of the others.
+    those in ``kinds``, which are specs, every kind occurs with every kind of the others, their variants in turn.
     """
     first, *rest = sorted(range(len(factors)), key=lambda f: -len(factors[f]))
-    order = [first, *sorted(rest, key=lambda f: {f, first} <= set(apart))]
-    given = [f for f in order[:2] if f == first or not {f, first} <= set(apart)]
+
+    def free(f: int) -> bool:
+        return {f, first} <= set(apart) and not {f, first} <= set(kinds)
+
+    order = [first, *sorted(rest, key=free)]
+    given = [f for f in order[:2] if f == first or not free(f)]
     allowed = [row for row in product(*factors) if possible(*row)]
     missing = {pair for row in allowed for pair in pairs(row, apart, kinds)}
     seen: Counter[Pair] = Counter()
@@ -84,11 +86,10 @@ def pairwise(
 
 
 def _turns(some: Sequence[Any], others: Sequence[Any]) -> Iterator[Row]:
-    """As few pairs as can be in which each of ``some`` meets every kind of the ``others``, and the reverse."""
+    """One pair for each two kinds, variants in turn; those whose turn does not come are with the first of the others."""
     variants = [[list(same) for _, same in groupby(sorted(specs, key=kind), kind)] for specs in (some, others)]
-    for (i, a), b in product(enumerate(variants[0]), variants[1]):
-        for k in range(max(len(a), len(b))):
-            yield a[k % len(a)], b[(i + k) % len(b)]
+    for (i, a), (j, b) in product(*map(enumerate, variants)):
+        yield a[j % len(a)], b[i % len(b)]
 
 
 def _best(candidates: list[Row], f: int, given: list[int], missing: set[Pair], seen: Counter[Pair]) -> list[Row]:

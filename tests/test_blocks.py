@@ -52,6 +52,7 @@ def seen(total: int, block: int) -> Tensor:
 
 @combined(
     kinds=("policy", "cache"),
+    apart=("policy", "cache", "single"),
     policy=BLOCK_POLICIES,
     cache=BLOCK_CACHES,
     shift=SHIFT,

@@ -1,8 +1,8 @@
 """Policies, caches, models, sampling and batches of every kind together, on a tiny random transformer in float64.
 
 The parameters come from the registry: what is registered is tested, with the variants that ``helpers`` lists for it.
-Every policy meets every cache: each variant of the one, one variant of the other at least. Every pair of values of two
-other factors occurs (see ``pairwise``); ``make test-all`` runs every combination.
+Every policy meets every cache, their variants in turn. Every pair of values of two other factors occurs (see
+``pairwise``); ``make test-all`` runs every combination.
 """
 
 from __future__ import annotations
@@ -147,6 +147,7 @@ def check_batch(
 
 @combined(
     kinds=("policy", "cache"),
+    apart=("policy", "cache", "single"),
     policy=POLICIES,
     cache=CACHES,
     shift=SHIFT,
@@ -217,7 +218,7 @@ CHAOS = {"chaos": Chaos(), "chaos(0.5)": Chaos(0.5)}
 
 
 @combined(
-    apart=("policy", "cache"),
+    apart=("policy", "cache", "dtype", "shift"),
     policy={p: p for p in POLICIES} | CHAOS,
     cache=CACHES,
     dtype=PRECISIONS,

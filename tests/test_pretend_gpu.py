@@ -47,8 +47,11 @@ def test_the_same_as_on_the_cpu(pair: tuple[str, str], shift: bool, waits: Count
     assert_same(decode(model, policy, kept, REQUESTS), decode(tiny(shift), policy, kept, REQUESTS))
 
 
-@pytest.mark.parametrize("kept", ["none", "dual", "dllm(kp=3,kr=2,rho=0.25)", "d2(k=4,p=0.4)", "elastic"])
-@pytest.mark.parametrize("policy", FIRST.values())
+@combined(
+    apart=("policy", "kept"),
+    policy=list(FIRST.values()),
+    kept=["none", "dual", "dllm(kp=3,kr=2,rho=0.25)", "d2(k=4,p=0.4)", "elastic"],
+)
 def test_the_host_waits_twice_in_a_forward_pass(policy: str, kept: str, waits: Counter[str]) -> None:
     """Before the layers, and for the state of the rows; sending numbers does not wait either."""
     engine = Engine(there(False))

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 import socket
+import sys
 import time
 from types import FrameType
 from typing import Any
@@ -21,6 +22,7 @@ from .settings import Settings
 _LOG = logging.getLogger("unmask.server")
 _TICK = 0.1  # seconds between two looks at what is still running
 _TELL = 5.0  # seconds in which clients are told that their responses have been ended
+_TURN = 5e-4  # seconds a thread keeps the interpreter; the engine gives it up in every kernel, and waits to get it back
 
 
 def listen(settings: Settings) -> socket.socket:
@@ -59,6 +61,7 @@ def run(app: FastAPI, settings: Settings, listener: socket.socket) -> None:
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     _LOG.info("serving on http://%s:%d", shown, port)
+    sys.setswitchinterval(_TURN)
     server.run(sockets=[listener])
     _LOG.info("stopped")
 
