@@ -7,7 +7,7 @@ write the same one (here: one of two values in 833 of 882 rows). Such places go 
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import combinations_with_replacement, groupby, product
 from typing import Any
@@ -63,12 +63,21 @@ def pairwise(
     order = [first, *sorted(rest, key=free)]
     given = [f for f in order[:2] if f == first or not free(f)]
     allowed = [row for row in product(*factors) if possible(*row)]
-    missing = {pair for row in allowed for pair in pairs(row, apart, kinds)}
+    missing = dict.fromkeys(pair for row in allowed for pair in pairs(row, apart, kinds))  # in order, unlike a set
     seen: Counter[Pair] = Counter()
     rows: list[Row] = []
 
-    def new(row: Row) -> int:
-        return sum(pair in missing for pair in pairs(row, apart, kinds))
+    holding: dict[tuple[int, Any], list[Row]] = defaultdict(list)
+    for row in allowed:
+        for place in enumerate(row):
+            holding[place].append(row)
+
+    def with_pair(i: int, a: Any, j: int, b: Any) -> Row:
+        """The row with this pair that has the most new ones."""
+        whole = i == j or not {i, j} <= set(kinds)  # values, not kinds of them
+        rows = min(holding[i, a], holding[j, b], key=len) if whole else allowed
+        fit = (r for r in rows if ((r[i], r[j]) if whole else (kind(r[i]), kind(r[j]))) == (a, b))
+        return max(fit, key=lambda row: sum(pair in missing for pair in pairs(row, apart, kinds)))
 
     starts: dict[Row, list[Row]] = {}
     for row in allowed:
@@ -76,17 +85,18 @@ def pairwise(
     if len(given) == 2 and set(given) <= set(kinds):
         starts = {start: starts[start] for start in _turns(*(factors[f] for f in given)) if start in starts}
     while missing:
-        candidates = starts.pop(next(iter(starts))) if starts else [max(allowed, key=new)]
+        candidates = starts.pop(next(iter(starts))) if starts else [with_pair(*next(iter(missing)))]
         for n, f in enumerate(order[len(given) :], len(given)):
             candidates = _best(candidates, f, order[:n], missing, seen)
         rows.append(candidates[0])
         seen.update(pairs(candidates[0]))
-        missing.difference_update(pairs(candidates[0], apart, kinds))
+        for pair in pairs(candidates[0], apart, kinds):
+            missing.pop(pair, None)
     return rows
 
 
 def _turns(some: Sequence[Any], others: Sequence[Any]) -> Iterator[Row]:
-    """One pair for each two kinds, variants in turn; those whose turn does not come are with the first of the others."""
+    """One pair for each two kinds, their variants in turn."""
     variants = [[list(same) for _, same in groupby(sorted(specs, key=kind), kind)] for specs in (some, others)]
     for (i, a), (j, b) in product(*map(enumerate, variants)):
         yield a[j % len(a)], b[i % len(b)]

@@ -570,6 +570,7 @@ def test_settings_of_equal_parallelism_are_one_point():
 # --- commands
 
 
+@pytest.mark.slow
 def test_bench_and_report(tmp_path):
     path, folder = tmp_path / "r.jsonl", tmp_path / "page"
     args = ["bench", "-p", "slowfast(tau_min=0.1,tau_high=0.9)", "-p", "slowfast(tau_min=0.3,tau_high=0.9)",

@@ -107,6 +107,7 @@ def bundled() -> unmask.Model:
     return unmask.load(device="cpu", dtype="float32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_verified_is_vanilla_in_all_families(family: str) -> None:
     """The beginnings of two answers; 64 tokens of 300 with ``UNMASK_ALL``."""
@@ -118,6 +119,7 @@ def test_verified_is_vanilla_in_all_families(family: str) -> None:
     assert fewer < 0.8 * plain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more", [{"regex": r"[A-Z][a-z]+: [0-9, +=]+\nAnswer: [0-9]+"}, {"stop": "="}, {"late_eos": True}]
 )

@@ -189,6 +189,7 @@ def test_what_is_asked_for_is_told(talk, lm):
 # --- what goes wrong
 
 
+@pytest.mark.slow
 def test_a_conversation_that_is_too_long(talk):
     result = talk(*[LONG.replace("\n", " ")] * 3, "/clear", MIA, options=("-p", "threshold(tau=0.5)", "-n", "64"))
     assert result.exit_code == 1

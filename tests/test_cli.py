@@ -232,6 +232,7 @@ def test_watch_in_a_terminal(model):
     assert "[38;2" not in out
 
 
+@pytest.mark.slow
 def test_progress_bar_in_a_terminal(model, tmp_path):
     batch = jsonl(tmp_path / "in.jsonl", *({"prompt": f"prompt {i}", "gen_length": 40} for i in range(30)))
     code, out, seen = in_a_terminal("-m", model, "--batch", batch, "--batch-size", 4, "--ignore-eos")
@@ -357,6 +358,7 @@ def test_what_is_not_imported(args, forbidden):
     assert not set(forbidden) & set(done.stderr.split())
 
 
+@pytest.mark.slow
 def test_output_that_is_not_unicode(model):
     for extra in ([], ["--json"]):
         command = [*COMMAND, "generate", "-m", model, "h\u00e9", "-n", "12", "--ignore-eos", *extra]
@@ -500,6 +502,7 @@ def test_an_interrupt_while_a_response_is_written_waits_until_it_counts(monkeypa
     assert (file.getvalue(), kept.count) == ("said\n", 1)
 
 
+@pytest.mark.slow
 def test_interrupt_keeps_what_was_written(model, tmp_path):
     batch = jsonl(tmp_path / "in.jsonl", *({"prompt": f"prompt {i}", "gen_length": 64} for i in range(1500)))
     out, trace = tmp_path / "out.jsonl", tmp_path / "trace.jsonl"

@@ -130,6 +130,7 @@ CASES: dict[str, tuple[str, Rule, int | None]] = {
 }
 
 
+@pytest.mark.slow
 @combined(apart=("case", "shift"), case=CASES, shift=SHIFT)
 def test_paths_are_as_likely_as_the_model_says(case: tuple[str, Rule, int | None], shift: bool) -> None:
     policy, rule, ahead = case

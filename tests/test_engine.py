@@ -168,7 +168,7 @@ class Fuzz(RuleBasedStateMachine):
 
 
 Fuzz.TestCase.settings = settings(max_examples=25, stateful_step_count=14, deadline=None)
-TestFuzz = Fuzz.TestCase
+TestFuzz = pytest.mark.slow(Fuzz.TestCase)
 
 
 # --- what waits for the device

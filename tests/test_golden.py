@@ -590,6 +590,7 @@ def test_deviations_are_complete() -> None:
         assert len(entry["reason"].split()) > 10
 
 
+@pytest.mark.slow
 def test_conditions_are_narrow_and_explain_only_their_own() -> None:
     """A condition does not cover what it does not name, and an error elsewhere is not explained by it."""
     exact = [c for c in CASES if c.method == "slowfast_dllmcache" and c.data["params"]["transfer_ratio"] == 0]

@@ -231,6 +231,7 @@ def test_other_precisions_finish(policy: Any, cache: str, dtype: torch.dtype, sh
     assert all(0 <= c <= 1 for row in found for c in row.confidence.values())
 
 
+@pytest.mark.slow
 def test_the_rows_are_no_trivial_ones() -> None:
     """Ends of text, several tokens per forward, and caches that change something."""
     some = POLICIES[::5]

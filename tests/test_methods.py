@@ -86,6 +86,7 @@ def test_what_is_refused_is_said() -> None:
         assert set(re.findall(r"`(\w+)`", named)) == none
 
 
+@pytest.mark.slow
 def test_pages_are_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The script repairs what has gone stale and leaves the page's own words alone."""
     for folder in (PAGES, ROOT / "docs" / "results"):

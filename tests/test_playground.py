@@ -22,9 +22,10 @@ from unmask.server import Settings, app
 from unmask.server.run import listen
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(
-    BROWSER is None, reason="no chromium, chromium-browser or google-chrome on this machine"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on this machine"),
+]
 QUESTION = "Tom has 3 apples. He buys 4 more, and then 5 more. How many apples does Tom have?"
 SUDOKU = "Solve the sudoku:\n0214\n4132\n1420\n0340"
 KEY = "a-key-of-the-tests"

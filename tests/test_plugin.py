@@ -64,6 +64,7 @@ def run(*args: str, extra: Path | None = None) -> subprocess.CompletedProcess[st
     )
 
 
+@pytest.mark.slow
 def test_it_is_listed(installed: Path) -> None:
     listed = json.loads(run("policies", "--json", extra=installed).stdout)
     assert listed["outside_in"]["summary"] == "Commits the `k` masks that are nearest to either end of the response."
@@ -71,6 +72,7 @@ def test_it_is_listed(installed: Path) -> None:
     assert "outside_in(k" not in run("policies").stdout
 
 
+@pytest.mark.slow
 def test_it_decodes(installed: Path) -> None:
     args = ("generate", PROMPT, "--gen-length", "16", "--ignore-eos", "--json")
     done = run(*args, "--policy", "outside_in(k=2)", "--cache", "dllm(kp=3,kr=2)", extra=installed)

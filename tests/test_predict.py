@@ -233,6 +233,7 @@ def chi_square(counts: Counter[tuple[int, ...]], expected: dict[tuple[int, ...],
     return sum((seen - mean) ** 2 / mean for seen, mean in pairs), len(pairs) - 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("temperature", "top_p", "top_k"), [(1.0, 1.0, 0), (0.6, 1.0, 0), (2.0, 1.0, 0), (1.0, 0.7, 0), (1.5, 1.0, 3)]
 )

@@ -86,6 +86,7 @@ def example(name, *args, monkeypatch):
     runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
 
 
+@pytest.mark.slow
 def test_demo(monkeypatch, capsys):
     example("demo.py", "--gen-length", "48", "--published", monkeypatch=monkeypatch)
     out = capsys.readouterr().out

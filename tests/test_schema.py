@@ -110,6 +110,7 @@ def test_a_file_that_cannot_be_read(tmp_path):
             jsonl.read(path)
 
 
+@pytest.mark.slow
 def test_who_decodes_does_without_statistics():
     """Importing scipy takes most of a second; typer needs pydantic itself, the library does not."""
     script = "import sys; from unmask.cli import app; app(['generate', 'Hi', '-n', '2'], prog_name='unmask')"

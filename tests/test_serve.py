@@ -151,6 +151,7 @@ def test_each_request_has_its_own_policy_and_cache(served):
     assert named["choices"][0]["text"] == alone.text
 
 
+@pytest.mark.slow
 def test_responses_of_a_given_form(served):
     """By a schema, a regular expression or choices, whole and streamed: as in Python."""
     schema = {

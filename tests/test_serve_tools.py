@@ -209,6 +209,7 @@ def test_streamed_calls_are_those_of_the_whole(clients, which, policy):
         jsonschema.validate(json.loads(call.function.arguments), RECORD if call.function.name == "save" else {})
 
 
+@pytest.mark.slow
 def test_the_model_may_choose(clients):
     answered = asked(clients[1]).choices[0]  # which it does: it has been trained for texts
     assert answered.finish_reason == "stop" and answered.message.content and answered.message.tool_calls is None
@@ -225,6 +226,7 @@ def test_the_model_may_choose(clients):
     assert (call.function.name, call.function.arguments) == ("now", "{}")
 
 
+@pytest.mark.slow
 def test_a_result_is_given_back(clients):
     for client in clients:
         call = asked(client, tool_choice="required").choices[0].message

@@ -335,6 +335,7 @@ def test_sampled_texts_have_the_targets_distribution(
     assert drafter is None or sum(row.accepted for row in found) > 100
 
 
+@pytest.mark.slow
 def test_a_model_that_lies_about_its_probabilities_is_found_out(
     small: CausalLM, texts: dict[tuple[int, ...], float]
 ) -> None:

@@ -489,6 +489,7 @@ def test_killed_runs_old_traces_and_empty_ones(show, folder, tmp_path):
         assert page.locator("figure").count() == {"cut": 4, "old": 3, "head": 0}[name]
 
 
+@pytest.mark.slow
 def test_large_traces(show, tmp_path):
     """1024 positions, 256 forwards."""
     n, forwards, lead = 1024, 256, 30
