@@ -238,8 +238,8 @@ def chi_square(counts: Counter[tuple[int, ...]], expected: dict[tuple[int, ...],
     ("temperature", "top_p", "top_k"), [(1.0, 1.0, 0), (0.6, 1.0, 0), (2.0, 1.0, 0), (1.0, 0.7, 0), (1.5, 1.0, 3)]
 )
 def test_samples_follow_the_models_distribution(temperature: float, top_p: float, top_k: int) -> None:
-    """Two tokens from left to right: p(a | _ _) p(b | a _), tempered and filtered; 2000 answers of one batch."""
-    model, n, prompt = enumerable(), 2000, [1, 0]
+    """Two tokens from left to right: p(a | _ _) p(b | a _), tempered and filtered; 4000 answers of one batch."""
+    model, n, prompt = enumerable(), 4000, [1, 0]
 
     def next_token(tokens: list[int], position: int) -> Tensor:
         logits = forward(model, tokens)[position].clone()
