@@ -104,6 +104,16 @@ def test_what_is_no_http(served, data):
     assert answers(served)
 
 
+@pytest.mark.parametrize("before", [b"", b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"])
+def test_a_head_that_does_not_end(before):
+    """Its end is not waited for, on a new connection or behind another request."""
+    with serving(stall=60.0) as patient, socket.create_connection(("127.0.0.1", patient.port)) as endless:
+        endless.sendall(before + b"GET / HTTP/1.1\r\nX-Long: ")
+        with pytest.raises(ConnectionError):
+            endless.sendall(b"x" * 2**24)
+        assert answers(patient)
+
+
 def test_bodies_that_are_too_long(served):
     big = b"x" * 20_000
     assert raw(served.port, head(10**12)).startswith(b"HTTP/1.1 413")

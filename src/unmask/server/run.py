@@ -13,7 +13,7 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ..core.errors import UnmaskError
 from .service import Service
@@ -22,6 +22,7 @@ from .settings import Settings
 _LOG = logging.getLogger("unmask.server")
 _TICK = 0.1  # seconds between two looks at what is still running
 _TELL = 5.0  # seconds in which clients are told that their responses have been ended
+_HEAD = 2**16  # bytes that a request's head may have
 _TURN = 5e-4  # seconds a thread keeps the interpreter; the engine gives it up in every kernel, and waits to get it back
 
 
@@ -120,26 +121,39 @@ class Server(uvicorn.Server):
             await self.lifespan.shutdown()
 
 
-def guarded(seconds: float) -> type[H11Protocol]:
+def guarded(seconds: float) -> type[HttpToolsProtocol]:
     """The HTTP protocol of uvicorn that cuts off clients which do not send a request's head, or do not read a reply,
-    for so many seconds.
+    for so many seconds, and those whose head does not end.
     """
 
-    class _Guarded(H11Protocol):
-        _head: asyncio.TimerHandle | None = None
+    class _Guarded(HttpToolsProtocol):
+        _late: asyncio.TimerHandle | None = None
         _stall: asyncio.TimerHandle | None = None
+        _head: int | None = None  # bytes of a head that has begun in an earlier piece
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            self._head = self.loop.call_later(seconds, self._cut, "has not sent a request")
+            self._late = self.loop.call_later(seconds, self._cut, "has not sent a request")
+
+        def on_message_begin(self) -> None:
+            super().on_message_begin()
+            self._head = 0
+
+        def on_headers_complete(self) -> None:
+            super().on_headers_complete()
+            self._head = None
 
         def data_received(self, data: bytes) -> None:
             before = self.cycle
+            if self._head is not None:
+                self._head += len(data)
             super().data_received(data)
-            if self.cycle is not before or (before is not None and not before.response_complete):
-                self._head = _cancelled(self._head)
-            elif self._head is None:  # the next request on a connection that is kept alive
-                self._head = self.loop.call_later(seconds, self._cut, "has not sent a request")
+            if self._head is not None and self._head > _HEAD:
+                self._cut(f"has sent {self._head} bytes of a head that does not end")
+            elif self.cycle is not before or (before is not None and not before.response_complete):
+                self._late = _cancelled(self._late)
+            elif self._late is None:  # the next request on a connection that is kept alive
+                self._late = self.loop.call_later(seconds, self._cut, "has not sent a request")
 
         def pause_writing(self) -> None:
             self.flow.pause_writing()
@@ -150,11 +164,11 @@ def guarded(seconds: float) -> type[H11Protocol]:
             self._stall = _cancelled(self._stall)
 
         def connection_lost(self, exc: Exception | None) -> None:
-            self._head, self._stall = _cancelled(self._head), _cancelled(self._stall)
+            self._late, self._stall = _cancelled(self._late), _cancelled(self._stall)
             super().connection_lost(exc)
 
         def _cut(self, why: str) -> None:
-            _LOG.info("a client is cut off: it %s within %g seconds", why, seconds)
+            _LOG.info("a client is cut off, which %s (limit %g seconds, %d bytes)", why, seconds, _HEAD)
             self.transport.abort()
 
     return _Guarded
