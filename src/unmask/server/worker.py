@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import logging
 import queue
 import threading
@@ -23,7 +24,14 @@ from .frames import Frame, frames
 from .lanes import Lanes
 
 _LOG = logging.getLogger(__name__)
+_TRIM = 5.0  # seconds between two times that freed memory goes back to the system
 BEHIND = 1024  # forward passes that a reader of step events may be behind
+
+
+try:
+    _malloc_trim: Callable[[int], int] | None = ctypes.CDLL(None).malloc_trim
+except (AttributeError, OSError, TypeError):  # not glibc
+    _malloc_trim = None
 
 
 class Watch(Enum):
@@ -104,6 +112,7 @@ class Worker:
         self._batch: list[Callable[[], None]] = []
         self._stopping = False
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._trimmed = 0.0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -141,17 +150,25 @@ class Worker:
                 self._broken(f"{type(error).__name__}: {error}")
                 events = []
             self._tell(events)
+            if time.monotonic() - self._trimmed > _TRIM:
+                self._trim()
         self._broken("the server has stopped")
         self._flush()
 
     def _obey(self, wait: bool) -> None:
         """Carry out what has been asked for; ``wait`` for something if there is nothing."""
         try:
-            self._orders.get(block=wait)()
+            self._orders.get(block=wait, timeout=_TRIM)()
             while True:
                 self._orders.get_nowait()()
         except queue.Empty:
             pass
+
+    def _trim(self) -> None:
+        """Give freed memory back: a heap from which tensors of many sizes come keeps a fifth more than is in use."""
+        self._trimmed = time.monotonic()
+        if _malloc_trim is not None:
+            _malloc_trim(0)
 
     def _add(self, tickets: Sequence[Ticket]) -> None:
         added: list[Ticket] = []

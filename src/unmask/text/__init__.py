@@ -53,6 +53,10 @@ class Text:
         return Text(folder, control) if Files.there(folder) else None
 
     def __len__(self) -> int:
+        return self._size
+
+    @cached_property
+    def _size(self) -> int:
         return max(self._tokens.vocabulary.values(), default=-1) + 1
 
     @cached_property
