@@ -143,6 +143,14 @@ def test_a_reader_that_stalls_is_cut_off():
         assert got < 150 * len(served.get("/openapi.json").content)
 
 
+def test_comments_keep_a_stream_alive():
+    body = json.dumps(LONG | {"max_tokens": 64, "unmask": {"policy": "vanilla"}}).encode()
+    with serving(keep_alive=0.01) as served:
+        reply = raw(served.port, head(len(body)) + body)
+    assert reply.count(b"\n: alive\n\n") > 2
+    assert b"\ndata: [DONE]\n\n" in reply
+
+
 def test_a_stream_whose_connection_is_lost_is_aborted(served):
     """As when a client is cut off."""
     body = json.dumps(LONG).encode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -63,6 +64,7 @@ def run(app: FastAPI, settings: Settings, listener: socket.socket) -> None:
     shown = f"[{host}]" if ":" in host else host
     _LOG.info("serving on http://%s:%d", shown, port)
     sys.setswitchinterval(_TURN)
+    gc.freeze()  # what is there now stays: collections need not look at it
     server.run(sockets=[listener])
     _LOG.info("stopped")
 

@@ -6,14 +6,12 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from sse_starlette import EventSourceResponse
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request as HttpRequest
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from ..api import Model
@@ -120,15 +118,12 @@ class Service:
             return _Stream(
                 self._stream(plan, replies, tickets, left, log),
                 lambda: self.release(tickets),
-                headers=headers,
-                ping=self.settings.keep_alive,
-                sep="\n",
-                send_timeout=self.settings.stall,
+                headers,
             )
         try:
             await self._unless_gone(http, self._all(tickets), seconds)
             answers = self._answers(tickets, log)
-            body = await run_in_threadpool(replies.whole, answers)
+            body = replies.whole(answers)
         finally:
             self.release(tickets)
         if self.settings.log_prompts:
@@ -187,7 +182,7 @@ class Service:
 
     async def _stream(
         self, plan: Plan, replies: Replies, tickets: Sequence[Ticket], seconds: float, log: dict[str, Any]
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """The events of a streamed reply, those that are there together. What goes wrong behind its first byte is an
         event as well.
         """
@@ -197,9 +192,11 @@ class Service:
             for source in sources:
                 if (first := replies.begin(source.index)) is not None:
                     yield _event(first)
-            async with aclosing(_ready(sources, deadline, seconds)) as ready:
-                async for source in ready:
-                    if chunks := source.take(log):
+            async with aclosing(_ready(sources, deadline, seconds, self.settings.keep_alive)) as ready:
+                async for one in ready:
+                    if one is None:
+                        yield b": alive\n\n"
+                    elif chunks := one.take(log):
                         yield b"".join(map(_event, chunks))
             if plan.usage:
                 yield _event(replies.last([source.answer for source in sources if source.answer]))
@@ -209,17 +206,22 @@ class Service:
             yield _event(error.body())
 
 
-class _Stream(EventSourceResponse):
-    """A streamed reply; ``over`` is called at its end, whether it has begun or not."""
+class _Stream(StreamingResponse):
+    """A reply of server-sent events; ``over`` is called at its end, whether it has begun or not."""
 
-    def __init__(self, events: AsyncIterator[bytes], over: Callable[[], None], **options: Any) -> None:
-        super().__init__(events, **options)
-        self.over = over
+    media_type = "text/event-stream"
+
+    def __init__(
+        self, events: AsyncGenerator[bytes, None], over: Callable[[], None], headers: Mapping[str, str]
+    ) -> None:
+        super().__init__(events, headers={"x-accel-buffering": "no", **headers})
+        self.events, self.over = events, over
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
+            await self.events.aclose()
             self.over()
 
 
@@ -309,32 +311,41 @@ class _Choice:
         return {"logprobs": self.replies.listed(own, [self.sure.get(before + at) for at in range(len(own))], offset)}
 
 
-async def _ready(sources: Sequence[_Choice], deadline: float, seconds: float) -> AsyncGenerator[_Choice, None]:
-    """The choices, whenever one has news, until all are done. They share one event, and one timer is enough for all.
+async def _ready(
+    sources: Sequence[_Choice], deadline: float, seconds: float, keep_alive: float
+) -> AsyncGenerator[_Choice | None, None]:
+    """The choices, whenever one has news, until all are done; None every ``keep_alive`` seconds. They share one event.
 
     Raises:
         Refused: the time is over.
     """
-    news, over = sources[0].ticket.news, asyncio.Event()
+    news, due = sources[0].ticket.news, set[str]()
+    loop = asyncio.get_running_loop()
 
-    def late() -> None:
-        over.set()
+    def ring(what: str) -> None:
+        due.add(what)
         news.set()
 
-    timer = asyncio.get_running_loop().call_later(max(0.0, deadline - time.perf_counter()), late)
+    late = loop.call_later(max(0.0, deadline - time.perf_counter()), ring, "late")
+    alive = loop.call_later(keep_alive, ring, "alive")
     try:
         waiting = list(sources)
         while waiting:
             await news.wait()
             news.clear()
-            if over.is_set():
+            if "late" in due:
                 raise _late(seconds)
+            if "alive" in due:
+                due.clear()
+                alive = loop.call_later(keep_alive, ring, "alive")
+                yield None
             for source in waiting:
                 if source.ticket.told or source.ticket.ended or source.ticket.overrun:
                     yield source
             waiting = [source for source in waiting if not source.done]
     finally:
-        timer.cancel()
+        late.cancel()
+        alive.cancel()
 
 
 def _late(seconds: float) -> Refused:
