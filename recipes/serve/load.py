@@ -1,6 +1,6 @@
 """What serving costs: the same requests by the engine alone and over HTTP, in turns; times as clients see them.
 
-Usage: load.py PORT [--requests 128] [--concurrency 32] [--rounds 6] [--output FILE.json]
+Usage: load.py PORT [--requests 128] [--concurrency 32] [--rounds 10] [--output FILE.json]
 """
 
 import argparse
@@ -85,7 +85,7 @@ def main():
     parser.add_argument("port", type=int)
     parser.add_argument("--requests", type=int, default=128)
     parser.add_argument("--concurrency", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--others", type=int, default=31)
     parser.add_argument("--output")
     args = parser.parse_args()

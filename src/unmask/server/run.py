@@ -24,7 +24,7 @@ _LOG = logging.getLogger("unmask.server")
 _TICK = 0.1  # seconds between two looks at what is still running
 _TELL = 5.0  # seconds in which clients are told that their responses have been ended
 _HEAD = 2**16  # bytes that a request's head may have
-_TURN = 5e-4  # seconds a thread keeps the interpreter; the engine gives it up in every kernel, and waits to get it back
+_TURN = 5e-5  # seconds a thread keeps the interpreter; the engine gives it up in every kernel, and waits to get it back
 
 
 def listen(settings: Settings) -> socket.socket:
