@@ -223,14 +223,35 @@ def canvases(_: unmask.Model, name: str, file: Path) -> str:
 
 
 def measured(name: str, results: Path) -> str:
-    """What docs/results/policies.json holds of a method, as a table; of a cache, what some policies do with it."""
-    known = json.loads((results / "policies.json").read_text(encoding="utf-8"))
-    whole = [r for r in known if r["task"] == "all" or r["gen_length"] == MULTI]
-    base = {r["gen_length"]: r for r in whole if (r["policy"], r["cache"]) == ("vanilla", "none")}
+    """What was measured of a method, as tables: tuned (docs/results/every.json) and at the published defaults
+    (policies.json); of a cache, the latter for some policies only.
+    """
     side = "policy" if name in registry.POLICIES else "cache"
-    own = [r for r in whole if r[side].partition("(")[0] == name and (side == "policy" or r["policy"] in SHOWN)]
-    if not own:
-        return "Not in the table of all policies yet."
+
+    def own(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [r for r in rows if r[side].partition("(")[0] == name]
+
+    tuned, known = (
+        json.loads((results / f"{file}.json").read_text(encoding="utf-8")) for file in ("every", "policies")
+    )
+    whole = [r for r in known if r["task"] == "all" or r["gen_length"] == MULTI]
+    parts = []
+    if found := own(tuned):
+        parts += [
+            "Tuned for `unmask-tiny`, problems of all kinds ([all policies](../results/every.md)):",
+            _table(found, tuned),
+        ]
+    if found := [r for r in own(whole) if side == "policy" or r["policy"] in SHOWN]:
+        parts += ["At the published defaults ([more](../results/policies.md)):", _table(found, whole)]
+    return "\n\n".join(parts) or (
+        "Not in the [table of all policies](../results/every.md): it is for another kind of model, or no policy is at "
+        "its best with it."
+    )
+
+
+def _table(own: list[dict[str, Any]], whole: list[dict[str, Any]]) -> str:
+    """Some settings beside vanilla of the same length."""
+    base = {r["gen_length"]: r for r in whole if (r["policy"], r["cache"]) == ("vanilla", "none")}
     head = "| policy | cache | gen_length | n | accuracy, % | vanilla's answers lost, gained | NFE | TPF | speed |"
     lines = [head, "|" + " --- |" * (head.count("|") - 1)]
     for r in sorted(own, key=lambda r: (r["gen_length"], r["policy"], r["cache"] != "none", r["cache"])):

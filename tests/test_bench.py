@@ -27,12 +27,13 @@ from unmask.cli import app
 from unmask.core import nets
 from unmask.core.errors import RequestError
 from unmask.measure import ledger, lines, machine, report, run
-from unmask.measure.figures import lengths, sweeps
+from unmask.measure.figures import lengths, pareto, sweeps
 from unmask.measure.problems import Item, Source, source
 from unmask.measure.run import Batch, Setting
 from unmask.measure.stats import aup, mcnemar, paired_interval, wilson
 from unmask.measure.summary import VANILLA, summarise, tallies
 from unmask.measure.tables import COLUMNS, paper, table
+from unmask.registry import POLICIES
 from unmask.text.template import Template
 
 SHORT = ["-t", "record", "--split", "valid", "--gen-length", "64"]
@@ -477,6 +478,17 @@ def test_a_difference_says_of_how_many_problems_it_is():
 def elsewhere(rows, **more):
     """The same, of another machine."""
     return [{**row, "run": "other", **(more if row["kind"] == "run" else {})} for row in rows]
+
+
+@pytest.mark.parametrize("count", [20, 21])
+def test_policies_without_a_colour_of_their_own_are_numbered(monkeypatch, count):
+    from matplotlib.axes import Axes
+
+    told = []
+    monkeypatch.setattr(Axes, "annotate", lambda axes, text, *_, **__: told.append(text))
+    own = [line(name, "none", 0, [1, 1], [8, 8], [2, 2], 1.0) for name in list(POLICIES)[:count]]
+    assert pareto(summarise(tallies([RUN, *own]))).startswith(b"\x89PNG")
+    assert told == ([] if count == 20 else [str(at) for at in range(1, 22)])
 
 
 def test_environments_are_told_apart():

@@ -36,13 +36,22 @@ POLICIES = (
     "slowfast(tau_high=0.95,window=1,block_length=32)",
     "slowfast(tau_high=0.998,window=1,block_length=32)",
     "dawn",
+    "localleap",
+    "localleap(tau=0.99,low=0.95)",
+    "multiblock(tau=0.02)",
+    "multiblock(tau=0.2)",
     "dawn(sink=0.05)",  # in short sequences the mean attention is more than the published bound
 )
 BRANCHING = ("multiblock", "threshold")  # decoded in branches, which costs little where a batch is small for its device
 CACHES = ("none", "dual", "dllm")
 MORE = tuple(  # caches that answer to what is committed, with what their papers decode by
     (policy, cache)
-    for policy in ("threshold(tau=0.9)", "threshold(tau=0.8)", "window(threshold(tau=0.9,block_length=16))")
+    for policy in (
+        "threshold(tau=0.99)",
+        "threshold(tau=0.9)",
+        "threshold(tau=0.8)",
+        "window(threshold(tau=0.9,block_length=16))",
+    )
     for cache in ("entropy_cache", "elastic")
 )
 NEAR = 64  # positions in sight; where a response may be much longer the rest of its masks is most of the work
@@ -120,12 +129,14 @@ class Sets:
 
 def grid(gen_length: int) -> list[tuple[str, str]]:
     """Where no candidates are given: policies and caches; for long responses with their far end out of sight, too."""
-    policies = [*POLICIES, *(f"lopa({policy})" for policy in BRANCHING), "verified"]
+    policies, more = [*POLICIES, *(f"lopa({policy})" for policy in BRANCHING), "verified"], list(MORE)
     if gen_length >= 4 * NEAR:
         policies += [f"lookahead({policy},{NEAR})" for policy in POLICIES]
         policies += [f"lopa(lookahead({policy},{NEAR}))" for policy in BRANCHING]
+        policies += [f"suffix(threshold(tau={tau}))" for tau in (0.99, 0.9)]
         policies += [f"flexible(threshold(tau={tau}),max_length={2 * gen_length})" for tau in (0.99, 0.9)]
-    return [(policy, cache) for policy in policies for cache in CACHES] + list(MORE)
+        more += [(f"lookahead(threshold(tau={tau}),{NEAR})", "entropy_cache") for tau in (0.99, 0.9)]
+    return [(policy, cache) for policy in policies for cache in CACHES] + more
 
 
 def sets(task: str, goal: Goal) -> Sets:

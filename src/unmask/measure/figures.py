@@ -17,9 +17,10 @@ from .tables import namer
 SPEEDS = {
     "rate": "tokens per second",
     "cpu_rate": "tokens per second of processor time",
-    "tpf": "tokens per forward",
+    "tpf": "tokens per forward pass",
 }
 _MARKERS = "osD^vP*X<>hp"
+_COLOURS = 20  # of the largest palette
 
 
 def _pyplot() -> Any:
@@ -54,24 +55,36 @@ def front(figures: Sequence[Figures], speed: str) -> list[Figures]:
 
 
 def pareto(figures: Sequence[Figures], speed: str = "rate") -> bytes:
-    """Accuracy with its interval against speed; a colour per policy, a marker per cache, a line along the front."""
+    """Accuracy with its interval against speed; a marker per cache, a line along the front. Policies are told apart by
+    colour; where there are more of them than colours, by numbers in the order given, and caches by colour.
+    """
     plt = _pyplot()
     from matplotlib.lines import Line2D
 
     names = list(dict.fromkeys(f.setting.family for f in figures))
     caches = list(dict.fromkeys(f.setting.cache for f in figures))
-    shade = {name: plt.get_cmap("tab10" if len(names) <= 10 else "tab20")(i % 20) for i, name in enumerate(names)}
     mark = {cache: _MARKERS[i % len(_MARKERS)] for i, cache in enumerate(caches)}
-    canvas, axes = plt.subplots(figsize=(9, 5.5))
+    numbered = len(names) > _COLOURS
+    told = caches if numbered else names  # what colours tell apart
+    shade = {one: plt.get_cmap("tab10" if len(told) <= 10 else "tab20")(i % _COLOURS) for i, one in enumerate(told)}
+    canvas, axes = plt.subplots(figsize=(9, 6.5 if numbered else 5.5))
     best = front(figures, speed)
     axes.step([getattr(f, speed) for f in best], [100 * f.accuracy for f in best], where="pre", color="0.6", zorder=1)
-    for f in figures:
+    for number, f in enumerate(figures, start=1):
         low, high = (abs(100 * (edge - f.accuracy)) for edge in f.interval)
-        axes.errorbar(getattr(f, speed), 100 * f.accuracy, yerr=[[low], [high]], fmt=mark[f.setting.cache], ms=6,
-                      color=shade[f.setting.family], elinewidth=0.7, alpha=0.9)  # fmt: skip
+        place = getattr(f, speed), 100 * f.accuracy
+        colour = shade[f.setting.cache if numbered else f.setting.family]
+        axes.errorbar(*place, yerr=[[low], [high]], fmt=mark[f.setting.cache], ms=6, color=colour, elinewidth=0.7,
+                      alpha=0.9)  # fmt: skip
+        if numbered:
+            axes.annotate(str(number), place, xytext=(4, 2), textcoords="offset points", fontsize=8)
     axes.set(xscale="log", xlabel=SPEEDS[speed], ylabel="accuracy, %")
-    handles = [Line2D([], [], color=shade[n], marker="o", ls="", label=n) for n in names]
-    handles += [Line2D([], [], color="0.3", marker=mark[c], ls="", label=c) for c in caches]
+    if numbered:
+        handles = [Line2D([], [], ls="", label=f"{i}  {f.setting.family}") for i, f in enumerate(figures, start=1)]
+        handles += [Line2D([], [], color=shade[c], marker=mark[c], ls="", label=c) for c in caches]
+    else:
+        handles = [Line2D([], [], color=shade[n], marker="o", ls="", label=n) for n in names]
+        handles += [Line2D([], [], color="0.3", marker=mark[c], ls="", label=c) for c in caches]
     axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, frameon=False)
     return _png(canvas)
 
@@ -98,14 +111,14 @@ def sweeps(figures: Sequence[Figures], x: str = "tau_min", y: str = "tau_high") 
 
 
 def sweep(figures: Sequence[Figures], x: str = "tau_min", y: str = "tau_high") -> bytes:
-    """Accuracy and tokens per forward over two parameters (SlowFast paper, figure 4)."""
+    """Accuracy and tokens per forward pass over two parameters (SlowFast paper, figure 4)."""
     plt = _pyplot()
     cells = {tuple(getattr(registry.policy(f.setting.policy), n) for n in (x, y)): f for f in figures}
     columns, rows = (sorted({key[i] for key in cells}) for i in (0, 1))
     canvas, both = plt.subplots(1, 2, figsize=(2.2 + 1.5 * len(columns), 1.8 + 0.55 * len(rows)))
     shown: list[tuple[str, Callable[[Figures], float]]] = [
         ("accuracy, %", lambda f: 100 * f.accuracy),
-        ("tokens per forward", lambda f: f.tpf),
+        ("tokens per forward pass", lambda f: f.tpf),
     ]
     for axes, (title, value) in zip(both, shown, strict=True):
         grid = [[value(cells[c, r]) if (c, r) in cells else nan for c in columns] for r in rows]
