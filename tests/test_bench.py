@@ -486,9 +486,11 @@ def test_policies_without_a_colour_of_their_own_are_numbered(monkeypatch, count)
 
     told = []
     monkeypatch.setattr(Axes, "annotate", lambda axes, text, *_, **__: told.append(text))
-    own = [line(name, "none", 0, [1, 1], [8, 8], [2, 2], 1.0) for name in list(POLICIES)[:count]]
+    slow, wrong, *names = list(POLICIES)[:count]
+    own = [line(name, "none", 0, [1, 1], [8, 8], [2, 2], 1.0) for name in names]
+    own += [line(slow, "none", 0, [1, 1], [8, 8], [2, 2], 4.0), line(wrong, "none", 0, [1, 0], [8, 8], [2, 2], 1.0)]
     assert pareto(summarise(tallies([RUN, *own]))).startswith(b"\x89PNG")
-    assert told == ([] if count == 20 else [str(at) for at in range(1, 22)])
+    assert told == ([] if count == 20 else [*map(str, range(1, 22)), *map(str, range(1, 20))])  # all, then closer
 
 
 def test_environments_are_told_apart():

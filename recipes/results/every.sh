@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The table of docs/results/every.md: every policy at its best setting, chosen on problems of the valid split, measured on those of the
-# test split: gen_length 256, one response at a time, one CPU thread. Two hours. Goes on where it was stopped.
+# test split: gen_length 256, one response at a time, one CPU thread. Five hours. Goes on where
+# it was stopped.
 # Usage: every.sh FOLDER; N: problems of each family of the test split
 set -euo pipefail
 folder=${1:?"usage: every.sh FOLDER"}

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The table of the README: ten settings at gen_length 256, one response at a time, one CPU thread; twelve minutes. Goes on where it
-# was stopped. Usage: table.sh FILE.jsonl [more options of unmask bench]
+# The table of the README, and three settings more: gen_length 256, one response at a time, one CPU thread; twenty minutes. Goes on
+# where it was stopped. Usage: table.sh FILE.jsonl [more options of unmask bench]
 #
 # The threshold .99 was chosen on 100 problems of the valid split: the lowest of .95, .98, .99, .995 and .998 that loses at most
 # one of them against vanilla (unmask bench --split valid -n 20 --batch-size 20 --gen-length 256).

@@ -56,10 +56,12 @@ def front(figures: Sequence[Figures], speed: str) -> list[Figures]:
 
 def pareto(figures: Sequence[Figures], speed: str = "rate") -> bytes:
     """Accuracy with its interval against speed; a marker per cache, a line along the front. Policies are told apart by
-    colour; where there are more of them than colours, by numbers in the order given, and caches by colour.
+    colour; where there are more of them than colours, by numbers in the order given, caches then by colour, and a
+    second picture shows the fast and accurate ones closer.
     """
     plt = _pyplot()
     from matplotlib.lines import Line2D
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     names = list(dict.fromkeys(f.setting.family for f in figures))
     caches = list(dict.fromkeys(f.setting.cache for f in figures))
@@ -67,26 +69,45 @@ def pareto(figures: Sequence[Figures], speed: str = "rate") -> bytes:
     numbered = len(names) > _COLOURS
     told = caches if numbered else names  # what colours tell apart
     shade = {one: plt.get_cmap("tab10" if len(told) <= 10 else "tab20")(i % _COLOURS) for i, one in enumerate(told)}
-    canvas, axes = plt.subplots(figsize=(9, 6.5 if numbered else 5.5))
-    best = front(figures, speed)
-    axes.step([getattr(f, speed) for f in best], [100 * f.accuracy for f in best], where="pre", color="0.6", zorder=1)
-    for number, f in enumerate(figures, start=1):
-        low, high = (abs(100 * (edge - f.accuracy)) for edge in f.interval)
-        place = getattr(f, speed), 100 * f.accuracy
-        colour = shade[f.setting.cache if numbered else f.setting.family]
-        axes.errorbar(*place, yerr=[[low], [high]], fmt=mark[f.setting.cache], ms=6, color=colour, elinewidth=0.7,
-                      alpha=0.9)  # fmt: skip
-        if numbered:
-            axes.annotate(str(number), place, xytext=(4, 2), textcoords="offset points", fontsize=8)
-    axes.set(xscale="log", xlabel=SPEEDS[speed], ylabel="accuracy, %")
+
+    def draw(axes: Any, shown: Sequence[Figures]) -> None:
+        best = front(shown, speed)
+        axes.step(
+            [getattr(f, speed) for f in best], [100 * f.accuracy for f in best], where="pre", color="0.6", zorder=1
+        )
+        for f in shown:
+            low, high = (abs(100 * (edge - f.accuracy)) for edge in f.interval)
+            place = getattr(f, speed), 100 * f.accuracy
+            colour = shade[f.setting.cache if numbered else f.setting.family]
+            axes.errorbar(*place, yerr=[[low], [high]], fmt=mark[f.setting.cache], ms=6, color=colour, elinewidth=0.7,
+                          alpha=0.9)  # fmt: skip
+            if numbered:
+                axes.annotate(str(1 + figures.index(f)), place, xytext=(4, 2), textcoords="offset points", fontsize=8)
+        axes.set(xscale="log", xlabel=SPEEDS[speed], ylabel="accuracy, %")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+
     if numbered:
+        canvas, both = plt.subplots(1, 2, figsize=(15, 6.5))
+        near = [f for f in figures if _near(f, figures, speed)]
+        for axes, shown in zip(both, (figures, near), strict=True):
+            draw(axes, shown)
         handles = [Line2D([], [], ls="", label=f"{i}  {f.setting.family}") for i, f in enumerate(figures, start=1)]
         handles += [Line2D([], [], color=shade[c], marker=mark[c], ls="", label=c) for c in caches]
     else:
+        canvas, axes = plt.subplots(figsize=(9, 5.5))
+        draw(axes, figures)
         handles = [Line2D([], [], color=shade[n], marker="o", ls="", label=n) for n in names]
         handles += [Line2D([], [], color="0.3", marker=mark[c], ls="", label=c) for c in caches]
-    axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, frameon=False)
+    canvas.axes[-1].legend(handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, frameon=False)
     return _png(canvas)
+
+
+def _near(one: Figures, figures: Sequence[Figures], speed: str) -> bool:
+    """Whether it is at most eight points less accurate than the best, and at least half as fast as the fastest."""
+    best, fastest = max(f.accuracy for f in figures), max(getattr(f, speed) for f in figures)
+    return one.accuracy >= best - 0.08 and getattr(one, speed) >= fastest / 2
 
 
 def sweeps(figures: Sequence[Figures], x: str = "tau_min", y: str = "tau_high") -> list[tuple[str, list[Figures]]]:
