@@ -5,7 +5,7 @@
     python recipes/results/every.py search FIRST  # those worth trying on all families, by a run on word problems
     python recipes/results/every.py choose VALID  # of these the best of each policy, by a run on all families
     python recipes/results/every.py curves        # every setting without a cache, for AUP
-    python recipes/results/every.py page CURVES TEST...
+    python recipes/results/every.py page CURVES TEST [MORE]  # MORE: some of the settings on more problems
 
 Worth trying is, of each policy and cache, the fastest setting that loses no word problem against vanilla (if all lose
 some, the one with the most right), unless the same policy without a cache is as fast and loses as little. The best
@@ -22,6 +22,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from unmask.measure.figures import pareto
 from unmask.measure.report import load, overall, parallelism
@@ -108,8 +109,8 @@ def main() -> None:
     elif given.what == "choose":
         found = [(f.setting.policy, f.setting.cache) for f in best(figures(given.files))]
     else:
-        curves, *test = given.files
-        write(figures([curves]), every(test))
+        curves, test, *more = given.files
+        write(figures([curves]), every([test]), figures(more) if more else [])
         return
     for policy, cache in found:
         print(f"--pair\n{policy}|{cache}")
@@ -160,7 +161,7 @@ def best(found: list[Figures]) -> Iterator[Figures]:
             yield one
 
 
-def write(curves: list[Figures], test: list[Figures]) -> None:
+def write(curves: list[Figures], test: list[Figures], more: list[Figures]) -> None:
     """The table, the fastest settings first; the picture, whose numbers are the table's; docs/results/every.json."""
     area = {label.partition(", gen_length")[0]: value for label, _, value in parallelism(curves)}
     whole = sorted(overall(test), key=lambda f: -f.cpu_rate)
@@ -171,9 +172,20 @@ def write(curves: list[Figures], test: list[Figures]) -> None:
         under = area.get(f.setting.family)
         lines.append(f"| {number} {line(row, speed)} {'' if under is None else round(under)} |")
     page = between(PAGE.read_text(encoding="utf-8"), "table", "\n".join(lines))
+    page = between(page, "more", longer([plain(f) for f in more]))
     PAGE.write_text(between(page, "families", families([plain(f) for f in test])), encoding="utf-8")
     PAGE.with_suffix(".json").write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n", encoding="utf-8")
     PAGE.with_suffix(".png").write_bytes(pareto(whole, "cpu_rate"))
+
+
+def longer(rows: list[dict[str, Any]]) -> str:
+    """Accuracy alone, the best first; speed is not compared, since these were not all decoded side by side."""
+    head, *_ = HEAD.partition(" | NFE")
+    lines = [f"{head} |", "|" + " --- |" * head.count("|")]
+    for row in sorted(rows, key=lambda r: -r["right"] / r["n"]):
+        cells, *_ = line(row, None).partition(f" | {row['nfe']:.1f} | ")
+        lines.append(f"{cells} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
