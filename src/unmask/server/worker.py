@@ -156,7 +156,7 @@ class Worker:
         self._flush()
 
     def _obey(self, wait: bool) -> None:
-        """Carry out what has been asked for; ``wait`` for something if there is nothing."""
+        """Carry out what has been asked for; ``wait`` for something, for a while, if there is nothing."""
         try:
             self._orders.get(block=wait, timeout=_TRIM)()
             while True:
