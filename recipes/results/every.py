@@ -35,7 +35,6 @@ PAGE = DOCS / "every.md"
 LOST = 1  # answers of the valid split that a setting may lose
 SURE = (0.99, 0.97, 0.9)
 SLOWFAST = "slowfast(tau_high={tau},window=1,block_length=32)"
-THRESHOLD = "threshold(tau={tau})"
 CACHES = ("none", "dual", "dllm(kp=2,kr=1)", "entropy_cache", "elastic")
 POLICIES: dict[str, list[str]] = {
     "vanilla": ["vanilla"],
@@ -79,7 +78,7 @@ POLICIES: dict[str, list[str]] = {
     + [f"suffix({SLOWFAST.format(tau=0.99)},32)"],
     "lookahead": [f"lookahead(threshold(tau={tau}),64)" for tau in (0.99, 0.97)]
     + [f"lookahead({SLOWFAST.format(tau=0.998)},64)"],
-}  # what is for block models only (ahead) or for models without a mask token (renoise) is not among them
+}  # not ahead, assd and renoise, which are for models of other kinds
 OWN = {  # caches made for a policy
     "apd": ("none", "trailing"),
     "cascade": ("none", "trailing"),
@@ -144,8 +143,8 @@ def promising(found: list[Figures]) -> Iterator[Figures]:
         groups[name(f), f.setting.cache].append(f)
     own = {key: fastest(several, 0) for key, several in groups.items()}
     for f in own.values():
-        plain = own[name(f), "none"]
-        if f is plain or f.cpu_rate > plain.cpu_rate or f.right > plain.right:
+        bare = own[name(f), "none"]
+        if f is bare or f.cpu_rate > bare.cpu_rate or f.right > bare.right:
             yield f
 
 
