@@ -136,7 +136,9 @@ def test_activations_are_rounded_to_the_nearest(seed, dtype):
     wide = x.float() / size.float()
     assert bool(((wide - values).abs() <= 0.5001).all())
     assert bool((values[4] == 0).all())
-    assert bool((values.abs().amax(1)[x.float().abs().amax(1) > 0] >= 125).all())
+    most = wide.abs().amax(1)[x.float().abs().amax(1) > 0]
+    assert bool((most > 126.4).all())
+    assert dtype == torch.bfloat16 or bool((most - 127).abs().max() < 1e-3), "a tie would fall differently elsewhere"
 
 
 def test_many_activations_are_rounded_some_at_a_time():

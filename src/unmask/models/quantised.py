@@ -25,7 +25,7 @@ from .experts import Groups, Stack
 from .transformer import Linear
 
 _MOST = 127  # of an int8 weight
-_TOKEN = 126.5  # of an activation, so that a scale rounded to bfloat16 leaves none above 127
+_TOKEN = 127  # of an activation; a scale rounded to bfloat16 makes that 127.498 at most, which is 127
 _LEAST = 2.0**-120  # scale of a token, so that it has an inverse
 _LEVELS = 15  # of an int4 weight
 _GROUPS = (64, 32, 16)  # inputs that share a scale: the first that divides the inputs
