@@ -1,4 +1,5 @@
-"""On a GPU: every policy under every cache, golden traces, rows alone and in batches, threads, graphs.
+"""On a GPU: every policy under every cache, golden traces, rows alone and in batches, threads, graphs, drafts, experts,
+weights in few bits, constraints.
 
 Skipped where there is none. ``UNMASK_TEST_DEVICE=cpu`` runs them on another device, to see that the tests are right.
 """
@@ -6,6 +7,7 @@ Skipped where there is none. ``UNMASK_TEST_DEVICE=cpu`` runs them on another dev
 from __future__ import annotations
 
 import os
+import re
 import threading
 from copy import deepcopy
 from functools import cache
@@ -14,12 +16,18 @@ from typing import Any
 import pytest
 import torch
 
+import test_experts as experts
 import test_golden as golden
+import test_golden_blocks as blocks
+import test_golden_newer as newer
 import unmask
 from helpers import CACHES, EOS, MASK, POLICIES, SPEC, Request, Row, assert_same, decode, singly, tiny
 from unmask import registry
 from unmask.models.denoiser import Denoiser
+from unmask.models.experts import Experts
 from unmask.models.graphs import Cuda, Graphs, Rerun
+from unmask.models.quantised import KINDS, per_token
+from unmask.speculative.model import load_causal
 from unmask.tasks import problems
 
 DEVICE = os.environ.get("UNMASK_TEST_DEVICE", "cuda")
@@ -77,30 +85,111 @@ def test_the_bundled_model_does_not_see_its_batch(kept: str) -> None:
     assert [r.text for r in together] == [lm.generate(p, 64, policy, kept)[0].text for p in prompts]
 
 
-def _golden_cases() -> list[Any]:
+def _few(traces: Any) -> list[Any]:
+    """Some cases of each method of a set."""
     seen: dict[tuple[str, str], int] = {}
     found = []
-    for case in golden.CASES:
+    for case in traces.CASES:
         key = (case.group, case.method)
         seen[key] = seen.get(key, 0) + 1
         if seen[key] <= GOLDEN_CASES:
-            found.append(case)
+            found.append(pytest.param(traces, case, id=f"{traces.__name__}-{case.group}-{case.name}"))
     return found
 
 
 @cache
-def golden_model(checkpoint: str) -> Denoiser:
-    return unmask.load(golden.ROOT / "checkpoints" / checkpoint, device=DEVICE, dtype="float32").denoiser
+def golden_model(checkpoint: str, block: int | None = None, root: Any = golden.ROOT) -> Denoiser:
+    return unmask.load(root / "checkpoints" / checkpoint, device=DEVICE, dtype="float32", block_length=block).denoiser
 
 
-@pytest.mark.parametrize("case", _golden_cases(), ids=lambda c: f"{c.group}-{c.name}")
-def test_golden_trace(case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def _deviates(traces: Any, case: Any) -> bool:
+    if traces is newer:
+        return any(d["method"] == case.method and newer.CONDITIONS[d["condition"]](case) for d in newer.DEVIATIONS)
+    return traces is golden and bool(golden.excuses(case))
+
+
+@pytest.mark.parametrize(("traces", "case"), [*_few(blocks), *_few(newer), *_few(golden)])
+def test_golden_trace(traces: Any, case: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """As published, in float32, but for what is known to deviate."""
     monkeypatch.setattr(golden, "model", golden_model)
-    problem = golden.play([case])[case].problem(case)
-    if problem and golden.excuses(case):
+    monkeypatch.setattr(blocks, "model", lambda name, block: golden_model(name, block, blocks.ROOT))
+    monkeypatch.setattr(traces, "outcome", lambda case: traces.play([case])[case])
+    problem = traces.outcome(case).problem(case) if traces is golden else traces.problem(case)
+    if problem and _deviates(traces, case):
         pytest.skip("a known deviation")
     assert not problem
+
+
+@cache
+def asked() -> list[str]:
+    return [problem.prompt for name in ("word_problem", "record", "sudoku") for problem in problems(name, "test", 3)]
+
+
+@pytest.mark.parametrize("drafter", [None, *registry.table("drafter")])
+def test_drafts_change_no_text(drafter: str | None) -> None:
+    """What the target says on the CPU without drafts, token for token."""
+    here, there = (load_causal(device=device, dtype="float32") for device in (DEVICE, "cpu"))
+    assert here.text is not None
+    prompts = [here.text.encode(prompt) for prompt in asked()]
+    found = here.generate(prompts, 40, drafter, batch_size=4)
+    assert [r.tokens for r in found] == [r.tokens for r in there.generate(prompts, 40, None, batch_size=4)]
+    assert sum(r.stats.accepted for r in found) > 0 or drafter is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 16, 17, 40])
+@pytest.mark.parametrize("kind", KINDS)
+def test_products_of_few_bits(kind: str, rows: int, dtype: torch.dtype) -> None:
+    """Those of the weights that are meant and of the inputs as they are rounded, whatever rows a kernel wants."""
+    draw = torch.Generator().manual_seed(rows)
+    weight, x = torch.randn(48, 64, generator=draw), torch.randn(rows, 64, generator=draw).to(dtype)
+    stored = KINDS[kind].of(weight)
+    layer = stored.layer(None, dtype, torch.device(DEVICE))
+    values, size = per_token(x)
+    meant = values * size if kind == "int8" else x
+    expected = torch.nn.functional.linear(meant.double(), stored.dense().double())
+    out = layer(x.to(DEVICE)).double().cpu()
+    assert float((out - expected).norm() / expected.norm()) < (1e-5 if dtype == torch.float32 else 1e-2)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4", "int8+head", "int4+head"])
+def test_weights_of_few_bits(kind: str) -> None:
+    """The answers of the same weights on the CPU."""
+    here, there = (unmask.load(device=device, dtype="float32", quantize=kind) for device in (DEVICE, "cpu"))
+    found, expected = (lm.generate(asked(), 48, "threshold(tau=0.9)", "dllm(kp=2,kr=1)") for lm in (here, there))
+    assert [r.tokens for r in found] == [r.tokens for r in expected]
+
+
+@pytest.mark.parametrize("count", [1, 5, 300])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        Experts(count=8, chosen=3, width=32, shared=16),
+        Experts(count=12, chosen=3, width=16, sigmoid=True, normalised=True, groups=4, kept=2, offset="choice"),
+        Experts(count=8, chosen=1, width=20),  # whose sizes the grouped kernel does not take
+    ],
+)
+def test_experts(kind: Experts, count: int) -> None:
+    """In bfloat16 as in float64 token by token on the CPU, by the grouped kernel where there is one."""
+    plain = experts.mixture(kind, torch.bfloat16)
+    module, x = deepcopy(plain).to(DEVICE), experts.inputs(count, torch.bfloat16)
+    assert module.grouped == (DEVICE == "cuda" and not kind.width % 8 and torch.cuda.get_device_capability() >= (9, 0))
+    found, expected = module(x.to(DEVICE)).double().cpu(), plain.double()(x.double())
+    alike = module.router(x.to(DEVICE))[0].cpu().sort(-1).values == plain.router(x.double())[0].sort(-1).values
+    same = alike.all(-1)  # a tie may fall to another expert
+    assert same.float().mean() > 0.9
+    assert float((found - expected)[same].norm() / expected[same].norm()) < 2e-2
+
+
+@pytest.mark.parametrize("policy", ["vanilla", "threshold(tau=0.2)", FIRST["slowfast"], FIRST["lopa"]])
+def test_constraints(policy: str) -> None:
+    """What the CPU writes, and it matches."""
+    pattern = r'\{"who":"[A-Z][a-z]+ [A-Z][a-z]+","years":\d\d\}'
+    prompts = ["Fill the record: who, years", "Amy has 3 apples."]
+    here, there = (unmask.load(device=device, dtype="float32") for device in (DEVICE, "cpu"))
+    found, expected = (lm.generate(prompts, 32, policy, regex=pattern) for lm in (here, there))
+    assert [r.text for r in found] == [r.text for r in expected]
+    assert all(re.fullmatch(pattern, r.text) for r in found)
 
 
 @pytest.mark.parametrize("kept", ["none", "dual", "dllm(kp=3,kr=2,rho=0.25)"])

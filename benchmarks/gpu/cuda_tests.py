@@ -13,7 +13,7 @@ from book import Book, read
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-WORKERS = 10
+WORKERS = max(1, min(14, (os.cpu_count() or 2) - 2))  # each is a process with a context of its own on the device
 
 
 def measure(book: Book, device: torch.device, dry: bool) -> None:

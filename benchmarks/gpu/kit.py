@@ -35,7 +35,7 @@ PARTS = {
     "passes": Part(7, 100, "forward passes at the shape of LLaDA-8B, random weights"),
     "pieces": Part(2, 25, "the pieces of the layers, each alone"),
     "replay": Part(17, 250, "decodings of the bundled model replayed at that shape, beside an autoregressive model"),
-    "tests": Part(8, 150, "tests/test_cuda.py"),
+    "tests": Part(8, 300, "tests/test_cuda.py"),
     "host": Part(3, 40, "time outside the network, kernels and waits per step"),
     "answers": Part(3, 60, "answers of the bundled model on this device beside those on the CPU"),
     "dream": Part(4, 60, "forward passes at the shape of Dream-7B"),

@@ -15,7 +15,8 @@ from book import Record, latest
 NAMES = {"llada-8b": "LLaDA-8B", "dream-7b": "Dream-7B"}
 HOWS = ("eager", "graphs", "compiled", "compiled graphs")
 PUBLISHED, AUTOREGRESSIVE = "vanilla, as published", "autoregressive"
-TUNED = ("slowfast", "slowfast + dllm", "lookahead slowfast", "lookahead slowfast + dllm")
+SLOWFAST = ("slowfast", "slowfast + dllm", "lookahead slowfast", "lookahead slowfast + dllm")
+TUNED = (*SLOWFAST, "threshold", "suffix threshold")
 EXPECTED = {
     "a pass with 32 positions computed of 1024, batch 1: at most times the least": 1.3,
     "a pass of all 1024 positions: share of the measured matrix product": 0.7,
@@ -52,7 +53,7 @@ def page(records: Records, pictures: Sequence[str] = ()) -> str:
     parts += [_passes(records, model) for model in NAMES]
     parts += [_pieces(records, model) for model in NAMES]
     parts += [_replays(records, length) for length in _values(records.of("replay"), "gen_length")]
-    parts += [_host(records), _answers(records), _tests(records), _left_out(records)]
+    parts += [_spelled(records), _host(records), _answers(records), _tests(records), _left_out(records)]
     parts.insert(2, "\n\n".join(f"![{Path(p).stem}]({p})" for p in pictures))
     return "\n\n".join(filter(None, parts)) + "\n"
 
@@ -82,7 +83,7 @@ def _answer(records: Records) -> str:
 
 
 def _compared(records: Records, batch: int) -> str:
-    """The fastest decoding by the tuned SlowFast, vanilla and an autoregressive model; '' without all three."""
+    """The fastest decoding by a tuned policy, vanilla and an autoregressive model; '' without all three."""
     mine = [r for r in records.of("replay", gen_length=1024, batch=batch, how="graphs") if "seconds" in r]
     by = {r["key"]["setting"]: r for r in mine}
     slow, causal, tuned = by.get(PUBLISHED), by.get(AUTOREGRESSIVE), [by[name] for name in TUNED if name in by]
@@ -211,6 +212,15 @@ def _replays(records: Records, length: int) -> str:
         + "\n\n"
         + table(heads, rows)
     )
+
+
+def _spelled(records: Records) -> str:
+    """What the decoders are called in an option."""
+    specs = {
+        r["key"]["setting"]: [f"`{r['policy']}`", f"`{r['cache']}`"] for r in records.of("replay") if "policy" in r
+    }
+    rows = [[label, *spec] for label, spec in specs.items()]
+    return "## The decoders\n\n" + table(["decoder", "policy", "cache"], rows) if rows else ""
 
 
 def _rate(record: Record) -> float | None:

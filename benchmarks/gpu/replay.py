@@ -40,6 +40,9 @@ SETTINGS = (
     Setting("klass", "klass"),
     Setting("apd", "apd", "trailing(window=16)"),
     EARLY,
+    Setting("threshold", "threshold(tau=0.99)"),
+    Setting("suffix threshold", "suffix(threshold(tau=0.99),32)"),
+    Setting("threshold + entropy_cache", "threshold(tau=0.99)", "entropy_cache"),
 )
 LENGTHS, BATCHES = (1024, 256), (1, 8, 32)
 WARM = 3  # steps before the clock starts, where a whole decoding is too long to be run twice
