@@ -4,7 +4,7 @@
     python recipes/results/every.py search           # every setting, as options of `unmask bench`
     python recipes/results/every.py shortlist VALID  # those worth trying on all families, by a run on the two of FIRST
     python recipes/results/every.py choose VALID     # the best of each policy, by a run of those on all families
-    python recipes/results/every.py page VALID TEST SPEED
+    python recipes/results/every.py page VALID SPEED TEST [TEST ...]
 
 A setting is safe if on the valid split it loses at most three answers more than it gains, against vanilla: first of
 120, then of 300. On all families is tried, of each policy with each cache, the safe setting that computes least; the
@@ -118,11 +118,12 @@ def main() -> None:
     parser.add_argument("what", choices=steps)
     parser.add_argument("files", nargs="*", type=Path, help="what `unmask bench` wrote, see above")
     given = parser.parse_args()
-    if len(given.files) != steps[given.what]:
+    if len(given.files) != steps[given.what] and not (given.what == "page" and len(given.files) > steps["page"]):
         parser.error(f"{given.what} takes {steps[given.what]} files, got {len(given.files)}")
     if given.what == "page":
-        valid, test, speed = given.files
-        write(overall(figures(valid, FIRST)), figures(test), {key(f): f.cpu_rate for f in overall(figures(speed))})
+        valid, speed, first, *more = given.files
+        test = figures(first) + [f for file in more for f in figures(file) if key(f) != BASE]
+        write(overall(figures(valid, FIRST)), test, {key(f): f.cpu_rate for f in overall(figures(speed))})
         return
     if given.what == "search":
         pairs = [(policy, cache) for name, own in POLICIES.items() for policy in own for cache in OWN.get(name, CACHES)]
@@ -152,12 +153,12 @@ def cost(f: Figures) -> float:
 
 def best(found: list[Figures], apart: bool = False) -> list[Figures]:
     """Of each policy, or ``apart`` of each with each cache, the safe setting that computes least; where none is safe,
-    the one with the most right. Vanilla without a cache as well. What was decoded on fewer problems than that is left
-    out.
+    the one with the most right. Vanilla is the baseline: without a cache. What was decoded on fewer problems than that
+    is left out.
     """
     base = next(f for f in found if key(f) == BASE)
     groups: dict[tuple[str, str], list[Figures]] = defaultdict(list)
-    for f in (f for f in found if f.n == base.n):
+    for f in (f for f in found if f.n == base.n and f.setting.policy != base.setting.policy):
         groups[f.setting.policy.partition("(")[0], apart * f.setting.cache].append(f)
     kept = {key(base): base}
     for own in groups.values():
