@@ -1,13 +1,14 @@
 """The server under load: every response is what it is alone, and nobody suffers from others."""
 
 import asyncio
+import logging
 import random
 
 import httpx2
 import pytest
 
 from recipes.serve import client, mix
-from serving import QUESTION, model, serving
+from serving import QUESTION, model, serving, wait_for
 from unmask.engine.scheduler import Engine
 
 LONG = {"prompt": "a", "max_tokens": 500, "ignore_eos": True, "unmask": {"policy": "vanilla"}}
@@ -74,6 +75,26 @@ def test_a_client_that_leaves_is_aborted_before_the_next_forward_pass(served):
                 with pytest.raises(httpx2.ReadTimeout):
                     one.post("/v1/completions", json=LONG, timeout=0.3)
         assert served.idle()
+
+
+def test_a_client_that_leaves_a_stream_is_in_the_log(served, caplog):
+    logging.getLogger("unmask.server").setLevel(logging.INFO)
+    with caplog.at_level(logging.INFO, logger="unmask.server"):
+        asyncio.run(client.ask(served.port, "/v1/completions", {**LONG, "stream": True}, leave=0.3))
+        assert wait_for(lambda: [r.getMessage() for r in caplog.records].count("request") == 1)
+    (noted,) = [vars(r)["fields"] for r in caplog.records if r.getMessage() == "request"]
+    assert (noted["status"], noted["error"]) == (200, "client_closed_request")
+    assert served.idle()
+
+
+def test_a_stream_whose_time_is_over_says_nothing_twice(served):
+    body = {**LONG, "unmask": {"policy": "vanilla", "stream": "steps", "timeout": 0.4}}
+    *events, last = served.events("/v1/completions", body)
+    told = [event["choices"][0]["unmask"] for event in events]
+    assert [one["event"] for one in told] == ["start"] + ["step"] * (len(told) - 1)
+    assert [one["step"] for one in told[1:]] == [*range(len(told) - 1)] and len(told) > 1
+    assert last["error"]["code"] == "timeout"
+    assert served.idle()
 
 
 def test_an_abort_comes_before_the_next_forward_pass(served):

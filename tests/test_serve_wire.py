@@ -19,6 +19,7 @@ from serving import ANSWER, QUESTION, process, raw, serving, wait_for
 from unmask.server import Settings
 from unmask.server.errors import Refused
 from unmask.server.guard import Guard
+from unmask.server.logs import Text
 from unmask.server.metrics import Metrics
 
 BODY = json.dumps({"prompt": "3+4=", "max_tokens": 4}).encode()
@@ -232,6 +233,17 @@ def test_request_ids_and_no_prompts_in_the_log(served, caplog, capsys):
     assert [n["status"] for n in noted] == [200, 400]
     assert noted[0]["tokens"] == own.json()["usage"]["completion_tokens"] and noted[0]["nfe"]
     assert "secret" not in json.dumps(noted)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(3, "3"), ("threshold(tau:0.9)", "threshold(tau:0.9)"), ("", '""'), ("a b", '"a b"'), ("a=b", '"a=b"'),
+     ('a"', '"a\\""'), ("a\n", '"a\\n"'), ("a\u2028", '"a\\u2028"'), ("\x1b", '"\\u001b"'), ("é", "é")],
+)  # fmt: skip
+def test_values_in_the_log_are_quoted_where_they_could_be_mistaken(value, shown):
+    record = logging.LogRecord("unmask", logging.INFO, "", 0, "request", (), None)
+    record.fields = {"key": value}
+    assert Text().format(record).endswith(f" INFO request key={shown}")
 
 
 def test_paths_that_are_made_up_are_counted_as_one(served):

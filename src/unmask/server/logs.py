@@ -8,6 +8,8 @@ import sys
 import time
 from typing import Any
 
+_MARKS = frozenset(' "=')  # what a value has to be quoted for, beside what cannot be printed
+
 
 class Text(logging.Formatter):
     """``2026-11-27T05:44:22 INFO request path=/v1/completions status=200 ...``."""
@@ -44,4 +46,4 @@ def configure(form: str) -> None:
 
 def _plain(value: Any) -> str:
     text = str(value)
-    return json.dumps(text) if any(c.isspace() or c in '"=' or not c.isprintable() for c in text) or not text else text
+    return text if text and text.isprintable() and _MARKS.isdisjoint(text) else json.dumps(text)

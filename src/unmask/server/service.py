@@ -6,13 +6,13 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
-from starlette.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
 
 from ..api import Model
 from ..core.errors import RequestError, UnmaskError
@@ -114,14 +114,13 @@ class Service:
         tickets = await self.submit(plan)
         headers = {IGNORED: ascii(", ".join(plan.ignored))[1:-1][:1000]} if plan.ignored else {}
         if plan.stream:
-            left = seconds - (time.perf_counter() - began)
-            return _Stream(
-                self._stream(plan, replies, tickets, left, log),
-                lambda: self.release(tickets),
-                headers,
-            )
+            rings = _rings(http, tickets, began, seconds, self.settings.keep_alive)
+            return _Stream(self._stream(plan, replies, tickets, rings, log), lambda: self.release(tickets), headers)
         try:
-            await self._unless_gone(http, self._all(tickets), seconds)
+            async with aclosing(_rings(http, tickets, began, seconds)) as rings:
+                async for _ in rings:
+                    if all(ticket.ended for ticket in tickets):
+                        break
             answers = self._answers(tickets, log)
             body = replies.whole(answers)
         finally:
@@ -129,32 +128,6 @@ class Service:
         if self.settings.log_prompts:
             log["text"] = [answer.result.text for answer in answers]
         return Reply(body, headers=headers)
-
-    async def _all(self, tickets: Sequence[Ticket]) -> None:
-        for ticket in tickets:
-            while not ticket.ended:
-                ticket.news.clear()
-                if not ticket.ended:
-                    await ticket.news.wait()
-
-    async def _unless_gone(self, http: HttpRequest, work: Awaitable[None], seconds: float) -> None:
-        """Wait for work, as long as the client is there and there is time.
-
-        Raises:
-            Refused: 504, the time is over; 499, the client has left.
-        """
-        main, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(http))
-        try:
-            await asyncio.wait((main, gone), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            if main.done():
-                await main
-            elif gone.done():
-                raise Refused(499, "the client has closed the connection", "client_closed_request")
-            else:
-                raise _late(seconds)
-        finally:
-            main.cancel()
-            gone.cancel()
 
     def _answers(self, tickets: Sequence[Ticket], log: dict[str, Any]) -> list[Answer]:
         """The results of tickets that have ended.
@@ -181,47 +154,66 @@ class Service:
     # --- streams
 
     async def _stream(
-        self, plan: Plan, replies: Replies, tickets: Sequence[Ticket], seconds: float, log: dict[str, Any]
-    ) -> AsyncGenerator[bytes, None]:
-        """The events of a streamed reply, those that are there together. What goes wrong behind its first byte is an
-        event as well.
+        self,
+        plan: Plan,
+        replies: Replies,
+        tickets: Sequence[Ticket],
+        rings: AsyncGenerator[bool, None],
+        log: dict[str, Any],
+    ) -> AsyncGenerator[Message, None]:
+        """The messages of a streamed reply; those events are together that are there together, and the last ones end
+        it. What goes wrong behind its first byte is an event as well.
         """
-        deadline = time.perf_counter() + seconds
         sources = [_Choice(self, plan, replies, index, ticket) for index, ticket in enumerate(tickets)]
+        parts = [_event(first) for source in sources if (first := replies.begin(source.index)) is not None]
         try:
-            for source in sources:
-                if (first := replies.begin(source.index)) is not None:
-                    yield _event(first)
-            async with aclosing(_ready(sources, deadline, seconds, self.settings.keep_alive)) as ready:
-                async for one in ready:
-                    if one is None:
-                        yield b": alive\n\n"
-                    elif chunks := one.take(log):
-                        yield b"".join(map(_event, chunks))
+            async with aclosing(rings):
+                if parts:
+                    yield _body(parts)
+                    parts = []
+                async for alive in rings:
+                    if alive:
+                        parts.append(b": alive\n\n")
+                    for source in sources:
+                        if source.due:
+                            parts += map(_event, source.take(log))
+                    if all(source.done for source in sources):
+                        break
+                    if parts:
+                        yield _body(parts)
+                        parts = []
             if plan.usage:
-                yield _event(replies.last([source.answer for source in sources if source.answer]))
-            yield b"data: [DONE]\n\n"
+                parts.append(_event(replies.last([source.answer for source in sources if source.answer])))
+            parts.append(b"data: [DONE]\n\n")
         except Refused as error:
             log["error"] = error.code
-            yield _event(error.body())
+            parts.append(_event(error.body()))
+        yield _body(parts, more=False)
 
 
-class _Stream(StreamingResponse):
-    """A reply of server-sent events; ``over`` is called at its end, whether it has begun or not."""
+class _Stream(Response):
+    """A reply of server-sent events; ``over`` is called at its end, whether it has begun or not.
+
+    Args:
+        messages: what is sent behind the head; they end by themselves when the client has gone.
+    """
 
     media_type = "text/event-stream"
 
     def __init__(
-        self, events: AsyncGenerator[bytes, None], over: Callable[[], None], headers: Mapping[str, str]
+        self, messages: AsyncGenerator[Message, None], over: Callable[[], None], headers: Mapping[str, str]
     ) -> None:
-        super().__init__(events, headers={"x-accel-buffering": "no", **headers})
-        self.events, self.over = events, over
+        super().__init__(headers={"x-accel-buffering": "no", **headers})
+        del self.headers["content-length"]
+        self.messages, self.over = messages, over
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            async for message in self.messages:
+                await send(message)
         finally:
-            await self.events.aclose()
+            await self.messages.aclose()
             self.over()
 
 
@@ -237,6 +229,11 @@ class _Choice:
         self.reader = Reader(plan.offer) if plan.offer else None
         self.sure: dict[int, float] = {}
         self.answer: Answer | None = None
+
+    @property
+    def due(self) -> bool:
+        """Whether there is something to take."""
+        return not self.done and bool(self.ticket.told or self.ticket.ended or self.ticket.overrun)
 
     @property
     def done(self) -> bool:
@@ -311,51 +308,51 @@ class _Choice:
         return {"logprobs": self.replies.listed(own, [self.sure.get(before + at) for at in range(len(own))], offset)}
 
 
-async def _ready(
-    sources: Sequence[_Choice], deadline: float, seconds: float, keep_alive: float
-) -> AsyncGenerator[_Choice | None, None]:
-    """The choices, whenever one has news, until all are done; None every ``keep_alive`` seconds. They share one event.
+async def _rings(
+    http: HttpRequest, tickets: Sequence[Ticket], began: float, seconds: float, keep_alive: float = math.inf
+) -> AsyncGenerator[bool, None]:
+    """Whenever there is news of tickets, which share one event; True every ``keep_alive`` seconds.
 
     Raises:
-        Refused: the time is over.
+        Refused: 504, the time is over; 499, the client has left.
     """
-    news, due = sources[0].ticket.news, set[str]()
+    news, due = tickets[0].news, set[str]()
     loop = asyncio.get_running_loop()
 
     def ring(what: str) -> None:
         due.add(what)
         news.set()
 
-    late = loop.call_later(max(0.0, deadline - time.perf_counter()), ring, "late")
-    alive = loop.call_later(keep_alive, ring, "alive")
+    late = loop.call_later(max(0.0, began + seconds - time.perf_counter()), ring, "late")
+    alive = loop.call_later(keep_alive, ring, "alive") if keep_alive < math.inf else late
+    gone = asyncio.ensure_future(_gone(http))
+    gone.add_done_callback(lambda _: ring("gone"))
     try:
-        waiting = list(sources)
-        while waiting:
+        while True:
             await news.wait()
             news.clear()
-            if "late" in due:
-                raise _late(seconds)
-            if "alive" in due:
+            if "gone" in due:
+                raise Refused(499, "the client has closed the connection", "client_closed_request")
+            if "late" in due and not all(ticket.ended for ticket in tickets):
+                raise Refused(504, f"the response has not ended within {seconds:g} seconds", "timeout")
+            if again := "alive" in due:
                 due.clear()
                 alive = loop.call_later(keep_alive, ring, "alive")
-                yield None
-            for source in waiting:
-                if source.ticket.told or source.ticket.ended or source.ticket.overrun:
-                    yield source
-            waiting = [source for source in waiting if not source.done]
+            yield again
     finally:
         late.cancel()
         alive.cancel()
-
-
-def _late(seconds: float) -> Refused:
-    return Refused(504, f"the response has not ended within {seconds:g} seconds", "timeout")
+        gone.cancel()
 
 
 async def _gone(http: HttpRequest) -> None:
     """Wait until the client has closed the connection."""
     while (await http.receive())["type"] != "http.disconnect":
         pass
+
+
+def _body(parts: Sequence[bytes], more: bool = True) -> Message:
+    return {"type": "http.response.body", "body": b"".join(parts), "more_body": more}
 
 
 def _event(value: Any) -> bytes:
