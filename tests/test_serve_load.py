@@ -97,6 +97,23 @@ def test_a_stream_whose_time_is_over_says_nothing_twice(served):
     assert served.idle()
 
 
+def test_connections_are_used_again(served, monkeypatch):
+    """By requests that come one after the other, after an error too; not the one of a client that left."""
+    opened = []
+
+    async def opening(*args, own=asyncio.open_connection, **more):
+        opened.append(await own(*args, **more))
+        return opened[-1]
+
+    monkeypatch.setattr(asyncio, "open_connection", opening)
+    body = {"prompt": "3+4=", "max_tokens": 8}
+    jobs = [("/v1/completions", one) for one in (body, {**body, "stream": True}, {**body, "max_tokens": 0}, body)]
+    assert [r.status for r in crowd(served, jobs, 1)] == [200, 200, 400, 200] and len(opened) == 1
+    assert [r.left for r in crowd(served, jobs[:2], 1, lambda n: 0.001 if n == 0 else None)] == [True, False]
+    assert len(opened) == 3
+    assert served.idle()
+
+
 def test_an_abort_comes_before_the_next_forward_pass(served):
     """What the engine's thread has been asked for is done before each step."""
     worker, seen = served.service.worker, []

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,51 +23,79 @@ class Reply:
     events: list = field(default_factory=list)
 
 
-async def ask(port, path, body, leave=None, key=None):
-    """POST a JSON object. ``leave``: close the connection after so many seconds, or at its end if that comes first."""
-    reply, began = Reply(), time.perf_counter()
-    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 24)
-    try:
-        data = json.dumps(body).encode()
-        own = f"authorization: Bearer {key}\r\n" if key else ""
-        writer.write(
-            f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\nconnection: close\r\n"
-            f"{own}content-length: {len(data)}\r\n\r\n".encode()
-            + data
+class Connections:
+    """Open connections to a server; a request takes one that is free, as OpenAI's clients do, or makes one."""
+
+    def __init__(self, port):
+        self.port, self.free = port, []
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *_):
+        for _, writer in self.free:
+            await _closed(writer)
+
+    async def ask(self, path, body, leave=None, key=None):
+        """POST a JSON object. ``leave``: close the connection after so many seconds, if the reply is not complete."""
+        reply, began, stays = Reply(), time.perf_counter(), False
+        reader, writer = (
+            self.free.pop() if self.free else await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 24)
         )
         try:
-            await asyncio.wait_for(_read(reader, reply, began), leave)
-        except asyncio.TimeoutError:
-            reply.left = True
-    finally:
-        writer.close()
-        with suppress(ConnectionError):
-            await writer.wait_closed()
-    reply.seconds = time.perf_counter() - began
-    return reply
+            data = json.dumps(body).encode()
+            own = f"authorization: Bearer {key}\r\n" if key else ""
+            writer.write(
+                f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
+                f"{own}content-length: {len(data)}\r\n\r\n".encode()
+                + data
+            )
+            try:
+                stays = await asyncio.wait_for(_read(reader, reply, began), leave)
+            except asyncio.TimeoutError:
+                reply.left = True
+            reply.seconds = time.perf_counter() - began
+        finally:
+            if stays:
+                self.free.append((reader, writer))
+            else:
+                await _closed(writer)
+        return reply
+
+
+async def ask(port, path, body, leave=None, key=None):
+    """The same on a connection of its own."""
+    async with Connections(port) as connections:
+        return await connections.ask(path, body, leave, key)
+
+
+async def _closed(writer):
+    writer.close()
+    with suppress(ConnectionError):
+        await writer.wait_closed()
 
 
 async def _read(reader, reply, began):
+    """Read a reply; whether the connection stays open behind it."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
     reply.status = int(head.split()[1])
+    stays = "connection: close" not in head
     if "text/event-stream" in head:
         async for line in _lines(reader):
             if line.startswith(b"data: {"):
                 _event(json.loads(line[6:]), reply, began)
-        return
-    body = (
-        await reader.read()
-        if "transfer-encoding: chunked" not in head
-        else b"\n".join([one async for one in _lines(reader)])
-    )
+        return stays
+    length = re.search(r"\ncontent-length: (\d+)", head)
+    body = await reader.readexactly(int(length[1])) if length else b"\n".join([one async for one in _lines(reader)])
     value = json.loads(body)
     if reply.status != 200:
         reply.error = value["error"]["code"]
-        return
+        return stays
     (choice,) = value["choices"]
     reply.text = choice["message"]["content"] if "message" in choice else choice["text"]
     reply.finish, reply.tokens = choice["finish_reason"], value["usage"]["completion_tokens"]
     reply.first = choice["unmask"]["first_token_seconds"]
+    return stays
 
 
 def _event(value, reply, began):
@@ -100,10 +129,12 @@ async def crowd(port, jobs, concurrency, leave=lambda number: None, done=lambda 
     replies = [None] * len(jobs)
     waiting = iter(enumerate(jobs))
 
-    async def one_after_the_other():
-        for number, (path, body) in waiting:
-            replies[number] = await ask(port, path, body, leave(number))
-            done(number)
+    async with Connections(port) as connections:
 
-    await asyncio.gather(*(one_after_the_other() for _ in range(concurrency)))
+        async def one_after_the_other():
+            for number, (path, body) in waiting:
+                replies[number] = await connections.ask(path, body, leave(number))
+                done(number)
+
+        await asyncio.gather(*(one_after_the_other() for _ in range(concurrency)))
     return replies

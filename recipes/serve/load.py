@@ -56,21 +56,31 @@ def share(values, part):
     return sorted(values)[min(len(values) - 1, int(part * len(values)))]
 
 
+async def _passed(port):
+    """The number of forward passes when the next one has ended, and the time then."""
+    before = passes = await asyncio.to_thread(metric, port, "unmask_forward_passes_total")
+    while passes == before:
+        await asyncio.sleep(0.01)
+        passes = await asyncio.to_thread(metric, port, "unmask_forward_passes_total")
+    return passes, time.perf_counter()
+
+
 async def _beside(port, others, policy):
     """Seconds of a short request alone, of a forward pass of long ones, and of short requests beside these."""
     short = (SHORT[0], {**SHORT[1], "unmask": {"policy": policy}})
     long = ("/v1/completions", {"prompt": "a", "max_tokens": 256, "ignore_eos": True, "unmask": {"policy": "vanilla"}})
-    alone = [(await client.ask(port, *short)).seconds for _ in range(6)][1:]
-    tasks = [asyncio.ensure_future(client.ask(port, *long)) for _ in range(others)]
-    await asyncio.sleep(2)  # they are all in
-    began, before = time.perf_counter(), await asyncio.to_thread(metric, port, "unmask_forward_passes_total")
-    await asyncio.sleep(5)
-    passes = await asyncio.to_thread(metric, port, "unmask_forward_passes_total") - before
-    one = (time.perf_counter() - began) / max(1, passes)
-    beside = [(await client.ask(port, *short)).seconds for _ in range(7)]
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    async with client.Connections(port) as connections:
+        alone = [(await connections.ask(*short)).seconds for _ in range(6)][1:]
+        tasks = [asyncio.ensure_future(client.ask(port, *long)) for _ in range(others)]
+        await asyncio.sleep(2)  # they are all in
+        before, began = await _passed(port)
+        await asyncio.sleep(4)
+        passes, now = await _passed(port)
+        one = (now - began) / (passes - before)
+        beside = [(await connections.ask(*short)).seconds for _ in range(7)]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
     limit = 3 * statistics.median(alone) + one
     return {
         "alone": round(statistics.median(alone), 3),
