@@ -11,7 +11,7 @@ slowfast="slowfast(tau_high=0.998,window=1,suffix=cached,block_length=32)"
 threshold="threshold(tau=0.99,block_length=32)"
 unmask bench --pair "$slowfast|none" --pair "$slowfast|dllm(kp=2,kr=1)" --pair "lookahead($slowfast,64)|dllm(kp=2,kr=1)" \
     --pair "$threshold|none" --pair "lookahead($threshold,64)|none" --pair "$threshold|dual" --pair "threshold|dual" \
-    --pair "suffix(threshold(tau=0.99))|none" --pair "lookahead(threshold(tau=0.99),64)|entropy_cache" \
-    --pair "localleap(tau=0.99,low=0.95)|dllm(kp=2,kr=1)" \
+    --pair "suffix(threshold(tau=0.99))|none" --pair "suffix(threshold(tau=0.998))|dllm(kp=2,kr=1)" \
+    --pair "localleap(tau=0.998,low=0.99)|none" \
     --pair "apd|trailing(window=16)" --autoregressive unmask-tiny --batch-size 1 --threads 1 --gen-length 256 -n "${N:-60}" \
     --output "$file" "$@"
