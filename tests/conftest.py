@@ -88,7 +88,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 @pytest.fixture(scope="session")
-def shell() -> Iterator[Shell]:
+def shell() -> Shell:
     """Runs shell scripts in which ``unmask`` is the command line, without the time that importing it takes."""
-    with warm.shell() as run:
-        yield run
+    return warm.shell()
+
+
+def pytest_sessionfinish() -> None:
+    """The process of :mod:`warm` ends with the tests."""
+    warm.WARM.end()

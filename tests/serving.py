@@ -19,6 +19,7 @@ import httpx2
 import uvicorn
 
 import unmask
+import warm
 from unmask.server import Settings, app, run
 
 QUESTION = (
@@ -107,10 +108,12 @@ def serving(lm: unmask.Model | None = None, **settings: Any) -> Iterator[Served]
 
 
 @contextmanager
-def process(*arguments: str, port: int = 0) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """``unmask serve`` in a process of its own, and its address; killed at the end of the block."""
-    code = "from unmask.cli import main; main()"
-    command = [sys.executable, "-c", code, "serve", "--port", str(port), "--dtype", "float32", *arguments]
+def process(*arguments: str, port: int = 0, cold: bool = False) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """``unmask serve`` in a process of its own, and its address; killed at the end of the block. ``cold``: a process
+    that has to import it.
+    """
+    start = [sys.executable, "-c", "from unmask.cli import main; main()"] if cold else warm.command()
+    command = [*start, "serve", "--port", str(port), "--dtype", "float32", *arguments]
     with subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONWARNINGS": ""}
     ) as running:

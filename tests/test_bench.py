@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import unmask
+import warm
 from clocks import ticks
 from unmask.api import BUNDLED, BUNDLED_NAME
 from unmask.cli import app
@@ -306,11 +307,11 @@ def test_a_setting_warms_up_once_before_what_is_timed(lm, tmp_path, monkeypatch)
     problems, seen = source("record", 6, "valid"), []
     real = run.decode
     monkeypatch.setattr(run, "decode", lambda lm, batch: seen.append((batch.first, batch.n)) or real(lm, batch))
-    for timed, warm in ((True, [(0, 1)]), (False, [])):
+    for timed, warmed in ((True, [(0, 1)]), (False, [])):
         decoder = run.Decoder(lm, None, tmp_path / f"{timed}.jsonl")
         for first in (0, 2, 4):
             decoder(Batch.at(Setting("threshold", "none", 24, 2), problems, first), timed)
-        assert seen == [*warm, (0, 2), (2, 2), (4, 2)]
+        assert seen == [*warmed, (0, 2), (2, 2), (4, 2)]
         seen.clear()
 
 
@@ -741,7 +742,7 @@ def test_a_kill_loses_the_batch_in_flight_only(tmp_path):
     before = path.read_bytes()
     whole = before[: before.rfind(b"\n") + 1]
     assert 5 <= whole.count(b"\n") < 25
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run([*warm.command(), *args], capture_output=True, text=True, check=True)
     assert path.read_bytes().startswith(whole)
     keys = [json.dumps(r["key"], sort_keys=True) for r in held(path) if r["kind"] == "batch"]
     assert len(keys) == len(set(keys)) == 24
@@ -752,9 +753,7 @@ def test_a_kill_loses_the_batch_in_flight_only(tmp_path):
 def test_an_interrupt_says_how_to_go_on(tmp_path):
     path = tmp_path / "r.jsonl"
     args = ["bench", "-p", "threshold", *SHORT, "-n", "40", "-o", str(path)]
-    script = ("import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-              "from unmask.cli import main; main()")  # fmt: skip
-    command = [sys.executable, "-c", script, *args]
+    command = [*warm.command(), *args]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         until = time.monotonic() + 120
         while time.monotonic() < until and (not path.exists() or path.read_bytes().count(b"\n") < 4):

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 import pytest
 
 import unmask
+import warm
 from helpers import cli, fine
 from llada_folder import write
 from unmask.cli.chat import COMMANDS, completions
@@ -297,12 +298,13 @@ class Screen:
 
 
 @contextmanager
-def terminal(*args, **more):
-    """``unmask chat`` in a terminal."""
+def terminal(*args, cold=False, **more):
+    """``unmask chat`` in a terminal; ``cold``: in a process that has to import it."""
     pty = pytest.importorskip("pty")  # Windows has none
     here, there = pty.openpty()
     environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "40", "INPUTRC": "/dev/null"}
-    command = [sys.executable, "-c", START, "chat", *map(str, args)]
+    environment["UNMASK_TERMINAL"] = "1"
+    command = [*([sys.executable, "-c", START] if cold else warm.command()), "chat", *map(str, args)]
     streams = dict.fromkeys(("stdin", "stdout", "stderr"), there) | more
     with subprocess.Popen(command, **streams, env=environment, start_new_session=True) as process:
         os.close(there)
@@ -317,7 +319,7 @@ def terminal(*args, **more):
 @pytest.mark.slow
 def test_in_a_terminal(tmp_path):
     history = tmp_path / "deep" / "history"
-    with terminal("--history", history, "-n", 64) as screen:
+    with terminal("--history", history, "-n", 64, cold=True) as screen:
         assert "unmask-tiny" in screen.until("Ctrl-D leaves.")
         screen.until("> ")
         screen.type(AMY + "\r")
@@ -389,7 +391,7 @@ def test_answers_to_a_file_from_a_terminal(tmp_path):
 
 @pytest.mark.slow
 def test_ctrl_c_ends_a_pipe():
-    command = [sys.executable, "-c", "from unmask.cli import main; main()", "chat", "-p", "vanilla", "-n", "16"]
+    command = [*warm.command(), "chat", "-p", "vanilla", "-n", "16"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdin.write(f"{MIA}\n".encode())
         process.stdin.flush()

@@ -18,6 +18,7 @@ import torch
 from typer.main import get_command
 
 import unmask
+import warm
 from helpers import cli as run
 from helpers import fine, lines
 from llada_folder import CONFIG, CONTEXT, EOS, LLADA_8B, MASK, VOCAB, weights, write
@@ -211,7 +212,7 @@ def in_a_terminal(*args):
     pty = pytest.importorskip("pty")  # Windows has none
     here, there = pty.openpty()
     environment = ENVIRONMENT | {"TERM": "xterm-256color", "COLORTERM": "truecolor", "COLUMNS": "80", "LINES": "24"}
-    command = [*COMMAND, "generate", *map(str, args)]
+    command = [*warm.command(), "generate", *map(str, args)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=there, env=environment) as process:
         os.close(there)
         seen = b""
@@ -506,11 +507,8 @@ def test_an_interrupt_while_a_response_is_written_waits_until_it_counts(monkeypa
 def test_interrupt_keeps_what_was_written(model, tmp_path):
     batch = jsonl(tmp_path / "in.jsonl", *({"prompt": f"prompt {i}", "gen_length": 64} for i in range(1500)))
     out, trace = tmp_path / "out.jsonl", tmp_path / "trace.jsonl"
-    command = [*COMMAND, "generate", "-m", model, "--batch", batch, "--batch-size", "2", "-p", "vanilla"]
+    command = [*warm.command(), "generate", "-m", model, "--batch", batch, "--batch-size", "2", "-p", "vanilla"]
     command += ["-o", out, "--trace", trace, "--ignore-eos"]
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # a shell's background jobs ignore it, and so their children
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
     ) as process:

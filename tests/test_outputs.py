@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import unmask
+import warm
 from helpers import cli, fine, lines
 from llada_folder import write
 from refusals import refused
@@ -163,8 +164,7 @@ def test_fresh_seeds_and_given_ones(tmp_path: Path) -> None:
 
 
 def _shell(command: str, **more: object) -> subprocess.CompletedProcess[bytes]:
-    code = "from unmask.cli import main; main()"
-    line = f"{sys.executable} -c '{code}' {command}"
+    line = f"{shlex.join(warm.command())} {command}"
     return subprocess.run(["bash", "-c", line], capture_output=True, check=False, timeout=120, **more)  # type: ignore[call-overload,no-any-return]
 
 

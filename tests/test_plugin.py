@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import unmask
+import warm
 from refusals import names
 
 try:
@@ -53,10 +54,11 @@ def installed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 
 def run(*args: str, extra: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """The command line, in a process whose path has the plug-in on it."""
+    """The command line, in a process whose path has the plug-in on it, if any."""
+    start = [sys.executable, "-c", "from unmask.cli import main; main()"] if extra else warm.command()
     path = [str(extra)] * (extra is not None) + [str(Path(unmask.__file__).parents[1])]
     return subprocess.run(
-        [sys.executable, "-c", "from unmask.cli import main; main()", *args],
+        [*start, *args],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

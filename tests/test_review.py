@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 import torch
 
 import unmask
+import warm
 from helpers import cli, fine, lines
 from refusals import names, refused, refuses
 from unmask.core import threads
@@ -145,10 +145,9 @@ def test_seeds_wrap_on_the_command_line_too(tmp_path: Path, lm: unmask.Model) ->
 def test_standard_input_is_not_the_output(tmp_path: Path) -> None:
     given = batch(tmp_path / "in", {"prompt": "ab"})
     before = given.read_text()
-    code = "from unmask.cli import main; main()"
     with given.open() as file:
         run = subprocess.run(
-            [sys.executable, "-c", code, *FAST, "--batch", "-", "-o", given],
+            [*warm.command(), *FAST, "--batch", "-", "-o", given],
             stdin=file,
             capture_output=True,
             text=True,

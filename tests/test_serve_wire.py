@@ -322,7 +322,7 @@ def test_grace_ends():
 @pytest.mark.slow
 def test_kill_and_restart():
     """Nothing is left behind that the next server, on the same port, would stumble over."""
-    with process() as (running, url):
+    with process(cold=True) as (running, url):
         client, _, _ = stream(url, LONG)
         os.kill(running.pid, signal.SIGKILL)
         assert running.wait(20) == -signal.SIGKILL

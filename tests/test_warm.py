@@ -1,8 +1,16 @@
 """Commands in a warm process are what they are in one of their own."""
 
+import signal
+import subprocess
 from pathlib import Path
 
+import pytest
+
 import unmask
+import warm
+from serving import wait_for
+
+LONG = ("generate", "Hi", "-n", "1024", "-p", "vanilla", "--ignore-eos", "--trace")
 
 
 def test_streams_folder_and_exit_codes(shell, tmp_path):
@@ -24,3 +32,19 @@ def test_input_variables_and_files(shell, tmp_path):
 def test_a_failing_command_ends_the_script(shell, tmp_path):
     done = shell("unmask generate; touch after", tmp_path)
     assert done.returncode == 2 and not Path(tmp_path / "after").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -15), (signal.SIGKILL, -9)])
+def test_signals(tmp_path, number, code):
+    trace = tmp_path / "trace"
+    with subprocess.Popen([*warm.command(), *LONG, trace], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert wait_for(lambda: trace.exists() and trace.read_bytes().count(b"\n") > 2)
+        process.send_signal(number)
+        process.communicate(timeout=20)  # until nobody holds its streams any more
+    assert process.returncode == code
+
+
+def test_streams_that_are_closed(shell, tmp_path):
+    done = shell("unmask generate - <&- || echo $?; unmask policies >&-", tmp_path)
+    assert (done.returncode, done.stdout) == (0, "2\n")
+    assert "standard input" in done.stderr and "Traceback" not in done.stderr
