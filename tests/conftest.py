@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 from collections.abc import Iterator
@@ -91,6 +92,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def shell() -> Shell:
     """Runs shell scripts in which ``unmask`` is the command line, without the time that importing it takes."""
     return warm.shell()
+
+
+def pytest_collection_finish() -> None:
+    """What collecting has made stays: no later search for garbage goes through it."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_sessionfinish() -> None:
