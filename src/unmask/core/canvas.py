@@ -145,8 +145,9 @@ class Canvas:
         for i, prompt in enumerate(prompts):
             tokens[i, : len(prompt)] = torch.as_tensor(prompt, dtype=torch.long)
             tokens[i, len(prompt) : size[i]] = spec.mask
-            at = torch.tensor(list(given[i]), dtype=torch.long) + len(prompt)
-            tokens[i, at], kept[i, at] = torch.tensor(list(given[i].values()), dtype=torch.long), True
+            if given[i]:
+                at = torch.tensor(list(given[i]), dtype=torch.long) + len(prompt)
+                tokens[i, at], kept[i, at] = torch.tensor(list(given[i].values()), dtype=torch.long), True
         stop = [eos_stop] * len(prompts) if isinstance(eos_stop, bool) else list(eos_stop)
         return Canvas(
             tokens.to(device),

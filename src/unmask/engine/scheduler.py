@@ -304,8 +304,8 @@ class Engine:
         while self._waiting and running < self.batch_size:
             request = self._waiting[0]
             group, fresh = self._place(entering, request)
-            width = max(row.total for row in [*group.rows, *fresh, self._row(request)])
             if self.memory is not None:
+                width = max(row.total for row in [*group.rows, *fresh, self._row(request)])
                 need = state_bytes(self.model, request, width)
                 count = len(group.rows) + len(fresh)
                 grown = used - group.row_bytes * count + max(need, group.row_bytes) * (count + 1)
