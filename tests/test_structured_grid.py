@@ -14,7 +14,7 @@ from unmask import RequestError, SamplingParams, registry
 
 CACHES = ("none", "dual", "dllm(kp=4,kr=2)", "blockwise")
 WEIGHTS = ("bundled", "random", "blocks", "random blocks")
-PROMPT = "The age of Rosa Reed is 38. There is a snake at home.\nFill the record: name, age, pet"
+PROMPT = "Fill the record: name, age, pet"
 _TOGETHER = 4  # constraints in a batch of the spread
 _NAMES = list(CASES)
 _BLOCKS_ALONE = {"ahead"}
