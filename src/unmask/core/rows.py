@@ -177,8 +177,14 @@ def partition(work: Sequence[float], tile_cost: float, most: float = math.inf) -
         return [order]
     best, begin = [0.0], [0]
     for end, row in enumerate(order, start=1):
-        fitting = (at for at in range(end) if at == end - 1 or (end - at) * work[row] <= most)
-        cost, start = min((best[at] + tile_cost + (end - at) * work[row], at) for at in fitting)
+        own, start = work[row], end - 1
+        cost = best[start] + tile_cost + own
+        for at in range(end - 2, -1, -1):
+            area = (end - at) * own
+            if area > most:
+                break
+            if (longer := best[at] + tile_cost + area) <= cost:
+                cost, start = longer, at
         best.append(cost)
         begin.append(start)
     groups, end = [], len(order)
