@@ -183,14 +183,14 @@ class Operations(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.count: Counter[str] = Counter()
+        self.count: Counter[Any] = Counter()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count[str(function)] += 1
+        self.count[function] += 1
         return function(*args, **(kwargs or {}))
 
 
-def operations(policy: str, kept: str, rows: int, forwards: int = 6) -> list[Counter[str]]:
+def operations(policy: str, kept: str, rows: int, forwards: int = 6) -> list[Counter[Any]]:
     """What each forward does for so many equal rows."""
     made, cache, found = registry.policy(policy), registry.cache(kept), []
     state = admit(tiny(), cache, made, [Request(i, [1, 2, 3], 14, ignore_eos=True) for i in range(rows)])
