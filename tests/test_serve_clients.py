@@ -206,7 +206,7 @@ def test_lm_eval_has_the_score_of_unmask_eval(served, tmp_path, monkeypatch):
             tasks=["words"],
             apply_chat_template=True,
             bootstrap_iters=0,
-            task_manager=TaskManager(include_path=str(tasks)),
+            task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
             verbosity="ERROR",
         )
         assert found["results"]["words"]["exact_match,answer"] == own, kind
