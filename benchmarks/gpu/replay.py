@@ -173,7 +173,7 @@ def _item(stage: Stage, item: Item, ceilings: devices.Ceilings, left: float) -> 
     held = devices.held(stage.device)
     graphs = networks.graphs(stage.device) if item.how == "graphs" else None
     model.graphs = graphs
-    before = WARM if expected > TWICE else None
+    before = WARM if expected > TWICE or stage.dry else None
     warm = _warm(model, wanted, item.batch, before, most / 2)
     counted = (graphs.hits, graphs.misses, graphs.captured) if graphs else (0, 0, 0)
     done, seconds = _run(model, wanted, item.batch, None, most)
