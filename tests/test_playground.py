@@ -21,6 +21,7 @@ from unmask import Step, registry, viz
 from unmask.server import Settings, app
 from unmask.server.run import listen
 
+ALONE = ["--no-sandbox", "--disable-gpu", "--in-process-gpu"]  # no process that draws for others
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
     pytest.mark.slow,
@@ -62,7 +63,7 @@ def locked(lm):
 @pytest.fixture(scope="module")
 def browser():
     with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        launched = playwright.chromium.launch(executable_path=BROWSER, args=ALONE)
         yield launched
         launched.close()
 

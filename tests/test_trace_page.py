@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from unmask.cli import app
 from unmask.traceview.reader import read
 
+ALONE = ["--no-sandbox", "--disable-gpu", "--in-process-gpu"]  # no process that draws for others
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(
     BROWSER is None, reason="no chromium, chromium-browser or google-chrome on this machine"
@@ -78,7 +79,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def browser():
     with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        launched = playwright.chromium.launch(executable_path=BROWSER, args=ALONE)
         yield launched
         launched.close()
 
