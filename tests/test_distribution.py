@@ -20,11 +20,11 @@ import pytest
 import torch
 
 from helpers import MASK, SHIFT, SPEC, VERIFIER, Request, forward, run, tiny
-from pairwise import combined
+from pairwise import FULL, combined
 from unmask import registry
 from unmask.models.denoiser import Denoiser
 
-SAYABLE, PROMPT, ROWS, TOGETHER = 5, (7, 21), 12000, 400
+SAYABLE, PROMPT, ROWS, TOGETHER = 5, (7, 21), 12000 if FULL else 8000, 400
 Text = tuple[int, ...]
 Path = tuple[tuple[int, int], ...]
 Lines = dict[int, list[float]]  # of each mask the probabilities of the ids
