@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import cache
 from itertools import combinations_with_replacement, groupby, product
 from typing import Any
 
@@ -63,19 +64,22 @@ def pairwise(
     order = [first, *sorted(rest, key=free)]
     given = [f for f in order[:2] if f == first or not free(f)]
     allowed = [row for row in product(*factors) if possible(*row)]
-    missing = dict.fromkeys(pair for row in allowed for pair in pairs(row, apart, kinds))  # in order, unlike a set
+    missing = dict.fromkeys(_all_pairs(allowed, apart, kinds))  # in order, unlike a set
     seen: Counter[Pair] = Counter()
     rows: list[Row] = []
 
-    holding: dict[tuple[int, Any], list[Row]] = defaultdict(list)
-    for row in allowed:
-        for place in enumerate(row):
-            holding[place].append(row)
+    @cache
+    def holding() -> dict[tuple[int, Any], list[Row]]:
+        found: dict[tuple[int, Any], list[Row]] = defaultdict(list)
+        for row in allowed:
+            for place in enumerate(row):
+                found[place].append(row)
+        return found
 
     def with_pair(i: int, a: Any, j: int, b: Any) -> Row:
         """The row with this pair that has the most new ones."""
         whole = i == j or not {i, j} <= set(kinds)  # values, not kinds of them
-        rows = min(holding[i, a], holding[j, b], key=len) if whole else allowed
+        rows = min(holding()[i, a], holding()[j, b], key=len) if whole else allowed
         fit = (r for r in rows if ((r[i], r[j]) if whole else (kind(r[i]), kind(r[j]))) == (a, b))
         return max(fit, key=lambda row: sum(pair in missing for pair in pairs(row, apart, kinds)))
 
@@ -93,6 +97,21 @@ def pairwise(
         for pair in pairs(candidates[0], apart, kinds):
             missing.pop(pair, None)
     return rows
+
+
+def _all_pairs(rows: list[Row], apart: Indices, kinds: Indices) -> list[Pair]:
+    """Those of all rows, each once, in the order in which the rows have them."""
+    at: dict[Pair, tuple[int, int]] = {}
+    for place, (i, j) in enumerate(combinations_with_replacement(range(len(rows[0]) if rows else 0), 2)):
+        if i != j and i in apart and j in apart and not (i in kinds and j in kinds):
+            continue
+        seen: dict[Any, int] = {}
+        for number, row in enumerate(rows):
+            seen.setdefault((row[i], row[j]), number)
+        by_kind = i != j and i in kinds and j in kinds
+        for (a, b), number in seen.items():
+            at.setdefault((i, kind(a), j, kind(b)) if by_kind else (i, a, j, b), (number, place))
+    return sorted(at, key=at.__getitem__)
 
 
 def _turns(some: Sequence[Any], others: Sequence[Any]) -> Iterator[Row]:
