@@ -25,7 +25,7 @@ CORRECTIONS = ("fixed-sequence", "holm")
 REFERENCE = ("vanilla", "none")
 SPLIT = "valid"  # of the families that ship; test stays unseen
 POLICIES = (
-    *(f"threshold(tau={tau})" for tau in (0.99, 0.95, 0.9, 0.8, 0.6)),
+    *(f"threshold(tau={tau})" for tau in (0.998, 0.99, 0.95, 0.9, 0.8, 0.6)),
     *(f"factor(f={f})" for f in (0.1, 0.5, 1.0)),
     *(f"entropy_bound(gamma={gamma})" for gamma in (0.001, 0.01, 0.1)),
     "hierarchical",
@@ -38,6 +38,7 @@ POLICIES = (
     "dawn",
     "localleap",
     "localleap(tau=0.99,low=0.95)",
+    "localleap(tau=0.998,low=0.99)",
     "multiblock(tau=0.02)",
     "multiblock(tau=0.2)",
     "dawn(sink=0.05)",  # in short sequences the mean attention is more than the published bound
@@ -133,7 +134,7 @@ def grid(gen_length: int) -> list[tuple[str, str]]:
     if gen_length >= 4 * NEAR:
         policies += [f"lookahead({policy},{NEAR})" for policy in POLICIES]
         policies += [f"lopa(lookahead({policy},{NEAR}))" for policy in BRANCHING]
-        policies += [f"suffix(threshold(tau={tau}))" for tau in (0.99, 0.9)]
+        policies += [f"suffix(threshold(tau={tau}))" for tau in (0.998, 0.99, 0.9)]
         policies += [f"flexible(threshold(tau={tau}),max_length={2 * gen_length})" for tau in (0.99, 0.9)]
         more += [(f"lookahead(threshold(tau={tau}),{NEAR})", "entropy_cache") for tau in (0.99, 0.9)]
     return [(policy, cache) for policy in policies for cache in CACHES] + more
