@@ -112,7 +112,9 @@ def _generation(app: FastAPI, planner: Planner, service: Service) -> None:
     """The endpoints that decode."""
 
     async def answer(make: Callable[[], Plan], http: Request) -> Response:
-        return await service.answer(await run_in_threadpool(make), http)
+        with service.worker.turns.elsewhere():
+            plan = await run_in_threadpool(make)
+        return await service.answer(plan, http)
 
     @app.post("/v1/completions", response_class=Reply, summary="Complete a text, or fill the gap before a suffix")
     async def completions(body: Completion, http: Request) -> Response:

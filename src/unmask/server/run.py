@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -19,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from ..core.errors import UnmaskError
 from .service import Service
 from .settings import Settings
+from .turns import Waiting
 
 _LOG = logging.getLogger("unmask.server")
 _TICK = 0.1  # seconds between two looks at what is still running
@@ -55,7 +57,7 @@ def listen(settings: Settings) -> socket.socket:
 
 def run(app: FastAPI, settings: Settings, listener: socket.socket) -> None:
     """Serve until a signal ends it. The first SIGTERM or SIGINT lets what is running finish, the second stops it."""
-    config = uvicorn.Config(
+    config = _Config(
         app, http=guarded(settings.stall), ws="none", access_log=False, log_config=None, server_header=False,
         timeout_keep_alive=75, timeout_graceful_shutdown=2, lifespan="on",
     )  # fmt: skip
@@ -67,6 +69,16 @@ def run(app: FastAPI, settings: Settings, listener: socket.socket) -> None:
     gc.freeze()  # what is there now stays: collections need not look at it
     server.run(sockets=[listener])
     _LOG.info("stopped")
+
+
+class _Config(uvicorn.Config):
+    """Of a server whose event loop and engine keep to turns."""
+
+    def get_loop_factory(self) -> Callable[[], asyncio.AbstractEventLoop]:
+        """Makes the event loop."""
+        assert isinstance(self.app, FastAPI)
+        turns = self.app.state.service.worker.turns
+        return lambda: asyncio.SelectorEventLoop(Waiting(turns))
 
 
 class Server(uvicorn.Server):

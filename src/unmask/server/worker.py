@@ -22,9 +22,10 @@ from ..engine.outcome import Event, Outcome
 from ..engine.request import Request
 from .frames import Frame, frames
 from .lanes import Lanes
+from .turns import Turns
 
 _LOG = logging.getLogger(__name__)
-_TRIM = 5.0  # seconds between two times that freed memory goes back to the system
+_TRIM = 30.0  # seconds between two times that freed memory goes back to the system; it costs to ask for it anew
 BEHIND = 1024  # forward passes that a reader of step events may be behind
 
 
@@ -107,6 +108,7 @@ class Worker:
     ) -> None:
         self._make: Callable[[], Lanes] = partial(Lanes, lm.engine, batch_size, memory)
         self.lm, self.engine, self.on_step = lm, self._make(), on_step
+        self.turns = Turns()
         self._orders: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._tickets: dict[Any, Ticket] = {}
         self._batch: list[Callable[[], None]] = []
@@ -144,7 +146,7 @@ class Worker:
         while not self._stopping:
             self._obey(wait=not self.engine.busy)
             try:
-                events = self.engine.step() if self.engine.busy and not self._stopping else []
+                events = self._step() if self.engine.busy and not self._stopping else []
             except Exception as error:  # the engine looks after its requests; this is for what it did not foresee
                 _LOG.exception("the engine failed; its requests end, and another one takes its place")
                 self._broken(f"{type(error).__name__}: {error}")
@@ -152,8 +154,13 @@ class Worker:
             self._tell(events)
             if time.monotonic() - self._trimmed > _TRIM:
                 self._trim()
+            self.turns.give()
         self._broken("the server has stopped")
         self._flush()
+
+    def _step(self) -> Sequence[Event]:
+        with self.turns.taken():
+            return self.engine.step()
 
     def _obey(self, wait: bool) -> None:
         """Carry out what has been asked for; ``wait`` for something, for a while, if there is nothing."""
@@ -250,7 +257,7 @@ class Worker:
         batch, self._batch = self._batch, []
         if batch and self._loop is not None:
             try:
-                self._loop.call_soon_threadsafe(_do, batch)
+                self._loop.call_soon_threadsafe(self.turns.telling(partial(_do, batch)))
             except RuntimeError:  # it is closed: nobody listens any more
                 self._stopping = True
 
