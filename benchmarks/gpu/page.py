@@ -18,9 +18,9 @@ PUBLISHED, AUTOREGRESSIVE = "vanilla, as published", "autoregressive"
 SLOWFAST = ("slowfast", "slowfast + dllm", "lookahead slowfast", "lookahead slowfast + dllm")
 TUNED = (*SLOWFAST, "threshold", "suffix threshold")
 EXPECTED = {
-    "a pass with 32 positions computed of 1024, batch 1: at most times the least": 1.3,
-    "a pass of all 1024 positions: share of the measured matrix product": 0.7,
-    "slowfast + dllm against vanilla as published, gen_length 1024, batch 1": 20.0,
+    "a pass with 32 positions computed of 1024, batch 1: its time over the least that is possible, at most": 1.3,
+    "a pass of all 1024 positions: share of the operations per second of a large matrix product, at least": 0.7,
+    "slowfast + dllm over vanilla as published, gen_length 1024, batch 1, at least": 20.0,
 }
 
 
@@ -142,9 +142,9 @@ def _passes(records: Records, model: str) -> str:
     return (
         f"## Forward passes at the shape of {NAMES[model]}\n\nMilliseconds, medians by CUDA events. `computed` "
         "positions of each row go through the layers, keys and values of the others are stored, up to 32 get logits. "
-        "`least` is what the bytes or the operations take at the ceilings; `share` is `least` over the fastest of the "
-        "row, `network alone` its layers and head without the plan and the reading, `GB` the most memory in use, "
-        "weights included.\n\n" + table(heads, rows)
+        "`least` is what the bytes or the operations take at the ceilings; `share` is `least` divided by the fastest "
+        "time of the row; `network alone` is the time of the layers and the head, without planning and reading; `GB` "
+        "is the most memory in use, weights included. Empty: not measured.\n\n" + table(heads, rows)
     )
 
 
