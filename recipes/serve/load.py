@@ -42,7 +42,7 @@ def offline(lm, made):
 
 def served(port, made, concurrency):
     """The same over HTTP, and the replies."""
-    began, own = time.perf_counter(), processor(port)
+    own, began = processor(port), time.perf_counter()
     replies = asyncio.run(client.crowd(port, made, concurrency))
     seconds, own = time.perf_counter() - began, processor(port) - own
     wrong = [reply for reply in replies if reply.status != 200 or reply.error]
