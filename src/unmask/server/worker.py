@@ -146,7 +146,8 @@ class Worker:
         while not self._stopping:
             self._obey(wait=not self.engine.busy)
             try:
-                events = self._step() if self.engine.busy and not self._stopping else []
+                with self.turns.taken():
+                    events = self.engine.step() if self.engine.busy and not self._stopping else []
             except Exception as error:  # the engine looks after its requests; this is for what it did not foresee
                 _LOG.exception("the engine failed; its requests end, and another one takes its place")
                 self._broken(f"{type(error).__name__}: {error}")
@@ -157,10 +158,6 @@ class Worker:
             self.turns.give()
         self._broken("the server has stopped")
         self._flush()
-
-    def _step(self) -> Sequence[Event]:
-        with self.turns.taken():
-            return self.engine.step()
 
     def _obey(self, wait: bool) -> None:
         """Carry out what has been asked for; ``wait`` for something, for a while, if there is nothing."""
