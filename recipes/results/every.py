@@ -1,6 +1,6 @@
 """The table of docs/results/every.md: every policy at its best setting, on one engine, all stopping at the end of text.
 
-    bash recipes/results/every.sh FOLDER          # runs all of it; goes on where it was stopped
+    bash recipes/results/every.sh FOLDER             # runs all of it; goes on where it was stopped
     python recipes/results/every.py search           # every setting, as options of `unmask bench`
     python recipes/results/every.py shortlist VALID  # those worth trying on all families, by a run on the two of FIRST
     python recipes/results/every.py choose VALID     # the best of each policy, by a run of those on all families
