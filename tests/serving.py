@@ -7,7 +7,6 @@ import os
 import re
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -112,7 +111,7 @@ def process(*arguments: str, port: int = 0, cold: bool = False) -> Iterator[tupl
     """``unmask serve`` in a process of its own, and its address; killed at the end of the block. ``cold``: a process
     that has to import it.
     """
-    start = [sys.executable, "-c", "from unmask.cli import main; main()"] if cold else warm.command()
+    start = warm.COLD if cold else warm.command()
     command = [*start, "serve", "--port", str(port), "--dtype", "float32", *arguments]
     with subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONWARNINGS": ""}

@@ -27,7 +27,6 @@ from unmask import registry
 from unmask.cli import app, outputs
 from unmask.cli.outputs import spans
 
-COMMAND = [sys.executable, "-c", "from unmask.cli import main; main()"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
@@ -362,7 +361,7 @@ def test_what_is_not_imported(args, forbidden):
 @pytest.mark.slow
 def test_output_that_is_not_unicode(model):
     for extra in ([], ["--json"]):
-        command = [*COMMAND, "generate", "-m", model, "h\u00e9", "-n", "12", "--ignore-eos", *extra]
+        command = [*warm.COLD, "generate", "-m", model, "h\u00e9", "-n", "12", "--ignore-eos", *extra]
         environment = ENVIRONMENT | {"PYTHONIOENCODING": "ascii"}
         done = subprocess.run(command, capture_output=True, env=environment, check=False)
         assert (done.returncode, done.stderr) == (0, b"")
@@ -532,7 +531,7 @@ def test_interrupt_keeps_what_was_written(model, tmp_path):
 
 def test_reader_that_leaves(model, tmp_path):
     batch = jsonl(tmp_path / "in.jsonl", *({"prompt": f"prompt {i}", "gen_length": 60} for i in range(400)))
-    command = [*COMMAND, "generate", "-m", model, "--batch", batch, "--batch-size", "4"]
+    command = [*warm.COLD, "generate", "-m", model, "--batch", batch, "--batch-size", "4"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
     ) as process:
@@ -551,7 +550,7 @@ def test_full_disk(model):
 
 
 def test_standard_output_closed(model):
-    command = [*COMMAND, "generate", "-m", model, "Hi", "-n", "4"]
+    command = [*warm.COLD, "generate", "-m", model, "Hi", "-n", "4"]
     script = 'exec "$@" >&-'
     done = subprocess.run(["sh", "-c", script, "sh", *command], stderr=subprocess.PIPE, env=ENVIRONMENT, check=False)
     assert (done.returncode, done.stderr) == (0, b"")

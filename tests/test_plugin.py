@@ -55,7 +55,7 @@ def installed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 def run(*args: str, extra: Path | None = None) -> subprocess.CompletedProcess[str]:
     """The command line, in a process whose path has the plug-in on it, if any."""
-    start = [sys.executable, "-c", "from unmask.cli import main; main()"] if extra else warm.command()
+    start = warm.COLD if extra else warm.command()
     path = [str(extra)] * (extra is not None) + [str(Path(unmask.__file__).parents[1])]
     return subprocess.run(
         [*start, *args],

@@ -20,7 +20,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-_PLAIN = [sys.executable, "-c", "from unmask.cli import main; main()"]
+COLD = [sys.executable, "-c", "from unmask.cli import main; main()"]
 _PASSED = (signal.SIGINT, signal.SIGTERM)  # from the caller to the command
 _STREAMS = (("stdin", "r", "strict"), ("stdout", "w", "strict"), ("stderr", "w", "backslashreplace"))
 Shell = Callable[[str, Path], "subprocess.CompletedProcess[str]"]
@@ -165,7 +165,7 @@ class Warm:
     def command(self) -> list[str]:
         """What stands for ``unmask`` in a list of arguments."""
         if not hasattr(os, "fork"):
-            return _PLAIN
+            return COLD
         if not self._socket:
             self._socket = str(Path(self._held.enter_context(tempfile.TemporaryDirectory())) / "s")
             command = [sys.executable, __file__, "serve", self._socket]

@@ -15,8 +15,9 @@ from book import Record, latest
 NAMES = {"llada-8b": "LLaDA-8B", "dream-7b": "Dream-7B"}
 HOWS = ("eager", "graphs", "compiled", "compiled graphs")
 PUBLISHED, AUTOREGRESSIVE = "vanilla, as published", "autoregressive"
-SLOWFAST = ("slowfast", "slowfast + dllm", "lookahead slowfast", "lookahead slowfast + dllm")
-TUNED = (*SLOWFAST, "threshold", "suffix threshold")
+TUNED = (
+    "slowfast", "slowfast + dllm", "lookahead slowfast", "lookahead slowfast + dllm", "threshold", "suffix threshold"
+)  # fmt: skip
 EXPECTED = {
     "a pass with 32 positions computed of 1024, batch 1: its time over the least that is possible, at most": 1.3,
     "a pass of all 1024 positions: share of the operations per second of a large matrix product, at least": 0.7,
