@@ -79,7 +79,7 @@ class Served:
 
     def idle(self) -> bool:
         """Wait until nothing is decoded; whether that happened within some seconds."""
-        return wait_for(lambda: self.service.open == 0 and not self.service.worker.engine.busy)
+        return wait_for(lambda: self.service.open == 0 and not self.service.worker.busy)
 
 
 def wait_for(happened: Any, seconds: float = 20.0) -> bool:

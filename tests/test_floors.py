@@ -57,7 +57,8 @@ FLOORS = {  # the longest name that fits rules; what it may import, itself inclu
     "results": {"core.canvas", "engine", "text"},
     "scoring": {"core", "infill", "models.denoiser", "text"},
     "stop": {"text"},
-    "api": {"core", "models", "engine", "registry", "text", "checks", "infill", "results", "scoring", "stop"},
+    "processor": {"core", "models.family", "engine", "registry", "text", "checks", "infill", "results"},
+    "api": {"core", "models", "engine", "registry", "text", "processor", "results", "scoring"},
     "inspection": {"core", "models", "api", "text"},
     "profiles": {"core.errors", "core.schema", "api", "registry"},
     "reranking": {"core.errors", "core.values", "checks", "results", "api"},
@@ -67,7 +68,7 @@ FLOORS = {  # the longest name that fits rules; what it may import, itself inclu
     | {"", "api", "registry", "inspection", "viz", "traceview", "profiles", "measure", "evaluation", "tasks"}
     | {"core.heap", "core.schema", "core.threads", "core.waiting", "server", "speculative", "cli"},
     "server": EVENTS
-    | {"", "api", "registry", "server", "text", "stop", "core.schema", "core.policy", "core.cache"}
+    | {"", "api", "processor", "registry", "server", "text", "stop", "core.schema", "core.policy", "core.cache"}
     | {"constraints.calls", "constraints.compile"},
     "tasks": {"tasks"},
     "evaluation": EVENTS

@@ -10,6 +10,7 @@ import pytest
 from recipes.serve import client, mix
 from serving import QUESTION, model, serving, wait_for
 from unmask.engine.scheduler import Engine
+from unmask.server.wire import Abort, packed
 
 LONG = {"prompt": "a", "max_tokens": 500, "ignore_eos": True, "unmask": {"policy": "vanilla"}}
 
@@ -50,7 +51,7 @@ def test_a_budget_of_memory_lets_in_what_fits():
     ]
     with serving(memory=0.4) as small:
         seen = set()
-        small.service.worker.on_step = lambda step: seen.add(len(step.rows))
+        small.service.worker.passed = seen.add
         replies = crowd(small, made, 16)
         assert [r.text for r in replies] == [
             r.text for r in model().generate(["3+4="] * 16, [*range(8, 24)], "vanilla", "dual", chat=False)
@@ -114,22 +115,19 @@ def test_connections_are_used_again(served, monkeypatch):
     assert served.idle()
 
 
-def test_an_abort_comes_before_the_next_forward_pass(served):
-    """What the engine's thread has been asked for is done before each step."""
-    worker, seen = served.service.worker, []
-    before = worker.on_step
+def test_an_abort_comes_before_the_next_forward_pass(served, monkeypatch):
+    """What the engine has been asked for is done before each step."""
+    line, steps, own = served.service.worker.host.line, [], Engine.step
 
-    def first(step):
-        before(step)
-        seen.append(step.index)
-        worker.abort(step.rows)
+    def first(engine):
+        steps.append(1)
+        line.send(packed(Abort([*served.service.worker._tickets])))
+        return own(engine)
 
-    worker.on_step = first
-    try:
-        reply = served.post("/v1/completions", {**LONG, "n": 3})
-    finally:
-        worker.on_step = before
-    assert len(seen) == 1
+    monkeypatch.setattr(Engine, "step", first)
+    reply = served.post("/v1/completions", {**LONG, "n": 3})
+    assert len(steps) == 2  # a forward pass, and the outcomes
+    assert {c["unmask"]["nfe"] for c in reply.json()["choices"]} == {1}
     assert reply.status_code == 200 and {c["unmask"]["finish_reason"] for c in reply.json()["choices"]} == {"abort"}
 
 
@@ -180,10 +178,10 @@ def test_a_short_request_does_not_wait_for_long_ones(served):
     def both():
         async def run():
             long = [asyncio.ensure_future(client.ask(served.port, "/v1/completions", LONG, 30)) for _ in range(4)]
-            while served.service.worker.engine.running < 4:
+            while served.service.worker.load.running < 4:
                 await asyncio.sleep(0.01)
             reply = await client.ask(served.port, "/v1/completions", {"prompt": "3+4=", "max_tokens": 8})
-            running = served.service.worker.engine.running
+            running = served.service.worker.load.running
             for one in long:
                 one.cancel()
             await asyncio.gather(*long, return_exceptions=True)

@@ -159,7 +159,7 @@ def test_a_stream_whose_connection_is_lost_is_aborted(served):
         left.sendall(head(len(body)) + body)
         assert left.recv(100).startswith(b"HTTP/1.1 200")
         [one] = [c for c in served.server.server_state.connections if c.client == left.getsockname()]
-        served.service.worker._loop.call_soon_threadsafe(one.transport.abort)
+        one.loop.call_soon_threadsafe(one.transport.abort)
         assert served.idle()
 
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 import time
+import urllib.request
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -67,6 +68,14 @@ async def ask(port, path, body, leave=None, key=None):
     """The same on a connection of its own."""
     async with Connections(port) as connections:
         return await connections.ask(path, body, leave, key)
+
+
+def metric(port, name):
+    """The value of a metric of the server; of a process's, that of the server's and the engine's together."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as reply:
+        lines = reply.read().decode().splitlines()
+    names = {name, f"unmask_engine_{name}"}
+    return sum(float(value) for found, _, value in (line.rpartition(" ") for line in lines) if found in names)
 
 
 async def _closed(writer):

@@ -7,19 +7,13 @@ import argparse
 import asyncio
 import random
 import time
-import urllib.request
 
 import client
 import mix
 
 import unmask
 
-
-def memory(port):
-    """Resident bytes of the server."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as reply:
-        lines = reply.read().decode().splitlines()
-    return next(float(line.split()[1]) for line in lines if line.startswith("process_resident_memory_bytes "))
+MEMORY = "process_resident_memory_bytes"
 
 
 def check(port, made, expected, numbers, concurrency, drops):
@@ -30,14 +24,14 @@ def check(port, made, expected, numbers, concurrency, drops):
 
     def done(number):
         if number == 200:
-            held["at 200"] = memory(port)
+            held["at 200"] = client.metric(port, MEMORY)
 
     replies = asyncio.run(
         client.crowd(
             port, [made[n] for n in numbers], concurrency, lambda n: draw.random() * 0.3 if n in leaving else None, done
         )
     )
-    held["at the end"] = memory(port)
+    held["at the end"] = client.metric(port, MEMORY)
     wrong = [
         (n, reply, expected[at])
         for n, (at, reply) in enumerate(zip(numbers, replies, strict=True))

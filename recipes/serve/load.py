@@ -9,26 +9,14 @@ import json
 import statistics
 import sys
 import time
-import urllib.request
 
 import client
 import mix
 
 import unmask
 
+PROCESSOR, PASSES = "process_cpu_seconds_total", "unmask_forward_passes_total"
 SHORT = ("/v1/completions", {"prompt": "3+4=", "max_tokens": 8, "unmask": {"policy": "vanilla"}})
-
-
-def metric(port, name):
-    """The value of a metric of the server."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as reply:
-        lines = reply.read().decode().splitlines()
-    return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
-
-
-def processor(port):
-    """Seconds of processor time that the server has taken."""
-    return metric(port, "process_cpu_seconds_total")
 
 
 def offline(lm, made):
@@ -42,9 +30,9 @@ def offline(lm, made):
 
 def served(port, made, concurrency):
     """The same over HTTP, and the replies."""
-    own, began = processor(port), time.perf_counter()
+    own, began = client.metric(port, PROCESSOR), time.perf_counter()
     replies = asyncio.run(client.crowd(port, made, concurrency))
-    seconds, own = time.perf_counter() - began, processor(port) - own
+    seconds, own = time.perf_counter() - began, client.metric(port, PROCESSOR) - own
     wrong = [reply for reply in replies if reply.status != 200 or reply.error]
     if wrong:
         raise SystemExit(f"{len(wrong)} requests failed, the first: {wrong[0]}")
@@ -58,10 +46,10 @@ def share(values, part):
 
 async def _passed(port):
     """The number of forward passes when the next one has ended, and the time then."""
-    before = passes = await asyncio.to_thread(metric, port, "unmask_forward_passes_total")
+    before = passes = await asyncio.to_thread(client.metric, port, PASSES)
     while passes == before:
         await asyncio.sleep(0.01)
-        passes = await asyncio.to_thread(metric, port, "unmask_forward_passes_total")
+        passes = await asyncio.to_thread(client.metric, port, PASSES)
     return passes, time.perf_counter()
 
 

@@ -55,7 +55,6 @@ def serve(
     settings = Settings(**{"model": where.model, **{k: v for k, v in given.items() if v is not None}}, keys=keys)
     ray = _cluster(context, vars(serving), where)
     from .. import registry
-    from ..server import app
 
     try:
         from ..server import logs, run
@@ -68,7 +67,7 @@ def serve(
         if ray:
             return _spread(where, settings, listener, vars(serving))
         logs.configure(settings.log_format)
-        run.run(app(where.load(), settings), settings, listener)
+        run.run(where.load, settings, listener)
 
 
 def _cluster(context: typer.Context, given: Mapping[str, Any], where: Loading) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class UnmaskError(ValueError):
     """Base of every error that bad input raises; the command line prints its message and exits with code 2."""
@@ -28,6 +30,10 @@ class RequestError(UnmaskError):
         super().__init__(what if row is None else f"{kind} {row}: {what}")
         self.what = what
         self.row = row
+        self.kind = kind
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RequestError, (self.what, self.row, self.kind)
 
     def of(self, row: int, kind: str = "prompt") -> RequestError:
         """The same error of one prompt."""

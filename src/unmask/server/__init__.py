@@ -19,7 +19,8 @@ __all__ = ["Settings", "app"]
 
 
 def app(model: Model | None = None, settings: Settings | None = None) -> FastAPI:
-    """The ASGI application that serves a model; its engine runs from the application's startup to its shutdown.
+    """The ASGI application that serves a model; its engine runs from the application's startup to its shutdown, in a
+    thread. The one of ``unmask serve`` has a process of its own.
 
     Args:
         model: what :func:`unmask.load` returns; None: the bundled model.
@@ -33,6 +34,8 @@ def app(model: Model | None = None, settings: Settings | None = None) -> FastAPI
 
     try:
         from .application import build
+        from .host import in_thread
     except ModuleNotFoundError as error:
         raise UnmaskError(f"the server needs {error.name}: pip install 'unmask[serve]'") from None
-    return build(api.load() if model is None else model, Settings() if settings is None else settings)
+    settings = Settings() if settings is None else settings
+    return build(in_thread(api.load() if model is None else model, settings), settings)

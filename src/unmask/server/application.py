@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,17 +17,20 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from .. import __version__
-from ..api import BUNDLED, BUNDLED_NAME, Model
+from ..api import BUNDLED, BUNDLED_NAME
 from ..core.schema import described
+from ..processor import Processor
 from .catalogue import catalogue
 from .errors import Refused, Reply
 from .guard import Guard, origins
+from .host import Host
 from .metrics import Metrics
 from .plan import Plan, Planner
 from .schema import Chat, Completion, Infill
 from .service import IGNORED, Service
 from .settings import Settings
 
+_END = 10.0  # seconds that the engine has to end
 _STATIC = Path(__file__).parent / "static"
 _BODIES: dict[str, type[BaseModel]] = {
     "/v1/completions": Completion, "/v1/chat/completions": Chat, "/v1/infill": Infill,
@@ -67,27 +69,28 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def name_of(lm: Model, settings: Settings) -> str:
+def name_of(lm: Processor, settings: Settings) -> str:
     """What requests call the model."""
     if settings.model:
         return settings.model
-    folder = lm.denoiser.spec.tokenizer
+    folder = lm.spec.tokenizer
     return BUNDLED_NAME if folder is None or Path(folder) == BUNDLED else Path(folder).name
 
 
-def build(lm: Model, settings: Settings) -> FastAPI:
+def build(host: Host, settings: Settings) -> FastAPI:
     """The application; see :func:`unmask.server.app`. Its :class:`Service` is ``app.state.service``."""
-    metrics, model = Metrics(), name_of(lm, settings)
-    planner, service = Planner(lm, settings, model), Service(lm, settings, model, metrics)
+    metrics, model = Metrics(host.pid), name_of(host.processor, settings)
+    planner, service = Planner(host.processor, settings, model), Service(host, settings, model, metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        service.worker.start(asyncio.get_running_loop())
+        await service.worker.start()
         try:
             yield
         finally:
             service.draining = True
-            await run_in_threadpool(service.worker.stop)
+            service.worker.stop()
+            await run_in_threadpool(host.join, _END)
 
     app = FastAPI(
         title="unmask", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, responses=_ERRORS,
@@ -112,9 +115,7 @@ def _generation(app: FastAPI, planner: Planner, service: Service) -> None:
     """The endpoints that decode."""
 
     async def answer(make: Callable[[], Plan], http: Request) -> Response:
-        with service.worker.turns.elsewhere():
-            plan = await run_in_threadpool(make)
-        return await service.answer(plan, http)
+        return await service.answer(await run_in_threadpool(make), http)
 
     @app.post("/v1/completions", response_class=Reply, summary="Complete a text, or fill the gap before a suffix")
     async def completions(body: Completion, http: Request) -> Response:
@@ -131,7 +132,7 @@ def _generation(app: FastAPI, planner: Planner, service: Service) -> None:
 
 def _about(app: FastAPI, planner: Planner, service: Service, metrics: Metrics) -> None:
     """The endpoints that tell about model and server."""
-    spec, model = planner.lm.denoiser.spec, planner.model
+    spec, model = planner.lm.spec, planner.model
     most = min(spec.context, planner.settings.max_tokens or spec.context)
     card = {
         "id": model, "object": "model", "created": 0, "owned_by": "unmask",

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..api import Model
 from ..constraints.calls import Calls
+from ..processor import Processor
 from ..text.calls import PLAIN
 from .errors import wrong
 from .schema import AllowedTools, Chat, NamedTool, Tool
@@ -31,7 +31,7 @@ class Offer:
     name: str | None = None
 
 
-def offered(body: Chat, lm: Model, model: str) -> Offer | None:
+def offered(body: Chat, lm: Processor, model: str) -> Offer | None:
     """What a request offers; None where no function may be called.
 
     Raises:

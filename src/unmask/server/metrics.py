@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
-from ..engine.loop import Step
-
 if TYPE_CHECKING:
     from .replies import Answer
     from .service import Service
@@ -19,11 +17,17 @@ _TPF = (0.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 
 
 class Metrics:
-    """The counters of one server; policies are counted by name, without parameters."""
+    """The counters of one server; policies are counted by name, without parameters.
 
-    def __init__(self) -> None:
+    Args:
+        engine: the process of the engine; None: this one.
+    """
+
+    def __init__(self, engine: int | None = None) -> None:
         own = self.registry = CollectorRegistry()
         ProcessCollector(registry=own)
+        if engine is not None:
+            ProcessCollector("unmask_engine", lambda: engine, registry=own)
         self.http = Counter("unmask_http_requests", "HTTP requests", ["path", "status"], registry=own)
         self.rejected = Counter("unmask_rejected", "Requests refused because the queue was full", registry=own)
         self.responses = Counter(
@@ -52,21 +56,21 @@ class Metrics:
         read: Callable[[], float]
         for name, what, read in (
             ("unmask_open", "Responses that wait or are being decoded", lambda: service.open),
-            ("unmask_running", "Responses that are being decoded", lambda: worker.engine.running),
-            ("unmask_waiting", "Responses that wait for a place", lambda: worker.engine.waiting),
+            ("unmask_running", "Responses that are being decoded", lambda: worker.load.running),
+            ("unmask_waiting", "Responses that wait for a place", lambda: worker.load.waiting),
             (
                 "unmask_state_bytes",
                 "Bytes of these; 0 without a budget",
-                lambda: worker.engine.used,
+                lambda: worker.load.used,
             ),
-            ("unmask_memory_budget_bytes", "Most bytes; 0: no limit", lambda: worker.engine.memory or 0),
+            ("unmask_memory_budget_bytes", "Most bytes; 0: no limit", lambda: service.settings.budget or 0),
         ):
             Gauge(name, what, registry=self.registry).set_function(read)
 
-    def step(self, step: Step) -> None:
+    def passed(self, rows: int) -> None:
         """Count a forward pass."""
         self.passes.inc()
-        self.rows.observe(len(step.rows))
+        self.rows.observe(rows)
 
     def ended(self, answer: Answer) -> None:
         """Count a response."""

@@ -11,7 +11,6 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 from .. import registry
-from ..api import Model
 from ..constraints.calls import Calls
 from ..constraints.compile import compile_constraint
 from ..core.cache import Cache
@@ -19,11 +18,12 @@ from ..core.config import Configured
 from ..core.errors import RequestError, SpecError
 from ..core.policy import Policy
 from ..engine.request import Request
+from ..processor import Processor
 from .calls import Offer, offered
 from .errors import Refused, wrong
 from .schema import MOST_STOPS, Chat, Completion, Infill
 from .settings import Settings
-from .worker import Watch
+from .wire import Watch
 
 _NAMES = {"gen_length": "max_tokens"}  # what messages of the library call it, and what requests do
 MAIN = {"text_completion": "prompt", "chat.completion": "messages", "infill": "text"}
@@ -85,7 +85,7 @@ class Planner:
         SpecError: the default policy or cache cannot be used.
     """
 
-    def __init__(self, lm: Model, settings: Settings, model: str) -> None:
+    def __init__(self, lm: Processor, settings: Settings, model: str) -> None:
         self.lm, self.settings, self.model = lm, settings, model
         self.policy, self.cache = lm.setting(settings.policy, settings.cache)
         self.gen_length = settings.gen_length or lm.recommended.gen_length
@@ -187,7 +187,7 @@ class Planner:
         return many
 
     def _length(self, name: str, given: int | None) -> int:
-        most, context = self.settings.max_tokens, self.lm.denoiser.spec.context
+        most, context = self.settings.max_tokens, self.lm.spec.context
         length = self.gen_length if given is None else given
         limit = context if most is None else min(most, context)
         if length > limit:
@@ -206,7 +206,7 @@ class Planner:
 
     def _suffixed(self, body: Completion, many: list[Any], length: int, ignored: list[str]) -> Plan:
         """The gap between each prompt and the suffix."""
-        text, spec = self.lm.text, self.lm.denoiser.spec
+        text, spec = self.lm.text, self.lm.spec
         if body.stop:
             raise wrong("stop is not supported with suffix: all of max_tokens is filled", "stop")
         if text is None or not all(isinstance(one, str) for one in many):
@@ -228,7 +228,7 @@ class Planner:
         kind: str
         value: str | tuple[str, ...] | Calls
         [(kind, value)] = params.constraint.items() if offer is None else [("tools", offer.constraint)]
-        made = compile_constraint(kind, value, self.lm.text, self.lm.denoiser.spec, tuple(map(int, params.suppress)))
+        made = compile_constraint(kind, value, self.lm.text, self.lm.spec, tuple(map(int, params.suppress)))
         return [replace(one, constraint=made) for one in requests]
 
     def _plan(

@@ -185,7 +185,7 @@ class Front:
         """Whether requests are still waited for."""
         return not self.stopped.is_set()
 
-    def stop(self, _: float = 0.0) -> None:
+    def stop(self) -> None:
         """End what has not ended."""
         self.stopped.set()
 

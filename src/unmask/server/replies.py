@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..api import Model
 from ..engine.outcome import Outcome
+from ..processor import Processor
 from ..results import Result
 from .calls import message
 from .frames import Frame, Place
@@ -43,7 +43,7 @@ class Replies:
         model: the model's name.
     """
 
-    def __init__(self, lm: Model, plan: Plan, model: str) -> None:
+    def __init__(self, lm: Processor, plan: Plan, model: str) -> None:
         self.lm, self.plan = lm, plan
         self.common = {"id": _PREFIX[plan.kind] + plan.id, "created": int(time.time()), "model": model}
         self.chat = plan.kind == "chat.completion"
@@ -177,7 +177,7 @@ class Replies:
     def ids(self, index: int, answer: Answer) -> list[dict[str, Any]]:
         """All tokens of a response that were generated or given, up to its end."""
         result = answer.result
-        mask, end = self.lm.denoiser.spec.mask, len(result.tokens)
+        mask, end = self.lm.spec.mask, len(result.tokens)
         if not self.plan.requests[index].fixed:
             end = min(end, result.stats.tokens)
         texts = self.pieces(result.tokens[:end])

@@ -7,26 +7,25 @@ import gc
 import logging
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from ..api import Model
 from ..core.errors import UnmaskError
+from .application import build
+from .host import ending, hosted
 from .service import Service
 from .settings import Settings
-from .turns import Waiting
 
 _LOG = logging.getLogger("unmask.server")
 _TICK = 0.1  # seconds between two looks at what is still running
 _TELL = 5.0  # seconds in which clients are told that their responses have been ended
 _HEAD = 2**16  # bytes that a request's head may have
-_TURN = 5e-5  # seconds a thread keeps the interpreter; the engine gives it up in every kernel, and waits to get it back
 
 
 def listen(settings: Settings) -> socket.socket:
@@ -55,30 +54,33 @@ def listen(settings: Settings) -> socket.socket:
     return made
 
 
-def run(app: FastAPI, settings: Settings, listener: socket.socket) -> None:
-    """Serve until a signal ends it. The first SIGTERM or SIGINT lets what is running finish, the second stops it."""
-    config = _Config(
-        app, http=guarded(settings.stall), ws="none", access_log=False, log_config=None, server_header=False,
-        timeout_keep_alive=75, timeout_graceful_shutdown=2, lifespan="on",
-    )  # fmt: skip
-    server = Server(config, app.state.service, settings)
-    host, port = listener.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    _LOG.info("serving on http://%s:%d", shown, port)
-    sys.setswitchinterval(_TURN)
-    gc.freeze()  # what is there now stays: collections need not look at it
-    server.run(sockets=[listener])
+def run(load: Callable[[], Model], settings: Settings, listener: socket.socket) -> None:
+    """Serve until a signal ends it. The first SIGTERM or SIGINT lets what is running finish, the second stops it.
+
+    Args:
+        load: loads the model, in the process of the engine.
+        settings: limits, defaults and keys.
+        listener: the socket, bound.
+
+    Raises:
+        UnmaskError: the model cannot be loaded, the default policy or cache cannot be used.
+        ChildProcessError: the engine has ended.
+    """
+    with hosted(load, settings, listener) as host:
+        app = build(host, settings)
+        config = uvicorn.Config(
+            app, http=guarded(settings.stall), ws="none", access_log=False, log_config=None, server_header=False,
+            timeout_keep_alive=75, timeout_graceful_shutdown=2, lifespan="on",
+        )  # fmt: skip
+        server = Server(config, app.state.service, settings)
+        address, port = listener.getsockname()[:2]
+        shown = f"[{address}]" if ":" in address else address
+        _LOG.info("serving on http://%s:%d", shown, port)
+        gc.freeze()  # what is there now stays: collections need not look at it
+        server.run(sockets=[listener])
+        if server.lost:
+            raise ChildProcessError(f"the engine has {ending(host.runs)}")
     _LOG.info("stopped")
-
-
-class _Config(uvicorn.Config):
-    """Of a server whose event loop and engine keep to turns."""
-
-    def get_loop_factory(self) -> Callable[[], asyncio.AbstractEventLoop]:
-        """Makes the event loop."""
-        assert isinstance(self.app, FastAPI)
-        turns = self.app.state.service.worker.turns
-        return lambda: asyncio.SelectorEventLoop(Waiting(turns))
 
 
 class Server(uvicorn.Server):
@@ -89,6 +91,7 @@ class Server(uvicorn.Server):
         self.service, self.settings = service, settings
         self._until = 0.0
         self._told: list[str] = []
+        self.lost = False  # whether the engine has ended by itself
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Drain at the first signal, stop at the second. The loop tells: a signal may come while a line is written."""
@@ -108,6 +111,7 @@ class Server(uvicorn.Server):
             counter = (counter + 1) % 864000
             await asyncio.sleep(_TICK)
             self._tell()
+            self.lost = not (self.service.draining or self.service.worker.alive)
             if (
                 self.service.draining
                 and self.service.open
@@ -115,10 +119,12 @@ class Server(uvicorn.Server):
                 and time.monotonic() > self._until
             ):
                 _LOG.warning("%d responses have not finished and are ended", self.service.open)
-                self.service.worker.stop(0)
+                self.service.worker.stop()
                 self._until = time.monotonic() + _TELL
-            self.should_exit = self.should_exit or (
-                self.service.draining and (self.service.open == 0 or time.monotonic() > self._until)
+            self.should_exit = (
+                self.should_exit
+                or self.lost
+                or (self.service.draining and (self.service.open == 0 or time.monotonic() > self._until))
             )
 
     def _tell(self) -> None:
@@ -129,7 +135,7 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End the engine first, so that no response is waited for, then the connections."""
         self._tell()
-        self.service.worker.stop(0)
+        self.service.worker.stop()
         await super().shutdown(sockets)
         if self.force_exit:
             await self.lifespan.shutdown()

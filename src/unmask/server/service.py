@@ -14,10 +14,10 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from ..api import Model
-from ..core.errors import RequestError, UnmaskError
+from ..core.errors import RequestError
 from .calls import Reader
 from .errors import Refused, Reply
+from .host import Host
 from .metrics import Metrics
 from .plan import MAIN, Plan, numbered, refusal
 from .replies import Answer, Replies
@@ -33,16 +33,15 @@ class Service:
     """What stands between HTTP and the engine.
 
     Args:
-        lm: the model.
+        host: of the engine.
         settings: limits.
         model: the model's name.
         metrics: what is counted.
     """
 
-    def __init__(self, lm: Model, settings: Settings, model: str, metrics: Metrics) -> None:
-        self.lm, self.settings, self.model, self.metrics = lm, settings, model, metrics
-        memory = None if settings.memory is None else max(1, int(settings.memory * 2**20))
-        self.worker = Worker(lm, settings.batch_size, memory, metrics.step)
+    def __init__(self, host: Host, settings: Settings, model: str, metrics: Metrics) -> None:
+        self.lm, self.settings, self.model, self.metrics = host.processor, settings, model, metrics
+        self.worker = Worker(host, metrics.passed)
         self.open = 0  # responses that are queued or being decoded
         self.draining = False
         self._next = 0
@@ -71,13 +70,12 @@ class Service:
         except asyncio.CancelledError:
             self.release(tickets)
             raise
-        except UnmaskError as error:
+        except RequestError as error:
             self.open -= len(tickets)
-            known = error if isinstance(error, RequestError) else RequestError(str(error))
-            raise refusal(known, MAIN[plan.kind]) from None
-        except Exception as error:
+            raise refusal(error, MAIN[plan.kind]) from None
+        except RuntimeError as error:
             self.open -= len(tickets)
-            raise Refused(500, f"the request could not be begun: {type(error).__name__}", "internal_error") from error
+            raise Refused(500, f"the request could not be begun: {error}", "internal_error") from error
         return tickets
 
     def _room(self, count: int) -> None:
@@ -266,7 +264,7 @@ class _Choice:
 
     def _own(self, ids: list[int]) -> list[int]:
         """Of final tokens, those that belong to the text: before an end of text, and in front of a suffix."""
-        request, spec = self.ticket.request, self.service.lm.denoiser.spec
+        request, spec = self.ticket.request, self.service.lm.spec
         if self.plan.gap and self.stable:
             ids = ids[: max(0, min(request.fixed, default=request.gen_length) - len(self.stable.ids))]
         closing = max(request.fixed, default=0)

@@ -44,6 +44,11 @@ class Settings(Configured):
     keys: tuple[str, ...] = ()
 
     @property
+    def budget(self) -> int | None:
+        """Most bytes for the responses being decoded; None: no limit."""
+        return None if self.memory is None else max(1, int(self.memory * 2**20))
+
+    @property
     def exposed(self) -> bool:
         """Whether other machines may reach the address."""
         return self.host not in LOOPBACK

@@ -26,6 +26,9 @@ class Template:
     def __init__(self, source: str, roles: Mapping[str, str], mark: Callable[[str], str]) -> None:
         self.source, self.roles, self._mark = source, roles, mark
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_compiled"}
+
     @cached_property
     def _compiled(self) -> Any:
         from jinja2 import TemplateError, nodes

@@ -1,0 +1,141 @@
+"""Where the engine of a server runs: in a thread of it, or in a process of its own."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+
+from ..api import Model
+from ..core.errors import UnmaskError
+from ..processor import Processor
+from .decoder import Decoder
+from .settings import Settings
+from .wire import Unpacker, packed
+
+_END = 1.0  # seconds in which a process may end by itself
+_PIECE = 1 << 20  # bytes read at a time
+
+
+@dataclass
+class Host:
+    """An engine that can be reached by a socket.
+
+    Attributes:
+        processor: makes its requests.
+        line: the server's end of the socket.
+        runs: the thread or the process.
+    """
+
+    processor: Processor
+    line: socket.socket
+    runs: threading.Thread | BaseProcess
+
+    def start(self) -> None:
+        """Begin to take orders; a process has begun already."""
+        if self.runs.ident is None:
+            self.runs.start()
+
+    def join(self, seconds: float) -> None:
+        """Wait for the end of the engine, which has been told of it, for so many seconds at most."""
+        self.runs.join(seconds)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it takes orders."""
+        return self.runs.is_alive()
+
+    @property
+    def pid(self) -> int | None:
+        """The process of the engine; None: it is this one."""
+        return self.runs.pid if isinstance(self.runs, BaseProcess) else None
+
+
+def in_thread(lm: Model, settings: Settings) -> Host:
+    """An engine in a thread of this process, for applications that others run."""
+    line, own = socket.socketpair()
+    return Host(lm, line, threading.Thread(target=Decoder(lm, settings, own).run, name="engine", daemon=True))
+
+
+@contextmanager
+def in_process(load: Callable[[], Model], settings: Settings, foreign: Iterable[socket.socket] = ()) -> Iterator[Host]:
+    """An engine in a process of its own, until the end of the block. There it has the interpreter for itself, and does
+    not wait for HTTP.
+
+    Args:
+        load: loads the model, in that process.
+        settings: batch size and memory.
+        foreign: sockets of this process that the other one shall not keep open.
+
+    Raises:
+        UnmaskError: what ``load`` raises.
+        ChildProcessError: the process has ended before the model was loaded.
+    """
+    line, own = socket.socketpair()
+    arguments = (load, settings, own, (line, *foreign))
+    process = multiprocessing.get_context("fork").Process(target=_decode, args=arguments, name="engine")
+    process.start()
+    own.close()
+    try:
+        told = _first(line)
+        if told is None:
+            process.join(_END)
+            raise ChildProcessError(f"the process that loads the model has {ending(process)}")
+        if isinstance(told, UnmaskError):
+            raise told
+        yield Host(told, line, process)
+    finally:
+        line.close()
+        process.join(_END)
+        process.kill()
+        process.join()
+
+
+def ending(process: threading.Thread | BaseProcess) -> str:
+    """How it ended, in words."""
+    code = process.exitcode if isinstance(process, BaseProcess) else None
+    return "ended" if not code else f"ended with {code}" if code > 0 else f"been killed ({signal.Signals(-code).name})"
+
+
+def _first(line: socket.socket) -> Processor | UnmaskError | None:
+    """What comes first; None: nothing does."""
+    unpacker = Unpacker()
+    while data := line.recv(_PIECE):
+        for told in unpacker.feed(data):
+            return told  # type: ignore[no-any-return]
+    return None
+
+
+def _decode(
+    load: Callable[[], Model], settings: Settings, line: socket.socket, foreign: Iterable[socket.socket]
+) -> None:
+    """What the engine's process does. Signals are the server's: they may have been sent to both."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    for one in foreign:
+        one.close()
+    try:
+        lm = load()
+    except UnmaskError as error:
+        line.sendall(packed(error))
+        return
+    line.sendall(packed(Processor(lm.spec, lm.text, lm.recommended)))
+    gc.freeze()  # what is there now stays: collections need not look at it
+    Decoder(lm, settings, line).run()
+
+
+@contextmanager
+def hosted(load: Callable[[], Model], settings: Settings, listener: socket.socket) -> Iterator[Host]:
+    """An engine for a server of this process, which listens: in a process, where the system can fork safely."""
+    if sys.platform == "linux":
+        with in_process(load, settings, [listener]) as host:
+            yield host
+    else:
+        yield in_thread(load(), settings)

@@ -1,0 +1,163 @@
+"""What a server and its engine tell each other: pickled objects on a socket, the same for a thread and a process."""
+
+from __future__ import annotations
+
+import pickle
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from ..engine.request import Request
+from .frames import Frame
+
+_HEAD = struct.Struct("!Q")  # bytes of the object that follows
+
+
+class Watch(Enum):
+    """What of a request's decoding is told before its end."""
+
+    NOTHING = 0
+    TEXT = 1
+    STEPS = 2
+
+
+# --- orders, to the engine
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request for the engine.
+
+    Attributes:
+        request: with an id that no other request has.
+        watch: what is told before the end.
+        max_nfe: forward passes after which it ends; None: no limit.
+    """
+
+    request: Request
+    watch: Watch
+    max_nfe: int | None
+
+
+@dataclass(frozen=True)
+class Add:
+    """Queue all of these jobs, or none."""
+
+    jobs: Sequence[Job]
+
+
+@dataclass(frozen=True)
+class Abort:
+    """End requests before the next forward pass; those that have ended are ignored."""
+
+    ids: Sequence[Any]
+
+
+@dataclass(frozen=True)
+class Stop:
+    """End all requests and the engine."""
+
+
+Order = Add | Abort | Stop
+
+
+# --- news, from the engine
+
+
+@dataclass(frozen=True)
+class Added:
+    """What has become of an :class:`Add`.
+
+    Attributes:
+        ids: of its requests.
+        error: why none of them could be queued: a ``RequestError``, or a ``RuntimeError``, which is not their fault.
+    """
+
+    ids: Sequence[Any]
+    error: Exception | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What one forward pass brought a response.
+
+    Attributes:
+        id: of the request.
+        ids: tokens that can no longer change, behind those told before.
+        frame: all of what the forward pass did; None unless it is watched.
+    """
+
+    id: Any
+    ids: list[int]
+    frame: Frame | None
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A request has ended.
+
+    Attributes:
+        id: of the request.
+        outcome: the :class:`~unmask.engine.outcome.Outcome`, all but its request.
+        first: when its first token could no longer change, by ``time.perf_counter``; None: never.
+        at: when it ended.
+        limited: whether ``max_nfe`` ended it.
+    """
+
+    id: Any
+    outcome: Mapping[str, Any]
+    first: float | None
+    at: float
+    limited: bool
+
+
+@dataclass(frozen=True)
+class Broken:
+    """Everything that had not ended is lost, and why."""
+
+    why: str
+
+
+@dataclass(frozen=True)
+class Load:
+    """What the engine has to do.
+
+    Attributes:
+        running, waiting: requests.
+        used: bytes of the running ones; 0 without a budget.
+        rows: of each forward pass since the last time.
+    """
+
+    running: int = 0
+    waiting: int = 0
+    used: int = 0
+    rows: tuple[int, ...] = ()
+
+
+News = Added | Progress | Ended | Broken | Load
+
+
+def packed(told: Any) -> bytes:
+    """An object as bytes of the wire."""
+    data = pickle.dumps(told, pickle.HIGHEST_PROTOCOL)
+    return _HEAD.pack(len(data)) + data
+
+
+class Unpacker:
+    """Makes objects of the bytes that have come."""
+
+    def __init__(self) -> None:
+        self._held = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[Any]:
+        """The objects that are complete with these bytes."""
+        self._held += data
+        while len(self._held) >= _HEAD.size:
+            end = _HEAD.size + _HEAD.unpack_from(self._held)[0]
+            if len(self._held) < end:
+                return
+            told = bytes(self._held[_HEAD.size : end])
+            del self._held[:end]
+            yield pickle.loads(told)
