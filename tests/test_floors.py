@@ -69,7 +69,7 @@ FLOORS = {  # the longest name that fits rules; what it may import, itself inclu
     | {"core.heap", "core.schema", "core.threads", "core.waiting", "server", "speculative", "cli"},
     "server": EVENTS
     | {"", "api", "processor", "registry", "server", "text", "stop", "core.schema", "core.policy", "core.cache"}
-    | {"constraints.calls", "constraints.compile"},
+    | {"constraints.automaton", "constraints.calls", "constraints.compile"},
     "tasks": {"tasks"},
     "evaluation": EVENTS
     | {

@@ -4,8 +4,14 @@ import asyncio
 import json
 import os
 import pickle
+import random
+import re
 import signal
+import subprocess
+import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from itertools import count
@@ -20,11 +26,11 @@ from serving import ANSWER, QUESTION, model, process, serving, wait_for
 from unmask.constraints.compile import compile_constraint
 from unmask.core.errors import ModelError, RequestError
 from unmask.policies import apd
-from unmask.server import Settings
+from unmask.server import Settings, worker
 from unmask.server.decoder import Decoder
 from unmask.server.host import in_process, in_thread
 from unmask.server.lanes import Lanes
-from unmask.server.wire import Unpacker, Watch, packed
+from unmask.server.wire import Add, Rules, Unpacker, Watch, packed
 from unmask.server.worker import Ticket, Worker
 
 LONG = {"prompt": "a", "max_tokens": 600, "ignore_eos": True, "unmask": {"policy": "vanilla", "stream": "steps"}}
@@ -56,18 +62,23 @@ def test_an_error_is_the_same_on_the_other_side():
     assert (type(found), str(found), found.what, found.row) == (RequestError, str(error), error.what, 3)
 
 
-def test_an_automaton_is_one_object_on_each_side():
-    """Here it is itself; what comes from another process has a number of its own, and comes once."""
+def test_an_automaton_is_sent_once():
+    """Both sides forget the same ones, and what one does not have is known to be missing."""
     lm = model()
     made = compile_constraint("regex", "[0-9]+", lm.text, lm.spec)
-    sent = pickle.dumps(made)
-    assert pickle.loads(sent) is made
-    rebuild, (pid, number, own) = made.__reduce__()
-    there = rebuild(pid + 1, number, own)
-    assert there is rebuild(pid + 1, number, own) and there is not made and there.number != made.number
-    assert there is not rebuild(pid + 1, number + 1, own)
-    ids = lm.text.encode("42", chat=False)
-    assert there.accepts(ids) and not there.accepts(lm.text.encode("4a", chat=False))
+    there = pickle.loads(pickle.dumps(made))
+    assert there.number != made.number
+    assert there.accepts(lm.text.encode("42", chat=False)) and not there.accepts(lm.text.encode("4a", chat=False))
+    here, far, draw = Rules(3), Rules(3), random.Random(0)
+    sent = 0
+    for _ in range(300):
+        number = draw.randrange(5)
+        known = here.sent(number, None) is not None
+        here.sent(number, made)
+        sent += not known
+        assert far.sent(number, None if known else there) is there
+    assert 5 < sent < 200
+    assert far.sent(9, None) is None
 
 
 async def outcomes(host, requests):
@@ -132,6 +143,40 @@ def test_what_a_policy_has_loaded_is_loaded_once(monkeypatch):
     assert len(loaded) == 1
 
 
+def test_requests_that_come_while_the_engine_breaks_are_decoded(monkeypatch):
+    """Those it had are lost, no others."""
+    body, own, broke = {"prompt": "3+4=", "max_tokens": 8}, Lanes.step, threading.Event()
+
+    def step(lanes):
+        if broke.is_set():
+            return own(lanes)
+        while served.service.open < 2:
+            time.sleep(0.01)
+        time.sleep(0.05)  # the other request has been sent
+        broke.set()
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr(Lanes, "step", step)
+    with serving() as served, ThreadPoolExecutor(2) as pool:
+        asked = []
+        for _ in range(2):
+            asked.append(pool.submit(served.post, "/v1/completions", body))
+            assert wait_for(lambda: served.service.open == len(asked))
+        assert [one.result().status_code for one in asked] == [500, 200]
+        assert served.idle() and served.service.worker.alive
+
+
+def test_a_constraint_goes_on_its_way_once(monkeypatch):
+    body = {"prompt": "7-4=", "max_tokens": 8, "unmask": {"regex": "[a-f]{3}", "policy": "vanilla"}}
+    sent, own = [], worker.packed
+    monkeypatch.setattr(worker, "packed", lambda told: sent.append(told) or own(told))
+    with serving() as served:
+        texts = {served.post("/v1/completions", body | {"seed": i}).json()["choices"][0]["text"] for i in range(3)}
+    assert all(re.fullmatch("[a-f]{3}", text) for text in texts)
+    jobs = [job for told in sent if isinstance(told, Add) for job in told.jobs]
+    assert [job.automaton is not None for job in jobs] == [True, False, False] and len({job.rule for job in jobs}) == 1
+
+
 def test_a_request_that_cannot_be_added_is_refused_and_others_are_not(monkeypatch):
     """None of several is added; whose fault it is decides the status."""
     body, own = {"prompt": "3+4=", "max_tokens": 8, "n": 2}, Lanes.add
@@ -146,17 +191,29 @@ def test_a_request_that_cannot_be_added_is_refused_and_others_are_not(monkeypatc
 
             patch.setattr(Lanes, "add", add)
             reply = served.post("/v1/completions", body)
-            assert (reply.status_code, "planted" in reply.json()["error"]["message"]) == (status, True)
+            assert (reply.status_code, type(error).__name__ in reply.text or "planted" in reply.text) == (status, True)
             assert served.idle()
         patch.undo()
         assert served.post("/v1/completions", body).status_code == 200
 
 
-def test_what_loading_raises_is_raised_here():
+@pytest.mark.parametrize("error", [ModelError("no such model"), MemoryError("full"), OSError(5, "broken", "weights")])
+def test_what_loading_raises_is_raised_here(error):
     def load():
-        raise ModelError("no such model")
+        raise error
 
-    with pytest.raises(ModelError, match="no such model"), in_process(load, Settings()):
+    with pytest.raises(type(error), match=re.escape(str(error))), in_process(load, Settings()):
+        pass
+
+
+def test_an_error_of_loading_that_cannot_be_sent_is_told():
+    class Odd(Exception):
+        pass
+
+    def load():
+        raise Odd("planted")
+
+    with pytest.raises(RuntimeError, match="Odd: planted"), in_process(load, Settings()):
         pass
 
 
@@ -214,3 +271,42 @@ def test_a_server_whose_engine_breaks_beyond_repair_ends(monkeypatch):
         reply = served.post("/v1/completions", {"prompt": "3+4=", "max_tokens": 8})
         assert reply.status_code == 500
         assert wait_for(lambda: not served.thread.is_alive()) and served.server.lost
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_signals_while_the_model_loads(number, tmp_path):
+    """Nothing goes on loading for a server that has gone, and its end is quiet."""
+    code = (
+        "import os, sys, time, pathlib\n"
+        "import unmask, unmask.api\n"
+        f"there = pathlib.Path({str(tmp_path / 'pid')!r})\n"
+        "def load(*_, **__):\n    there.write_text(str(os.getpid()))\n    time.sleep(60)\n"
+        "unmask.load = unmask.api.load = load\n"
+        "from unmask.cli import main\nmain()\n"
+    )
+    command = [sys.executable, "-c", code, "serve", "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        assert wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+        engine = int((tmp_path / "pid").read_text())
+        server.send_signal(number)
+        server.wait(20)
+        assert wait_for(lambda: not running(engine))
+        assert "Traceback" not in server.stderr.read()
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_an_engine_in_a_long_pass():
+    with process(cold=True) as (served, url), ThreadPoolExecutor(1) as pool:
+        [engine] = children(served.pid)
+        body = {**LONG, "n": 8, "max_tokens": 1500}
+        asked = pool.submit(httpx2.post, f"{url}/v1/completions", json=body, timeout=60)
+        assert wait_for(lambda: "unmask_running 8.0" in httpx2.get(f"{url}/metrics").text)
+        os.kill(engine, signal.SIGSTOP)  # a pass that does not end
+        began = time.monotonic()
+        served.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        served.send_signal(signal.SIGTERM)
+        assert served.wait(20) == 0
+        assert time.monotonic() - began < 6
+        assert asked.result().status_code >= 500

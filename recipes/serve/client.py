@@ -75,7 +75,10 @@ def metric(port, name):
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as reply:
         lines = reply.read().decode().splitlines()
     names = {name, f"unmask_engine_{name}"}
-    return sum(float(value) for found, _, value in (line.rpartition(" ") for line in lines) if found in names)
+    values = [float(value) for found, _, value in (line.rpartition(" ") for line in lines) if found in names]
+    if not values:
+        raise SystemExit(f"the server has no metric {name}")
+    return sum(values)
 
 
 async def _closed(writer):

@@ -124,9 +124,8 @@ def _first(error: Exception) -> str:
 
 
 def _packed(at: int, request: Request) -> bytes:
-    """A request on its way to a worker, with a number as its id, policy and cache as the specs that build them."""
-    bare: Any = {"policy": str(request.policy), "cache": str(request.cache)}
-    return pickle.dumps(replace(request, id=at, prompt=list(request.prompt), fixed=dict(request.fixed), **bare))
+    """A request on its way to a worker, with a number as its id."""
+    return pickle.dumps(replace(request.bare(), id=at))
 
 
 class Worker:

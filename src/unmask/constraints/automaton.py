@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -22,9 +20,7 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 _CELLS = 1 << 25  # most entries of a table [states, classes]
 _AT_ONCE = 1 << 23  # entries made at a time
-_KEPT = 64  # of other processes
 _NUMBERS = count(1)
-_RECEIVED: OrderedDict[tuple[int, int], Automaton] = OrderedDict()  # by process and number there
 LIVE: WeakValueDictionary[int, Automaton] = WeakValueDictionary()  # by number, as states of a batch refer to them
 
 
@@ -62,8 +58,8 @@ class Automaton:
         LIVE[self.number] = self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        own = tuple(getattr(self, f.name) for f in fields(self) if f.name != "number")
-        return _received, (os.getpid(), self.number, own)
+        """One that is unpickled gets a number of its own."""
+        return Automaton, tuple(getattr(self, f.name) for f in fields(self) if f.name != "number")
 
     @staticmethod
     def of(step: Ints, start: int, accept: Bools, classes: Ints, allowed: Bools) -> Automaton:
@@ -181,19 +177,6 @@ class Automaton:
     def accepts(self, ids: Iterable[int]) -> bool:
         """Whether ids are an accepted text."""
         return bool(self.accept[self.walk(ids)])
-
-
-def _received(process: int, number: int, own: tuple[Any, ...]) -> Automaton:
-    """An automaton that was pickled: the same object each time, with a number of this process."""
-    if process == os.getpid() and (here := LIVE.get(number)) is not None:
-        return here
-    key = process, number
-    if key not in _RECEIVED:
-        _RECEIVED[key] = Automaton(*own)
-    _RECEIVED.move_to_end(key)
-    while len(_RECEIVED) > _KEPT:
-        _RECEIVED.popitem(last=False)
-    return _RECEIVED[key]
 
 
 def compiled(text: Bytes, vocabulary: Vocabulary) -> Automaton:

@@ -210,10 +210,6 @@ class Configured:
             if "doc" in field.metadata:
                 object.__setattr__(self, field.name, self._checked(field, getattr(self, field.name)))
 
-    def __getstate__(self) -> dict[str, Any]:
-        """The parameters; what has been loaded, such as a verifier, is loaded again where it is needed."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-
     def _checked(self, field: dataclasses.Field[Any], value: Any) -> Any:
         """The value as the parameter's type: a float parameter given an integer holds a float."""
         rule, kind = field.metadata, types(type(self))[field.name]

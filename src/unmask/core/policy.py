@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any
 
 from torch import Tensor
@@ -236,8 +237,7 @@ def threshold_of(policy: Policy) -> float | None:
 
 def with_threshold(policy: Policy, threshold: Tensor) -> Policy:
     """The same policy with ``[B]`` thresholds, one per row, in place of the number that ``policy.threshold`` names."""
-    twin, held = object.__new__(type(policy)), getattr(policy, policy.threshold)
-    vars(twin).update(vars(policy))  # with what it has loaded
+    twin, held = copy(policy), getattr(policy, policy.threshold)
     value = with_threshold(held, threshold) if isinstance(held, Policy) else threshold
     object.__setattr__(twin, policy.threshold, value)
     return twin

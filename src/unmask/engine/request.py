@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ..core.config import param
@@ -143,6 +143,11 @@ class Request:
     constraint: Automaton | None = None
     state: int = 0
     most: int | None = None
+
+    def bare(self) -> Request:
+        """What can be sent to another process: policy and cache as the specs that build them, and no constraint."""
+        own: dict[str, Any] = {"policy": str(self.policy), "cache": str(self.cache), "constraint": None}
+        return replace(self, prompt=list(self.prompt), fixed=dict(self.fixed), **own)
 
     def longest(self, spec: ModelSpec) -> int:
         """Tokens that the response may become, within the model's context."""

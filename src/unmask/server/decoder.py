@@ -9,18 +9,20 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache, partial
-from typing import Any, TypeVar
+from typing import Any
 
+from .. import registry
 from ..api import Model
+from ..constraints.automaton import Automaton
 from ..core.errors import RequestError, UnmaskError
 from ..engine.loop import Step
 from ..engine.outcome import Event, Outcome
+from ..engine.request import Request
 from .frames import frames
 from .lanes import Lanes
 from .settings import Settings
-from .wire import Abort, Add, Added, Broken, Ended, Job, Load, News, Progress, Unpacker, Watch, packed
+from .wire import Abort, Add, Added, Broken, Ended, Job, Load, News, Progress, Rules, Unpacker, Watch, packed
 
-T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
 _TRIM = 30.0  # seconds between two times that freed memory goes back to the system; it costs to ask for it anew
 _PIECE = 1 << 18  # bytes read at a time
@@ -37,6 +39,7 @@ class _Running:
     """A request that has been added."""
 
     job: Job
+    request: Request
     first: float | None = None  # when its first token could no longer change
     limited: bool = False  # ended by max_nfe
     nfe: int = 0
@@ -56,7 +59,8 @@ class Decoder:
         self._make: Callable[[], Lanes] = partial(Lanes, lm.engine, settings.batch_size, settings.budget)
         self.engine = self._make()
         self._line, self._unpacker = line, Unpacker()
-        self._known = lru_cache(maxsize=256)(_itself)  # what a policy has loaded lives as long as it is known
+        self._policy = lru_cache(maxsize=256)(registry.policy)  # what one has loaded lives as long as it is known
+        self._rules = Rules()
         self._requests: dict[Any, _Running] = {}
         self._news: list[News] = []
         self._rows: list[int] = []
@@ -104,7 +108,7 @@ class Decoder:
                         self._abort(order.ids)
                     else:
                         self._stopping = True
-                self._line.settimeout(0.0)
+                self._line.settimeout(None if self._unpacker.amid else 0.0)
         except (BlockingIOError, TimeoutError):
             pass
 
@@ -115,25 +119,32 @@ class Decoder:
             _malloc_trim(0)
 
     def _add(self, jobs: Sequence[Job]) -> None:
-        ids, added = [job.request.id for job in jobs], []
+        ids = [job.request.id for job in jobs]
+        rules = [None if job.rule is None else self._rules.sent(job.rule, job.automaton) for job in jobs]
         try:
-            for job in jobs:
-                policy, cache = self._known(job.request.policy), self._known(job.request.cache)
-                self.engine.add(replace(job.request, policy=policy, cache=cache))
-                self._requests[job.request.id] = _Running(job)
-                added.append(job.request.id)
+            for job, rule in zip(jobs, rules, strict=True):
+                request = self._whole(job, rule)
+                self.engine.add(request)
+                self._requests[request.id] = _Running(job, request)
         except Exception as error:
             if isinstance(error, UnmaskError):
                 told: Exception = error if type(error) is RequestError else RequestError(str(error))
             else:
                 _LOG.exception("a request could not be added")
-                told = RuntimeError(f"{type(error).__name__}: {error}")
-            self._abort(added)
-            for one in added:
-                del self._requests[one]
+                told = RuntimeError(type(error).__name__)
+            self._abort(ids)
+            for one in ids:
+                self._requests.pop(one, None)
             self._news.append(Added(ids, told))
         else:
             self._news.append(Added(ids))
+
+    def _whole(self, job: Job, rule: Automaton | None) -> Request:
+        """The request with its policy, its cache and its constraint."""
+        if rule is None and job.rule is not None:
+            raise LookupError(job.rule)
+        policy, cache = self._policy(str(job.request.policy)), registry.cache(str(job.request.cache))
+        return replace(job.request, policy=policy, cache=cache, constraint=rule)
 
     def _abort(self, ids: Sequence[Any]) -> None:
         for one in ids:
@@ -141,8 +152,8 @@ class Decoder:
                 self.engine.abort(one)
 
     def _broken(self, why: str) -> None:
+        self._news.append(Broken([*self._requests], why))
         self._requests = {}
-        self._news.append(Broken(why))
         if not self._stopping:
             self.engine = self._make()
 
@@ -162,13 +173,13 @@ class Decoder:
             return
         final = _final(step, slots)
         shown = [(slot, one) for slot, one in slots if one.job.watch is Watch.STEPS]
-        lengths = [len(one.job.request.prompt) for _, one in shown]
+        lengths = [len(one.request.prompt) for _, one in shown]
         drawn = frames(step, [slot for slot, _ in shown], lengths) if shown else {}
         grown = [slot for slot, one in slots if one.job.watch is not Watch.NOTHING and final[slot] > one.settled]
         tokens = dict(zip(grown, step.canvas.tokens[grown].tolist(), strict=True)) if grown else {}
         now = time.perf_counter()
         for slot, one in slots:
-            request = one.job.request
+            request = one.request
             one.nfe += 1
             if one.first is None and final[slot] > 0:
                 one.first = now
@@ -201,10 +212,6 @@ class Decoder:
         self._news, self._rows, self._load = [], [], replace(load, rows=())
 
 
-def _itself(one: T) -> T:
-    return one
-
-
 def _final(step: Step, slots: Sequence[tuple[int, _Running]]) -> dict[int, int]:
     """Tokens of each response that can no longer change, by slot.
 
@@ -215,7 +222,7 @@ def _final(step: Step, slots: Sequence[tuple[int, _Running]]) -> dict[int, int]:
     starts: list[int] | None = None
     found = {}
     for slot, one in slots:
-        request, status = one.job.request, step.status[slot]
+        request, status = one.request, step.status[slot]
         settled = status.settled
         if request.policy.remasks and request.policy.resizes and not status.done:
             settled = 0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import multiprocessing
+import os
 import signal
 import socket
 import sys
@@ -14,7 +16,6 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 
 from ..api import Model
-from ..core.errors import UnmaskError
 from ..processor import Processor
 from .decoder import Decoder
 from .settings import Settings
@@ -22,6 +23,7 @@ from .wire import Unpacker, packed
 
 _END = 1.0  # seconds in which a process may end by itself
 _PIECE = 1 << 20  # bytes read at a time
+_PDEATHSIG = 1  # PR_SET_PDEATHSIG of prctl
 
 
 @dataclass
@@ -47,6 +49,11 @@ class Host:
         """Wait for the end of the engine, which has been told of it, for so many seconds at most."""
         self.runs.join(seconds)
 
+    def kill(self) -> None:
+        """End it at once, if it is a process."""
+        if isinstance(self.runs, BaseProcess):
+            self.runs.kill()
+
     @property
     def alive(self) -> bool:
         """Whether it takes orders."""
@@ -66,8 +73,8 @@ def in_thread(lm: Model, settings: Settings) -> Host:
 
 @contextmanager
 def in_process(load: Callable[[], Model], settings: Settings, foreign: Iterable[socket.socket] = ()) -> Iterator[Host]:
-    """An engine in a process of its own, until the end of the block. There it has the interpreter for itself, and does
-    not wait for HTTP.
+    """An engine in a process of its own, until the end of the block. There it has the interpreter for itself:
+    what HTTP takes does not hold it up.
 
     Args:
         load: loads the model, in that process.
@@ -75,11 +82,11 @@ def in_process(load: Callable[[], Model], settings: Settings, foreign: Iterable[
         foreign: sockets of this process that the other one shall not keep open.
 
     Raises:
-        UnmaskError: what ``load`` raises.
+        Exception: what ``load`` raises.
         ChildProcessError: the process has ended before the model was loaded.
     """
     line, own = socket.socketpair()
-    arguments = (load, settings, own, (line, *foreign))
+    arguments = (load, settings, own, (line, *foreign), os.getpid())
     process = multiprocessing.get_context("fork").Process(target=_decode, args=arguments, name="engine")
     process.start()
     own.close()
@@ -88,14 +95,16 @@ def in_process(load: Callable[[], Model], settings: Settings, foreign: Iterable[
         if told is None:
             process.join(_END)
             raise ChildProcessError(f"the process that loads the model has {ending(process)}")
-        if isinstance(told, UnmaskError):
+        if isinstance(told, Exception):
             raise told
         yield Host(told, line, process)
     finally:
         line.close()
-        process.join(_END)
-        process.kill()
-        process.join()
+        try:
+            process.join(_END)
+        finally:
+            process.kill()
+            process.join()
 
 
 def ending(process: threading.Thread | BaseProcess) -> str:
@@ -104,8 +113,8 @@ def ending(process: threading.Thread | BaseProcess) -> str:
     return "ended" if not code else f"ended with {code}" if code > 0 else f"been killed ({signal.Signals(-code).name})"
 
 
-def _first(line: socket.socket) -> Processor | UnmaskError | None:
-    """What comes first; None: nothing does."""
+def _first(line: socket.socket) -> Processor | Exception | None:
+    """What comes first, and alone; None: nothing does."""
     unpacker = Unpacker()
     while data := line.recv(_PIECE):
         for told in unpacker.feed(data):
@@ -114,21 +123,44 @@ def _first(line: socket.socket) -> Processor | UnmaskError | None:
 
 
 def _decode(
-    load: Callable[[], Model], settings: Settings, line: socket.socket, foreign: Iterable[socket.socket]
+    load: Callable[[], Model], settings: Settings, line: socket.socket, foreign: Iterable[socket.socket], parent: int
 ) -> None:
-    """What the engine's process does. Signals are the server's: they may have been sent to both."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    """What the engine's process does. Once it has a model, signals are the server's: they may be sent to both."""
+    _end_with(parent)
     for one in foreign:
         one.close()
     try:
         lm = load()
-    except UnmaskError as error:
-        line.sendall(packed(error))
+        told: Processor | Exception = Processor(lm.spec, lm.text, lm.recommended)
+    except KeyboardInterrupt:
         return
-    line.sendall(packed(Processor(lm.spec, lm.text, lm.recommended)))
+    except Exception as error:
+        told = error
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        line.sendall(_sent(told))
+    except ConnectionError:
+        return
+    if isinstance(told, Exception):
+        return
     gc.freeze()  # what is there now stays: collections need not look at it
     Decoder(lm, settings, line).run()
+
+
+def _end_with(parent: int) -> None:
+    """Have Linux end this process when its parent has ended, however that came."""
+    ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _sent(told: Processor | Exception) -> bytes:
+    """What is told as bytes; an error that cannot be pickled as one that can."""
+    try:
+        return packed(told)
+    except Exception:
+        return packed(RuntimeError(f"{type(told).__name__}: {told}"))
 
 
 @contextmanager

@@ -185,9 +185,13 @@ class Front:
         """Whether requests are still waited for."""
         return not self.stopped.is_set()
 
+    lost = False
+
     def stop(self) -> None:
         """End what has not ended."""
         self.stopped.set()
+
+    kill = stop
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer here what needs no model; hand on the rest."""

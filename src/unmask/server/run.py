@@ -63,7 +63,8 @@ def run(load: Callable[[], Model], settings: Settings, listener: socket.socket) 
         listener: the socket, bound.
 
     Raises:
-        UnmaskError: the model cannot be loaded, the default policy or cache cannot be used.
+        Exception: what ``load`` raises.
+        SpecError, ModelError: the default policy or cache cannot be used.
         ChildProcessError: the engine has ended.
     """
     with hosted(load, settings, listener) as host:
@@ -111,7 +112,7 @@ class Server(uvicorn.Server):
             counter = (counter + 1) % 864000
             await asyncio.sleep(_TICK)
             self._tell()
-            self.lost = not (self.service.draining or self.service.worker.alive)
+            self.lost = self.service.worker.lost
             if (
                 self.service.draining
                 and self.service.open
@@ -135,7 +136,10 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End the engine first, so that no response is waited for, then the connections."""
         self._tell()
-        self.service.worker.stop()
+        if self.force_exit:
+            self.service.worker.kill()
+        else:
+            self.service.worker.stop()
         await super().shutdown(sockets)
         if self.force_exit:
             await self.lifespan.shutdown()

@@ -63,8 +63,8 @@ class Service:
         self._next += len(requests)
         news = asyncio.Event()
         tickets = [Ticket(request, plan.watch, plan.max_nfe, loop.create_future(), news) for request in requests]
-        self.open += len(tickets)
         self.worker.add(tickets)
+        self.open += len(tickets)
         try:
             await tickets[0].accepted
         except asyncio.CancelledError:

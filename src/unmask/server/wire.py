@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pickle
 import struct
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from ..constraints.automaton import Automaton
 from ..engine.request import Request
 from .frames import Frame
 
@@ -31,14 +33,18 @@ class Job:
     """A request for the engine.
 
     Attributes:
-        request: with an id that no other request has.
+        request: with an id that no other request has; policy and cache are specs.
         watch: what is told before the end.
         max_nfe: forward passes after which it ends; None: no limit.
+        rule: the number of its constraint at the server; None: it has none.
+        automaton: the constraint, where the engine does not have it.
     """
 
     request: Request
     watch: Watch
     max_nfe: int | None
+    rule: int | None = None
+    automaton: Automaton | None = None
 
 
 @dataclass(frozen=True)
@@ -115,8 +121,9 @@ class Ended:
 
 @dataclass(frozen=True)
 class Broken:
-    """Everything that had not ended is lost, and why."""
+    """Requests that are lost, and why."""
 
+    ids: Sequence[Any]
     why: str
 
 
@@ -145,11 +152,33 @@ def packed(told: Any) -> bytes:
     return _HEAD.pack(len(data)) + data
 
 
+class Rules:
+    """The constraints that were sent last, which are large. Both sides have one and do the same to it."""
+
+    def __init__(self, most: int = 64) -> None:
+        self._most = most
+        self._held: OrderedDict[int, Automaton] = OrderedDict()
+
+    def sent(self, number: int, automaton: Automaton | None) -> Automaton | None:
+        """The one with this number, which is held from now on; None: it has to be sent, and is not."""
+        own = self._held.pop(number, automaton)
+        if own is not None:
+            self._held[number] = own
+        if len(self._held) > self._most:
+            self._held.popitem(last=False)
+        return own
+
+
 class Unpacker:
     """Makes objects of the bytes that have come."""
 
     def __init__(self) -> None:
         self._held = bytearray()
+
+    @property
+    def amid(self) -> bool:
+        """Whether an object has come in part."""
+        return bool(self._held)
 
     def feed(self, data: bytes) -> Iterator[Any]:
         """The objects that are complete with these bytes."""

@@ -7,12 +7,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 from ..engine.outcome import Outcome
 from ..engine.request import Request
 from .host import Host
-from .wire import Abort, Add, Added, Ended, Job, Load, News, Order, Progress, Stop, Unpacker, Watch, packed
+from .wire import Abort, Add, Added, Ended, Job, Load, News, Order, Progress, Rules, Stop, Unpacker, Watch, packed
 
 BEHIND = 1024  # forward passes that a reader of step events may be behind
 
@@ -70,15 +70,19 @@ class Worker(asyncio.Protocol):
     Args:
         host: of the engine.
         passed: called with the number of rows of every forward pass.
+
+    Attributes:
+        load: what the engine had to do when it last said so.
+        lost: whether it has ended without having been told to.
     """
 
     def __init__(self, host: Host, passed: Callable[[int], None]) -> None:
         self.host, self.passed = host, passed
         self.load = Load()
         self._tickets: dict[Any, Ticket] = {}
-        self._unpacker = Unpacker()
+        self._unpacker, self._rules = Unpacker(), Rules()
         self._transport: asyncio.WriteTransport | None = None
-        self._stopping = False
+        self._stopping = self.lost = False
 
     async def start(self) -> None:
         """Begin to decode."""
@@ -97,8 +101,16 @@ class Worker(asyncio.Protocol):
 
     def add(self, tickets: Sequence[Ticket]) -> None:
         """Queue requests, all of them or none; see :attr:`Ticket.accepted`."""
+        self._send(Add([self._job(ticket) for ticket in tickets]))
         self._tickets |= {ticket.request.id: ticket for ticket in tickets}
-        self._send(Add([Job(ticket.request, ticket.watch, ticket.max_nfe) for ticket in tickets]))
+
+    def _job(self, ticket: Ticket) -> Job:
+        request, made = ticket.request.bare(), ticket.request.constraint
+        if made is None:
+            return Job(request, ticket.watch, ticket.max_nfe)
+        known = self._rules.sent(made.number, None) is not None
+        self._rules.sent(made.number, made)
+        return Job(request, ticket.watch, ticket.max_nfe, made.number, None if known else made)
 
     def abort(self, ids: Sequence[Any]) -> None:
         """End requests before the next forward pass; those that have ended are ignored."""
@@ -109,6 +121,11 @@ class Worker(asyncio.Protocol):
         self._stopping = True
         self._send(Stop())
 
+    def kill(self) -> None:
+        """End the engine at once, in the middle of a forward pass, if it can be."""
+        self._stopping = True
+        self.host.kill()
+
     def _send(self, order: Order) -> None:
         if self._transport is not None:
             self._transport.write(packed(order))
@@ -117,8 +134,7 @@ class Worker(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The engine can be reached."""
-        assert isinstance(transport, asyncio.WriteTransport)
-        self._transport = transport
+        self._transport = cast(asyncio.WriteTransport, transport)  # uvloop's is none by its class
 
     def data_received(self, data: bytes) -> None:
         """Some of what the engine tells."""
@@ -128,8 +144,9 @@ class Worker(asyncio.Protocol):
 
     def connection_lost(self, _: Exception | None) -> None:
         """The engine has ended, and was told to or not."""
-        self._transport = None
-        self._lose("the engine has ended")
+        self._transport, self.load = None, Load()
+        self.lost = not self._stopping
+        self._lose([*self._tickets], "the engine has ended")
 
     def _hear(self, news: News) -> None:
         if isinstance(news, Load):
@@ -143,7 +160,7 @@ class Worker(asyncio.Protocol):
         elif isinstance(news, Added):
             self._added(news)
         else:
-            self._lose(news.why)
+            self._lose(news.ids, news.why)
 
     def _added(self, news: Added) -> None:
         for one in news.ids:
@@ -167,7 +184,6 @@ class Worker(asyncio.Protocol):
         ticket.first = None if news.first is None else news.first - ticket.arrived
         ticket.news.set()
 
-    def _lose(self, why: str) -> None:
-        lost, self._tickets = self._tickets, {}
-        for ticket in lost.values():
-            ticket.fail(why)
+    def _lose(self, ids: Sequence[Any], why: str) -> None:
+        for one in ids:
+            self._tickets.pop(one).fail(why)
