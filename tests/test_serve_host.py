@@ -278,7 +278,8 @@ def test_a_server_whose_engine_breaks_beyond_repair_ends(monkeypatch):
 def test_signals_while_the_model_loads(number, tmp_path):
     """Nothing goes on loading for a server that has gone, and its end is quiet."""
     code = (
-        "import os, sys, time, pathlib\n"
+        "import os, signal, sys, time, pathlib\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may ignore it\n"
         "import unmask, unmask.api\n"
         f"there = pathlib.Path({str(tmp_path / 'pid')!r})\n"
         "def load(*_, **__):\n    there.write_text(str(os.getpid()))\n    time.sleep(60)\n"

@@ -121,6 +121,7 @@ def test_an_abort_comes_before_the_next_forward_pass(served, monkeypatch):
 
     def first(engine):
         steps.append(1)
+        assert wait_for(lambda: served.service.worker.busy)
         line.send(packed(Abort([*served.service.worker._tickets])))
         return own(engine)
 
