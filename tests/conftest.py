@@ -12,6 +12,8 @@ from typing import Any
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported, here and in the processes that tests start
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"  # a name that is no folder is an error at once, wherever the tests run
+os.environ.pop("SSL_CERT_FILE", None)
+os.environ["SSL_CERT_DIR"] = os.devnull  # every HTTP client reads the certificates of the machine; none here speaks TLS
 os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported: what commands write to standard error is tested
 
 import pytest
