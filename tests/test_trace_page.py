@@ -2,20 +2,16 @@
 
 import json
 import re
-import shutil
 
 import pytest
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 from typer.testing import CliRunner
 
+import browser
 from unmask.cli import app
 from unmask.traceview.reader import read
 
-ALONE = ["--no-sandbox", "--disable-gpu", "--in-process-gpu"]  # no process that draws for others
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(
-    BROWSER is None, reason="no chromium, chromium-browser or google-chrome on this machine"
-)
+pytestmark = browser.NEEDED
 SUDOKU = "Solve the sudoku:\n0214\n4132\n1420\n0340"
 QUESTION = "Tom has 3 apples. He buys 4 more, and then 5 more. How many apples does Tom have?"
 CONTRAST = """() => {
@@ -77,35 +73,28 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=BROWSER, args=ALONE)
-        yield launched
-        launched.close()
+def pages():
+    with browser.started() as found:
+        yield found
 
 
 @pytest.fixture
-def show(browser):
+def show(pages):
     """Open a page; at the end it must have said nothing and asked for nothing."""
-    contexts, said, asked = [], [], []
+    pages.said.clear()
+    pages.asked.clear()
+    shown = []
 
-    def opened(path, scheme="dark", width=1280, height=800, **more):
-        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme, **more)
-        contexts.append(context)
-        context.on("console", lambda message: "willReadFrequently" in message.text or said.append(message.text))
-        context.on("weberror", lambda error: said.append(str(error.error)))
-        context.on("request", lambda request: asked.append(request.url))
-        page = context.new_page()
-        page.goto(path.as_uri())
-        return page
+    def opened(path, *look, **more):
+        shown.append(path)
+        return pages.open(path.as_uri(), *look, **more)
 
-    opened.said = said
+    opened.said = pages.said
     yield opened
-    for context in contexts:
-        context.close()
-    assert said == []
-    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
-    assert len(asked) >= len(contexts)
+    pages.take_back()
+    assert pages.said == []
+    assert [url for url in pages.asked if not url.startswith(("file:", "data:", "about:"))] == []
+    assert len(pages.asked) >= len(shown)
 
 
 def count(page):
@@ -380,7 +369,7 @@ def test_two_traces_in_step(show, folder):
 @pytest.mark.parametrize("scheme", ["dark", "light"])
 def test_contrast(show, folder, scheme, name):
     """WCAG 2.1 AA, 4.5 to 1, of every text, in the middle of the decoding and at its end."""
-    page = show(folder / f"{name}.html", scheme, reduced_motion="reduce")
+    page = show(folder / f"{name}.html", scheme, motion="reduce")
     for t in (page.locator("#step").get_attribute("max"), "3"):
         page.locator("#step").fill(t)
         found = page.evaluate(CONTRAST)
