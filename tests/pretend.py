@@ -52,7 +52,8 @@ class Pretending(Tensor):
         kwargs = dict(kwargs or {})
         name = getattr(func, "__name__", "")
         if name not in ANYWHERE:
-            _check(func, (*args, *kwargs.values()))
+            _check(func, args)
+            _check(func, kwargs.values())
         if name in WAITS:
             waits[name] += 1
         if name == "to":
@@ -60,24 +61,26 @@ class Pretending(Tensor):
         if kwargs.get("device") is not None:
             assert torch.device(kwargs["device"]).type == "cuda", f"{name} on {kwargs['device']}"
             kwargs["device"] = "cpu"
-        return super().__torch_function__(func, types, args, kwargs)
+        with torch._C.DisableTorchFunctionSubclass():
+            found = func(*args, **kwargs)
+            return _there(found)
 
 
 waits: Counter[str] = Counter()
 
 
-def _flat(values: Any) -> Iterator[Tensor]:
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (list, tuple)):
-            yield from _flat(value)
+def _there(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value if isinstance(value, Pretending) else value.as_subclass(Pretending)
+    return type(value)(map(_there, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _check(func: Any, values: Any) -> None:
-    for tensor in _flat(values):
-        if not isinstance(tensor, Pretending) and tensor.dim():
-            raise RuntimeError(f"{func}: a tensor of shape {list(tensor.shape)} is on the CPU, others are on CUDA")
+    for value in values:
+        if isinstance(value, (list, tuple)):
+            _check(func, value)
+        elif isinstance(value, Tensor) and not isinstance(value, Pretending) and value.dim():
+            raise RuntimeError(f"{func}: a tensor of shape {list(value.shape)} is on the CPU, others are on CUDA")
 
 
 def _moved(func: Any, args: Any, kwargs: Any) -> Tensor:
@@ -98,6 +101,8 @@ class Factories(TorchFunctionMode):
     """Makes tensors that are asked for on CUDA."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not kwargs and func is not Tensor.to:
+            return func(*args)
         kwargs = dict(kwargs or {})
         name, device = getattr(func, "__name__", ""), kwargs.get("device")
         if name == "to" and not isinstance(args[0], Pretending):

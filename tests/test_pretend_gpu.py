@@ -40,11 +40,13 @@ def there(shift: bool) -> Denoiser:
 
 
 @combined(apart=("pair", "shift"), pair={" ".join(pair): pair for pair in PAIRS}, shift=SHIFT)
-def test_the_same_as_on_the_cpu(pair: tuple[str, str], shift: bool, waits: Counter[str]) -> None:
+def test_the_same_as_on_the_cpu(pair: tuple[str, str], shift: bool) -> None:
     policy, kept = pair
-    model = there(shift)
-    model.graphs = Graphs(Rerun())
-    assert_same(decode(model, policy, kept, REQUESTS), decode(tiny(shift), policy, kept, REQUESTS))
+    with gpu():
+        model = there(shift)
+        model.graphs = Graphs(Rerun())
+        found = decode(model, policy, kept, REQUESTS)
+    assert_same(found, decode(tiny(shift), policy, kept, REQUESTS))
 
 
 @combined(
