@@ -42,6 +42,7 @@ from unmask.core import rows
 from unmask.models.denoiser import Denoiser
 
 pytestmark = pytest.mark.usefixtures("many_tiles")
+USUAL = rows._TILE_COST  # at which rows that differ share rectangles
 REQUESTS = {
     "greedy": [
         Request(10, [1, 2, 3], 12),
@@ -154,10 +155,20 @@ def check_batch(
     requests=list(REQUESTS),
     batch=["ragged", "midway", "padded"],
     single=range(5),
+    tiles=["many", "few"],
 )
 def test_a_row_is_the_same_in_any_batch(
-    policy: str, cache: str, shift: bool, requests: str, batch: str, single: int, monkeypatch: pytest.MonkeyPatch
+    policy: str,
+    cache: str,
+    shift: bool,
+    requests: str,
+    batch: str,
+    single: int,
+    tiles: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if tiles == "few":
+        monkeypatch.setattr(rows, "_TILE_COST", USUAL)
     check_batch(policy, cache, tiny(shift), requests, batch, single, monkeypatch)
 
 
