@@ -206,15 +206,48 @@ def test_what_loading_raises_is_raised_here(error):
         pass
 
 
-def test_an_error_of_loading_that_cannot_be_sent_is_told():
+class Fussy(Exception):
+    """Can be pickled, and not unpickled."""
+
+    def __init__(self, what, *, why):
+        super().__init__(what)
+        self.why = why
+
+
+def test_an_error_of_loading_that_cannot_be_sent_is_told(capfd):
+    """And the traceback of one that nobody foresaw is shown."""
+
     class Odd(Exception):
         pass
 
-    def load():
-        raise Odd("planted")
+    for error in (Odd("planted"), Fussy("planted", why="so")):
 
-    with pytest.raises(RuntimeError, match="Odd: planted"), in_process(load, Settings()):
-        pass
+        def load(error=error):
+            raise error
+
+        with pytest.raises(RuntimeError, match=f"{type(error).__name__}: planted"), in_process(load, Settings()):
+            pass
+        assert "in load" in capfd.readouterr().err
+
+
+def test_a_constraint_that_could_not_be_sent_is_sent_anew(monkeypatch):
+    body = {"prompt": "7-4=", "max_tokens": 8, "unmask": {"regex": "[a-f]{3}", "policy": "vanilla"}}
+
+    def full(_):
+        raise MemoryError
+
+    with serving() as served:
+        with monkeypatch.context() as patch:
+            patch.setattr(worker, "packed", full)
+            assert served.post("/v1/completions", body).status_code == 500
+        assert served.idle()
+        assert re.fullmatch("[a-f]{3}", served.post("/v1/completions", body).json()["choices"][0]["text"])
+
+
+def test_a_prompt_is_sent_once_for_all_its_responses():
+    [one] = model().requests([[1, 2] * 500], 8)
+    many = [replace(one, id=i).bare() for i in range(50)]
+    assert len(packed(many)) < 4 * len(packed(many[:1]))
 
 
 @pytest.mark.parametrize("way", [lambda: os._exit(3), lambda: os.kill(os.getpid(), signal.SIGKILL)])
@@ -297,8 +330,10 @@ def test_signals_while_the_model_loads(number, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_second_signal_ends_an_engine_in_a_long_pass():
-    with process(cold=True) as (served, url), ThreadPoolExecutor(1) as pool:
+@pytest.mark.parametrize("after", [0.3, 3.0])
+def test_a_second_signal_ends_an_engine_in_a_long_pass(after):
+    """While what runs may finish, and when the time for that is over."""
+    with process("--grace", "1", cold=True) as (served, url), ThreadPoolExecutor(1) as pool:
         [engine] = children(served.pid)
         body = {**LONG, "n": 8, "max_tokens": 1500}
         asked = pool.submit(httpx2.post, f"{url}/v1/completions", json=body, timeout=60)
@@ -306,8 +341,8 @@ def test_a_second_signal_ends_an_engine_in_a_long_pass():
         os.kill(engine, signal.SIGSTOP)  # a pass that does not end
         began = time.monotonic()
         served.send_signal(signal.SIGTERM)
-        time.sleep(0.3)
+        time.sleep(after)
         served.send_signal(signal.SIGTERM)
         assert served.wait(20) == 0
-        assert time.monotonic() - began < 6
+        assert time.monotonic() - began < after + 6
         assert asked.result().status_code >= 500

@@ -147,7 +147,8 @@ class Request:
     def bare(self) -> Request:
         """What can be sent to another process: policy and cache as the specs that build them, and no constraint."""
         own: dict[str, Any] = {"policy": str(self.policy), "cache": str(self.cache), "constraint": None}
-        return replace(self, prompt=list(self.prompt), fixed=dict(self.fixed), **own)
+        prompt = self.prompt if isinstance(self.prompt, list) else list(self.prompt)  # one object for all n responses
+        return replace(self, prompt=prompt, fixed=dict(self.fixed), **own)
 
     def longest(self, spec: ModelSpec) -> int:
         """Tokens that the response may become, within the model's context."""

@@ -10,12 +10,14 @@ import signal
 import socket
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 
 from ..api import Model
+from ..core.errors import UnmaskError
 from ..processor import Processor
 from .decoder import Decoder
 from .settings import Settings
@@ -131,18 +133,20 @@ def _decode(
         one.close()
     try:
         lm = load()
-        told: Processor | Exception = Processor(lm.spec, lm.text, lm.recommended)
+        told = packed(Processor(lm.spec, lm.text, lm.recommended))
     except KeyboardInterrupt:
         return
     except Exception as error:
-        told = error
+        if not isinstance(error, (UnmaskError, OSError, MemoryError)):
+            traceback.print_exc()
+        lm, told = None, _error(error)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     try:
-        line.sendall(_sent(told))
+        line.sendall(told)
     except ConnectionError:
         return
-    if isinstance(told, Exception):
+    if lm is None:
         return
     gc.freeze()  # what is there now stays: collections need not look at it
     Decoder(lm, settings, line).run()
@@ -155,12 +159,14 @@ def _end_with(parent: int) -> None:
         os._exit(1)
 
 
-def _sent(told: Processor | Exception) -> bytes:
-    """What is told as bytes; an error that cannot be pickled as one that can."""
-    try:
-        return packed(told)
-    except Exception:
-        return packed(RuntimeError(f"{type(told).__name__}: {told}"))
+def _error(error: Exception) -> bytes:
+    """An error as bytes; one that does not survive that as one that does."""
+    told = packed(RuntimeError(f"{type(error).__name__}: {error}"))
+    with suppress(Exception):
+        [found] = Unpacker().feed(packed(error))
+        if type(found) is type(error) and str(found) == str(error):
+            return packed(error)
+    return told
 
 
 @contextmanager

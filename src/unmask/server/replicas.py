@@ -374,6 +374,7 @@ def run(load: Callable[[], Model], settings: Settings, listener: socket.socket, 
             server_header=False, timeout_keep_alive=75, timeout_graceful_shutdown=2, lifespan="off",
         )  # fmt: skip
         host, port = listener.getsockname()[:2]
+        listener.listen(config.backlog)
         _LOG.info("serving on http://%s:%d, replicas: %d to %d", host, port, replicas.least, replicas.most)
         Server(config, cast(Any, front), settings).run(sockets=[listener])
     finally:

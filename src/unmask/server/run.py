@@ -76,6 +76,7 @@ def run(load: Callable[[], Model], settings: Settings, listener: socket.socket) 
         server = Server(config, app.state.service, settings)
         address, port = listener.getsockname()[:2]
         shown = f"[{address}]" if ":" in address else address
+        listener.listen(config.backlog)  # whoever reads the next line may connect
         _LOG.info("serving on http://%s:%d", shown, port)
         gc.freeze()  # what is there now stays: collections need not look at it
         server.run(sockets=[listener])
@@ -99,6 +100,7 @@ class Server(uvicorn.Server):
         name = signal.Signals(sig).name
         if self.service.draining:
             self.should_exit = self.force_exit = True
+            self.service.worker.kill()
             self._told.append(f"{name}: stopping at once")
             return
         self.service.draining = True
@@ -136,10 +138,9 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End the engine first, so that no response is waited for, then the connections."""
         self._tell()
-        if self.force_exit:
+        self.service.worker.stop()
+        if self.force_exit or self.service.open:  # nothing is waited for any more
             self.service.worker.kill()
-        else:
-            self.service.worker.stop()
         await super().shutdown(sockets)
         if self.force_exit:
             await self.lifespan.shutdown()

@@ -168,6 +168,10 @@ class Rules:
             self._held.popitem(last=False)
         return own
 
+    def forget(self) -> None:
+        """Hold none: all are sent anew."""
+        self._held.clear()
+
 
 class Unpacker:
     """Makes objects of the bytes that have come."""

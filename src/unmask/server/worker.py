@@ -101,7 +101,11 @@ class Worker(asyncio.Protocol):
 
     def add(self, tickets: Sequence[Ticket]) -> None:
         """Queue requests, all of them or none; see :attr:`Ticket.accepted`."""
-        self._send(Add([self._job(ticket) for ticket in tickets]))
+        try:
+            self._send(Add([self._job(ticket) for ticket in tickets]))
+        except BaseException:
+            self._rules.forget()
+            raise
         self._tickets |= {ticket.request.id: ticket for ticket in tickets}
 
     def _job(self, ticket: Ticket) -> Job:
@@ -122,7 +126,7 @@ class Worker(asyncio.Protocol):
         self._send(Stop())
 
     def kill(self) -> None:
-        """End the engine at once, in the middle of a forward pass, if it can be."""
+        """End the engine at once, in the middle of a forward pass, if it can be. May be called by a signal."""
         self._stopping = True
         self.host.kill()
 
