@@ -207,12 +207,13 @@ def test_a_signal_writes_nothing_by_itself(caplog):
     from unmask.server.run import Server
 
     caplog.set_level("INFO", "unmask.server")
-    service = SimpleNamespace(draining=False, open=3)
+    killed = []
+    service = SimpleNamespace(draining=False, open=3, worker=SimpleNamespace(kill=lambda: killed.append(1)))
     server = Server(uvicorn.Config(lambda: None), service, Settings())
     server.handle_exit(signal.SIGTERM, None)
-    assert service.draining and not server.should_exit
+    assert service.draining and not server.should_exit and not killed
     server.handle_exit(signal.SIGTERM, None)
-    assert server.should_exit and server.force_exit
+    assert server.should_exit and server.force_exit and killed
     assert caplog.records == []
     server._tell()
     assert len(caplog.records) == 2
