@@ -330,10 +330,10 @@ def test_signals_while_the_model_loads(number, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("after", [0.3, 3.0])
+@pytest.mark.parametrize("after", [0.1, 1.5])
 def test_a_second_signal_ends_an_engine_in_a_long_pass(after):
     """While what runs may finish, and when the time for that is over."""
-    with process("--grace", "1", cold=True) as (served, url), ThreadPoolExecutor(1) as pool:
+    with process("--grace", "0.5", cold=True) as (served, url), ThreadPoolExecutor(1) as pool:
         [engine] = children(served.pid)
         body = {**LONG, "n": 8, "max_tokens": 1500}
         asked = pool.submit(httpx2.post, f"{url}/v1/completions", json=body, timeout=60)
