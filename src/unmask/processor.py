@@ -61,7 +61,9 @@ class Processor:
         n: int = 1,
         **sampling: Any,
     ) -> list[Request]:
-        """Encode prompts into requests with the ids 0, 1, ...; see :meth:`generate`. The engine checks them."""
+        """Encode prompts into requests with the ids 0, 1, ...; see :meth:`unmask.Model.generate`. The engine checks
+        them.
+        """
         many = as_batch(prompts)
         check_chat(chat)
         count = integer("n", n)
@@ -87,7 +89,7 @@ class Processor:
         chat: bool | None = None,
         **options: Any,
     ) -> list[Request]:
-        """Encode texts with gaps into requests; see :meth:`infill`."""
+        """Encode texts with gaps into requests; see :meth:`unmask.Model.infill`."""
         check_chat(chat)
         check_names("infill", options, ("params", "n", *(name for name in _SAMPLING if name != "stop")))
         many = as_batch(texts, TEXTS)

@@ -7,6 +7,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -96,7 +97,7 @@ class Decoder:
             EOFError: the other end is closed.
         """
         self._line.settimeout(_TRIM if wait else 0.0)
-        try:
+        with suppress(BlockingIOError, TimeoutError):  # there is nothing more
             while True:
                 data = self._line.recv(_PIECE)
                 if not data:
@@ -109,8 +110,6 @@ class Decoder:
                     else:
                         self._stopping = True
                 self._line.settimeout(None if self._unpacker.amid else 0.0)
-        except (BlockingIOError, TimeoutError):
-            pass
 
     def _trim(self) -> None:
         """Give freed memory back: a heap from which tensors of many sizes come keeps a fifth more than is in use."""
