@@ -230,7 +230,7 @@ def test_tokens_have_the_colours_of_their_pass(show):
 
 def test_it_fills_live(show, server):
     """While the server decodes, passes are shown; Escape ends the request there and here."""
-    page = show(mode="chat", prompt=QUESTION, length=256, pace=0, **{
+    page = show(mode="chat", prompt=QUESTION, length=1024, pace=0, **{
         "a.policy": "vanilla", "a.policy.block_length": "none"})  # fmt: skip
     page.keyboard.press("Control+Enter")
     expect(page.locator(".now")).to_contain_text(re.compile(r"forward pass ([2-9]|\d\d)"), timeout=60_000)
@@ -245,7 +245,7 @@ def test_it_fills_live(show, server):
         time.sleep(0.05)
     assert server.service.open == 0
     at = int(page.locator(".walk input").get_attribute("max"))
-    assert 2 <= at < 256
+    assert 2 <= at < 1024
     seek(page, 1)
     assert page.locator(".canvas .token").count() == 1
 
