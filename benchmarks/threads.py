@@ -26,7 +26,8 @@ SHAPES = {"512": (512, 8, 1536), "1024": (1024, 4, 3072)}  # width, layers, size
 CASES = {  # model, batch, calls of one measurement
     "tiny-1": ("tiny", 1, 4),
     "tiny-4": ("tiny", 4, 2),
-    "tiny-16": ("tiny", 16, 1),
+    "tiny-16": ("tiny", 16, 3),
+    "vanilla-1": ("vanilla", 1, 1),  # gen_length 256, as published
     "512-1": ("512", 1, 1),
     "512-16": ("512", 16, 1),
     "1024-1": ("1024", 1, 1),
@@ -41,10 +42,11 @@ def caller(model: str, batch: int) -> Callable[[], None]:
 
     import unmask
 
-    if model == "tiny":
+    if model in {"tiny", "vanilla"}:
         lm = unmask.load()
         prompts: list[Any] = [PROMPT.format(2 + i % 7, 1 + i % 5) for i in range(batch)]
-        return lambda: void(lm.generate(prompts, seed=0))
+        given: dict[str, Any] = {} if model == "tiny" else {"policy": "vanilla", "cache": "none", "gen_length": 256}
+        return lambda: void(lm.generate(prompts, seed=0, **given))
     from unmask.api import Model
     from unmask.models.random import SHAPES as PUBLISHED
     from unmask.models.random import random_denoiser

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 
 import unmask
 from unmask.core import threads
+from unmask.core.pace import Pace
 from unmask.core.threads import WORK, count, fix, for_work
 from unmask.core.waiting import SPINS, bound_waiting
 
@@ -63,6 +65,38 @@ def test_inside_another_the_inner_one_counts() -> None:
 
 
 @pytest.mark.usefixtures("four")
+def test_fewer_where_they_are_faster() -> None:
+    now, pace, taken = 0.0, Pace(lambda: now), list[int]()
+    for _ in range(50):
+        with for_work(2 * WORK, pace):
+            taken.append(torch.get_num_threads())
+            now += 0.01 * taken[-1]
+    assert taken[:3] == [1, 1, 2]
+    assert taken[3:].count(1) > 40
+    assert torch.get_num_threads() == 4
+    with for_work(0, pace):
+        assert torch.get_num_threads() == 1
+    assert len(pace.levels) == 1, "what one thread does is not measured"
+
+
+@pytest.mark.usefixtures("four")
+def test_layers_head_and_reading_find_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = unmask.load()
+    monkeypatch.setattr(threads, "WORK", 1e4)
+    model.generate([[5, 6]], 32, "vanilla", "none", ignore_eos=True)
+    paces = model.denoiser.network._paces
+    assert set(paces) == {"layers", "head", "reading"}
+    assert all(level.warm for pace in paces.values() for level in pace.levels.values())
+
+
+def test_compiled_code_keeps_its_number() -> None:
+    network = unmask.load().denoiser.network
+    assert network.pace("layers") is network.pace("layers") is not network.pace("head")
+    network.use(replace(network.kernels, compiled=True))
+    assert network.pace("layers") is None
+
+
+@pytest.mark.usefixtures("four")
 @pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "MKL_NUM_THREADS"])
 def test_the_users_environment_wins(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "4")
@@ -95,6 +129,7 @@ def test_layers_get_what_they_are_worth_and_the_rest_one(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(type(block), "mlp", layer)
     monkeypatch.setattr(type(policy), "decide", decided)
+    monkeypatch.setattr(type(model.denoiser.network), "pace", lambda *_: None)  # always as many as it is worth
     model.generate([[5, 6]], 8, policy, cache)
     assert seen == {"layer": {1}, "policy": {1}}
     each = 130 * model.denoiser.layer_weights

@@ -2,7 +2,8 @@
 
 The threads of an operation meet at its end, and wait there by spinning. Where another process keeps one of the cores
 busy, each operation then waits until the system lets the last thread run: small operations become many times slower.
-So operations run by one thread unless they are large enough to gain by more, and programs bound the waiting.
+So operations run by one thread unless they are large enough to gain by more, those that are run by as many as turn out
+to be fastest (:mod:`unmask.core.pace`), and programs bound the waiting.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import os
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 
 import torch
+
+from .pace import Pace
 
 WORK = 75e6  # multiplications and additions per layer that one more thread is worth; measured, benchmarks/threads.py
 _CHOSEN = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # the user's choice of a number
@@ -42,14 +45,15 @@ def count(work: float, most: int) -> int:
 
 
 @contextmanager
-def for_work(work: float) -> Iterator[None]:
-    """Use as many threads as some work is worth; inside another, what the inner one says counts.
+def for_work(work: float, pace: Pace | None = None) -> Iterator[None]:
+    """Use as many threads as some work is worth, or fewer; inside another, what the inner one says counts.
 
     Nothing changes where the user has chosen a number: by ``OMP_NUM_THREADS`` or ``MKL_NUM_THREADS``, by :func:`fix`,
     or by ``torch.set_num_threads``, unless that is what torch takes by itself. Otherwise this number is the most.
 
     Args:
         work: multiplications (each with its addition) of one layer: positions x weights of a layer.
+        pace: of this kind of work: fewer threads are used while they are faster. None: always what it is worth.
     """
     if _fixed or any(os.environ.get(name) for name in _CHOSEN):
         yield
@@ -62,9 +66,11 @@ def for_work(work: float) -> Iterator[None]:
             yield
             return
         _state.most = most
-        torch.set_num_threads(count(work, most))
+        worth = count(work, most)
         try:
-            yield
+            with pace.measured(worth, work) if pace and worth > 1 else nullcontext(worth) as number:
+                torch.set_num_threads(number)
+                yield
         finally:
             torch.set_num_threads(before)
             _state.most = outer

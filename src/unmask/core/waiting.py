@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import MutableMapping
 
-SPINS = {"GOMP_SPINCOUNT": "50000", "KMP_BLOCKTIME": "1"}  # 1 to 2 milliseconds; GNU's and LLVM's (Intel's) OpenMP
+SPINS = {"GOMP_SPINCOUNT": "20000", "KMP_BLOCKTIME": "1"}  # up to a millisecond; GNU's and LLVM's (Intel's) OpenMP
 _CHOSEN = (*SPINS, "OMP_WAIT_POLICY")
 
 
 def bound_waiting(environment: MutableMapping[str, str]) -> None:
-    """Let waiting threads spin for a millisecond or two, unless the user has said how they wait.
+    """Let waiting threads spin for a millisecond at most, unless the user has said how they wait.
 
     For programs, before they import torch: it concerns the whole process and what it starts.
     """

@@ -163,7 +163,7 @@ class Denoiser:
         more = SAMPLING if hot(sampling, needs) else 1
         search = searching(canvas, sampling, needs, row, position, step)
         for piece, logits in self._logits(asked, guidance, clock, more):
-            with for_work(self._head_work(len(logits))):
+            with for_work(self._head_work(len(logits)), self.network.pace("reading")):
                 steer(logits, ask, sampling, canvas, row[piece], position[piece])
                 parts.append(read(logits, sampling, needs, row[piece], position[piece], step[row[piece]]))
                 search.add(piece, logits, parts[-1])
@@ -203,7 +203,7 @@ class Denoiser:
         told = torch.full(canvas.tokens.shape, nothing, dtype=torch.float64, device=hidden.device)
         for piece, logits in self._logits(hidden, guidance, clock):
             at = place[0][piece], place[1][piece]
-            with for_work(self._head_work(len(logits))):
+            with for_work(self._head_work(len(logits)), self.network.pace("reading")):
                 suppress(logits, sampling, canvas, *at)
                 if best is None:
                     told[at] = logits.double().softmax(-1).gather(-1, canvas.tokens[at][:, None])[:, 0]
@@ -255,7 +255,8 @@ class Denoiser:
     ) -> Tensor:
         """Hidden states ``[B, Q, C]`` of the positions of some rows."""
         rows, place = (rows, None) if probes is None else probes.aim(rows, keys, rank)
-        with for_work(len(rows.members) * rows.slots * (self.layer_weights + 2 * rows.total * self.width)):
+        work = len(rows.members) * rows.slots * (self.layer_weights + 2 * rows.total * self.width)
+        with for_work(work, self.network.pace("layers")):
             rows = replace(rows, rotary=self.network.rotate_rows(rows, place))
             at = rows.position if rows.whole else rows.position.clamp(max=rows.total - 1)
             ids, run = rows.of(tokens).gather(1, at), partial(self._layers, cache, watch)
@@ -305,7 +306,7 @@ class Denoiser:
         size = max(1, _LOGITS_AT_ONCE // (self.network.arch.vocab * more))
         for at in range(0, len(hidden), size):
             piece = slice(at, at + size)
-            with clock, for_work(self._head_work(len(hidden[piece]))):
+            with clock, for_work(self._head_work(len(hidden[piece])), self.network.pace("head")):
                 logits = self._guided(hidden[piece], guidance)
             yield piece, forbid(logits, self.spec)
 

@@ -101,7 +101,7 @@ class GemmaDenoiser(Denoiser):
         parts, signal = list[dict[str, Tensor]](), torch.zeros_like(state.own.signal)
         for piece, logits in self._logits(asked, 0.0, clock, SAMPLING if sampling.samples else 2):
             own, at = row[piece], position[piece]
-            with for_work(self._head_work(len(logits))):
+            with for_work(self._head_work(len(logits)), self.network.pace("reading")):
                 suppress(logits, sampling, canvas, own, at)
                 heated = logits / ask.heat[own, None].to(logits.dtype)
                 signal[own, at - start[own]] = self.network.signal(heated)
@@ -137,7 +137,8 @@ class GemmaDenoiser(Denoiser):
         """Hidden states ``[B, Q, C]`` of the positions of some rows; nobody watches its attention."""
         network, start = self.network, rows.of(state.start)
         size = state.signal.shape[1]
-        with for_work(len(rows.members) * rows.slots * (self.layer_weights + 2 * rows.total * self.width)):
+        work = len(rows.members) * rows.slots * (self.layer_weights + 2 * rows.total * self.width)
+        with for_work(work, self.network.pace("layers")):
             view = View.of(self.kinds, rows, start, size)
             ids = rows.of(tokens).gather(1, rows.position.clamp(max=rows.total - 1))
             place = (rows.position - start[:, None]).clamp(0, size - 1)[..., None].expand(-1, -1, self.width)

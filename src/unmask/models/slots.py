@@ -96,7 +96,8 @@ def read(
     hidden: Tensor = network.embed(reading.token)
     hidden = hidden if lift is None else lift(-1, hidden)
     blocks: Any = enumerate(zip(network.blocks, memory.key, memory.value, strict=True))
-    with for_work(slot.numel() * (weights(network) + 2 * extent * network.arch.width)):
+    work = slot.numel() * (weights(network) + 2 * extent * network.arch.width)
+    with for_work(work, network.pace("layers")):
         for index, (block, stored_key, stored_value) in blocks:
             if (index, ATTENTION) not in skip:
                 query, key, value = block.qkv(hidden, rotary)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.errors import ModelError
+from ..core.pace import Pace
 from ..core.protocols import Keys
 from ..core.rows import Rows
 from .attention import attention, attention_weighed, rotate
@@ -238,6 +240,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.arch = arch
         self.kernels = EAGER
+        self._paces = defaultdict[str, Pace](Pace)
         self.embed = nn.Embedding(arch.vocab, arch.width, _weight=torch.empty(arch.vocab, arch.width))
         self.blocks = nn.ModuleList(TransformerBlock(arch, i) for i in range(arch.layers))
         self.norm = Norm(arch.width, arch.eps)
@@ -260,6 +263,12 @@ class Transformer(nn.Module):
         self.kernels = kernels
         for block in self.blocks:
             block.kernels = kernels  # type: ignore[assignment]
+
+    def pace(self, part: str) -> Pace | None:
+        """How fast a part of a forward pass is by number of threads; None where the number shall not change: compiled
+        code is made for one number, and beside a GPU threads compute nothing.
+        """
+        return None if self.kernels.compiled or self.embed.weight.is_cuda else self._paces[part]
 
     def parts(self) -> dict[str, dict[str, tuple[int, ...]]]:
         """The name and shape of each tensor of a checkpoint, by the parameter whose rows it is (or is a part of)."""
