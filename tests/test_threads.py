@@ -66,7 +66,8 @@ def test_inside_another_the_inner_one_counts() -> None:
 
 @pytest.mark.usefixtures("four")
 def test_fewer_where_they_are_faster() -> None:
-    now, pace, taken = 0.0, Pace(lambda: now), list[int]()
+    now, taken = 0.0, list[int]()
+    pace = Pace(clock=lambda: now)
     for _ in range(50):
         with for_work(2 * WORK, pace):
             taken.append(torch.get_num_threads())
@@ -84,8 +85,10 @@ def test_layers_head_and_reading_find_their_own(monkeypatch: pytest.MonkeyPatch)
     model = unmask.load()
     monkeypatch.setattr(threads, "WORK", 1e4)
     model.generate([[5, 6]], 32, "vanilla", "none", ignore_eos=True)
+    model.generate([[5, 6]], 32, "vanilla", "none", ignore_eos=True, temperature=0.7)
     paces = model.denoiser.network._paces
-    assert set(paces) == {"layers", "head", "reading"}
+    assert set(paces) == {"layers", "head", "reading", "sampling"}
+    assert [part for part, pace in paces.items() if pace.alarms] == ["layers"]
     assert all(level.warm for pace in paces.values() for level in pace.levels.values())
 
 

@@ -7,22 +7,29 @@ wait for the one that does not run just then, and many threads can be many times
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 TRYING = 0.05  # of the time may be lost by trying other numbers of threads
 SOONEST = 0.25  # seconds between two tries
-LATEST = 60.0  # seconds for which all levels take fewer threads
-HINDERED = 2.0  # times slower than before: somebody else uses a processor
+HINDERED = 2.0  # times slower than before, twice in a row: somebody else uses a processor
+LATEST = 60.0  # seconds for which all levels then do without more threads
+GREATEST = 100.0  # times what is usual that a time may count as: a process stopped for an hour has not lost an hour
+EQUAL = 0.05  # slower, fewer threads are still preferred
 
 
 @dataclass
 class Others:
-    """Whether somebody else uses the processors: ``until`` this time more threads are not tried again."""
+    """Whether somebody else uses the processors: ``until`` this time more threads are not tried."""
 
     until: float = 0.0
+
+
+OTHERS = Others()
 
 
 class Level:
@@ -34,63 +41,82 @@ class Level:
 
     def __init__(self, most: int, others: Others) -> None:
         self.numbers = [1 << i for i in range((most - 1).bit_length())] + [most]
-        self.others, self.known = others, others.until
+        self.others, self.heard = others, others.until
         self.place = len(self.numbers) - 2  # of the number in use; the most is tried next
         self.seconds: dict[int, float] = {}  # for one unit of work, by number
         self.warm = False
+        self.slow = 0  # times in a row
         self.due = 0.0  # when another number is tried
-        self.step = 1  # in which direction
+        self.turn = 0  # which
+
+    @property
+    def used(self) -> int:
+        """The number in use."""
+        return self.numbers[self.place]
 
     def choose(self, now: float) -> int:
         """The number of threads to take."""
-        if self.known < self.others.until:
+        if self.heard < self.others.until:
             self._fewer()
-        used = self.numbers[self.place]
-        if used not in self.seconds or now < self.due:
-            return used
-        steps = [s for s in (self.step, -self.step) if 0 <= self.place + s < len(self.numbers)]
-        return next((self.numbers[self.place + s] for s in steps if s < 0 or now >= self.others.until), used)
+        if self.used not in self.seconds or now < self.due:
+            return self.used
+        more = [self.place + 1] if now >= self.others.until and self.used < self.numbers[-1] else []
+        tried = [*more, *([self.place - 1] if self.place else [])]
+        return self.numbers[tried[self.turn % len(tried)]] if tried else self.used
 
-    def took(self, number: int, seconds: float, work: float, now: float) -> None:
+    def took(self, number: int, seconds: float, work: float, now: float, alarms: bool) -> None:
         """Some work has taken some time. The first time is not counted: memory is taken, code is loaded."""
         if not self.warm:
             self.warm = True
-            return
-        used, each = self.numbers[self.place], seconds / work
-        before = min((known for n, known in self.seconds.items() if n <= number), default=each)
-        lost = (each - self.seconds.get(used, each)) * work
-        if number != used:
-            self.due = now + max(SOONEST, lost / TRYING)
-            self.step = self.step if lost < 0 else -self.step
-        if number > 1 and each > HINDERED * before:
-            wait = (each - before) * work / TRYING
-            self.others.until = max(self.others.until, now + min(LATEST, max(SOONEST, wait)))
-            if number == used:
-                self._fewer()
-            self.known = self.others.until
-        elif number == used:
-            self.seconds[used] = (self.seconds.get(used, each) + each) / 2
+        elif number == self.used:
+            self._go_on(seconds / work, work, now, alarms)
         else:
-            self.seconds[number] = each
-            self.place = self.numbers.index(number) if lost < 0 else self.place
+            self._compare(number, seconds / work, work, now)
+
+    def _go_on(self, each: float, work: float, now: float, alarms: bool) -> None:
+        before = min((known for n, known in self.seconds.items() if n <= self.used), default=each)
+        self.slow = self.slow + 1 if self.used > 1 and each > HINDERED * before else 0
+        if not self.slow:
+            self.seconds[self.used] = (self.seconds.get(self.used, each) + each) / 2
+        elif self.slow > 1:
+            wait = min(LATEST, max(SOONEST, (each - before) * work / TRYING))
+            self.due = now + wait
+            if alarms:
+                self.others.until = max(self.others.until, self.due)
+            self._fewer()
+
+    def _compare(self, number: int, each: float, work: float, now: float) -> None:
+        known = self.seconds[self.used]
+        apart = min(abs(each - known), GREATEST * min(each, known))
+        self.due = now + max(SOONEST, apart * work / TRYING)
+        better = each < (known * (1 + EQUAL) if number < self.used else known)
+        self.turn = self.turn + 1 if not better else 0 if number > self.used else -1  # on in this direction
+        self.seconds[number] = each
+        if better:
+            self.place = self.numbers.index(number)
 
     def _fewer(self) -> None:
-        """Step down; what the more threads took is no longer true."""
-        self.known = self.others.until
-        if self.place:
-            self.seconds.pop(self.numbers[self.place], None)
-            self.place -= 1
-
-
-OTHERS = Others()
+        self.heard, self.turn, self.slow = self.others.until, 0, 0
+        self.place = max(0, self.place - 1)
 
 
 class Pace:
-    """Numbers of threads of one kind of work, by its size. Python's threads may share one."""
+    """Numbers of threads of one kind of work, by its size. Python's threads may share one; a copy knows nothing yet."""
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter, others: Others = OTHERS) -> None:
-        self.clock, self.others = clock, others
+    def __init__(
+        self, alarms: bool = True, clock: Callable[[], float] = time.perf_counter, others: Others = OTHERS
+    ) -> None:
+        """Args:
+        alarms: where this work is suddenly slow, other work takes fewer threads as well.
+        clock: seconds.
+        others: shared by all that hear of each other.
+        """
+        self.alarms, self.clock, self.others = alarms, clock, others
         self.levels: dict[tuple[int, int], Level] = {}
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Pace, (self.alarms,)
 
     @contextmanager
     def measured(self, most: int, work: float) -> Iterator[int]:
@@ -100,9 +126,13 @@ class Pace:
             most: more are not taken; at least 2.
             work: how much it is, in any unit; more than 0.
         """
-        level = self.levels.setdefault((most, math.frexp(work)[1]), Level(most, self.others))
-        began = self.clock()
-        number = level.choose(began)
+        key = most, math.frexp(work)[1]
+        with self._lock:
+            level = self.levels.get(key) or self.levels.setdefault(key, Level(most, self.others))
+            began = self.clock()
+            number, used = level.choose(began), level.used
         yield number
-        now = self.clock()
-        level.took(number, now - began, work, now)
+        with self._lock:
+            if level.used == used:  # no other thread has changed it meanwhile
+                now = self.clock()
+                level.took(number, now - began, work, now, self.alarms)

@@ -160,10 +160,11 @@ class Denoiser:
             hidden = torch.stack(found, 1) if guidance else found[0]
         (_, (row, position), asked), *others = outputs.split(hidden)
         parts = list[dict[str, Tensor]]()
-        more = SAMPLING if hot(sampling, needs) else 1
+        sampled = hot(sampling, needs)
+        more, pace = SAMPLING if sampled else 1, self.network.pace("sampling" if sampled else "reading")
         search = searching(canvas, sampling, needs, row, position, step)
         for piece, logits in self._logits(asked, guidance, clock, more):
-            with for_work(self._head_work(len(logits)), self.network.pace("reading")):
+            with for_work(self._head_work(len(logits)), pace):
                 steer(logits, ask, sampling, canvas, row[piece], position[piece])
                 parts.append(read(logits, sampling, needs, row[piece], position[piece], step[row[piece]]))
                 search.add(piece, logits, parts[-1])
@@ -203,7 +204,7 @@ class Denoiser:
         told = torch.full(canvas.tokens.shape, nothing, dtype=torch.float64, device=hidden.device)
         for piece, logits in self._logits(hidden, guidance, clock):
             at = place[0][piece], place[1][piece]
-            with for_work(self._head_work(len(logits)), self.network.pace("reading")):
+            with for_work(self._head_work(len(logits)), self.network.pace("telling")):
                 suppress(logits, sampling, canvas, *at)
                 if best is None:
                     told[at] = logits.double().softmax(-1).gather(-1, canvas.tokens[at][:, None])[:, 0]

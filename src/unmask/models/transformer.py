@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -240,7 +239,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.arch = arch
         self.kernels = EAGER
-        self._paces = defaultdict[str, Pace](Pace)
+        self._paces = {"layers": Pace()}
         self.embed = nn.Embedding(arch.vocab, arch.width, _weight=torch.empty(arch.vocab, arch.width))
         self.blocks = nn.ModuleList(TransformerBlock(arch, i) for i in range(arch.layers))
         self.norm = Norm(arch.width, arch.eps)
@@ -266,9 +265,12 @@ class Transformer(nn.Module):
 
     def pace(self, part: str) -> Pace | None:
         """How fast a part of a forward pass is by number of threads; None where the number shall not change: compiled
-        code is made for one number, and beside a GPU threads compute nothing.
+        code is made for one number, and beside a GPU threads compute nothing. The times of the layers alone are steady
+        enough to tell whether others use the processors.
         """
-        return None if self.kernels.compiled or self.embed.weight.is_cuda else self._paces[part]
+        if self.kernels.compiled or self.embed.weight.is_cuda:
+            return None
+        return self._paces.get(part) or self._paces.setdefault(part, Pace(alarms=False))
 
     def parts(self) -> dict[str, dict[str, tuple[int, ...]]]:
         """The name and shape of each tensor of a checkpoint, by the parameter whose rows it is (or is a part of)."""
