@@ -24,6 +24,8 @@ import warm
 from warm import Shell
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported: without a GPU its kernels run on the CPU
 settings.register_profile(
     "unmask", deadline=None, derandomize=True, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
 )

@@ -6,6 +6,7 @@ Skipped where there is none. ``UNMASK_TEST_DEVICE=cpu`` runs them on another dev
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import threading
@@ -23,6 +24,7 @@ import test_golden_newer as newer
 import unmask
 from helpers import CACHES, EOS, MASK, POLICIES, SPEC, Request, Row, assert_same, decode, singly, tiny
 from unmask import registry
+from unmask.models import computing, quantised
 from unmask.models.denoiser import Denoiser
 from unmask.models.experts import Experts
 from unmask.models.graphs import Cuda, Graphs, Rerun
@@ -137,19 +139,35 @@ def test_drafts_change_no_text(drafter: str | None) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("rows", [1, 16, 17, 40])
+@pytest.mark.parametrize("triton", [True, False])
+@pytest.mark.parametrize("rows", [1, 16, 17, 40, 200])
+@pytest.mark.parametrize("sizes", [(48, 64), (104, 640), (136, 80)])
 @pytest.mark.parametrize("kind", KINDS)
-def test_products_of_few_bits(kind: str, rows: int, dtype: torch.dtype) -> None:
+def test_products_of_few_bits(
+    kind: str, rows: int, sizes: tuple[int, int], triton: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Those of the weights that are meant and of the inputs as they are rounded, whatever rows a kernel wants."""
+    if not triton:
+        monkeypatch.setattr(computing, "triton", lambda _: False)
+        monkeypatch.setattr(quantised, "triton", lambda _: False)
     draw = torch.Generator().manual_seed(rows)
-    weight, x = torch.randn(48, 64, generator=draw), torch.randn(rows, 64, generator=draw).to(dtype)
-    stored = KINDS[kind].of(weight)
-    layer = stored.layer(None, dtype, torch.device(DEVICE))
+    weight, x = torch.randn(sizes, generator=draw), torch.randn(rows, sizes[1], generator=draw).to(dtype)
+    stored, bias = KINDS[kind].of(weight), torch.randn(sizes[0], generator=draw).to(dtype)
+    layer = stored.layer(torch.nn.Parameter(bias.to(DEVICE), requires_grad=False), dtype, torch.device(DEVICE))
     values, size = per_token(x)
     meant = values * size if kind == "int8" else x
-    expected = torch.nn.functional.linear(meant.double(), stored.dense().double())
-    out = layer(x.to(DEVICE)).double().cpu()
-    assert float((out - expected).norm() / expected.norm()) < (1e-5 if dtype == torch.float32 else 1e-2)
+    expected = torch.nn.functional.linear(meant.double(), stored.dense().double(), bias.double())
+    for begin, out in ((0, layer(x.to(DEVICE))), (13, layer.part(x.to(DEVICE), 13))):
+        wanted = expected[:, begin:]
+        error = float((out.double().cpu() - wanted).norm() / wanted.norm())
+        assert error < (1e-5 if dtype == torch.float32 else 1e-2)
+
+
+def test_kernels_of_few_bits_are_used() -> None:
+    """Where Triton is found: a device on which its products are wrong does without, and says so."""
+    found = importlib.util.find_spec("triton") is not None and DEVICE == "cuda"
+    assert computing.triton(torch.device(DEVICE)) == found
+    assert ("Triton" in computing.described("int8", torch.device(DEVICE))) == found
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4", "int8+head", "int4+head"])

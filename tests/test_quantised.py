@@ -23,9 +23,10 @@ from llada_folder import weights as made_weights
 from test_loading import logits
 from unmask import inspection
 from unmask.models import onednn, packing, quantised
+from unmask.models.computing import int8_runs
 from unmask.models.kernels import compiled
 from unmask.models.packing import Scheme
-from unmask.models.quantised import KINDS, Int4, Int8, Quantised, int8_runs, per_token
+from unmask.models.quantised import KINDS, Int4, Int8, Quantised, per_token
 from unmask.models.random import random_denoiser, shape
 from unmask.models.tensors import DTYPES
 from unmask.models.transformer import EAGER

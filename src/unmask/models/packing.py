@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from ..core.errors import ModelError
+from .computing import described
 from .experts import Stack
 from .loading import fill
-from .quantised import KINDS, Packed, QuantisedStack, described
+from .quantised import KINDS, Packed, QuantisedStack
 from .tensors import Tensors
 from .transformer import Linear, Transformer
 

@@ -7,6 +7,8 @@ of integers: exact, and the same for a token alone and in a batch.
 ``int4``: a weight is an integer from 0 to 15 times the scale of its group of 64 (or 32, 16) inputs, plus the least
 weight of that group. Inputs stay as they are, and weights are made floating point numbers again some at a time, as a
 product needs them: this saves memory, not time.
+
+On a GPU both are computed by :mod:`unmask.models.fused`, where Triton is found and right.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 
 from ..core.errors import ModelError
 from . import onednn
+from .computing import int8_runs, triton
 from .experts import Groups, Stack
 from .transformer import Linear
 
@@ -185,10 +188,20 @@ class Int8Linear(Quantised):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., K]`` to ``[..., N]``, in the same dtype."""
+        if self.runs == "triton":
+            return self.fused(x)
         values, size = per_token(x.reshape(-1, self.in_features))
         out = self.product(values, size.dtype)
         out = out.mul_(size) if self.bias is None else torch.addcmul(self.bias.to(size.dtype), out, size)
         return out.to(x.dtype).view(*x.shape[:-1], self.out_features)
+
+    def fused(self, x: Tensor) -> Tensor:
+        """The same, in two kernels."""
+        from . import fused
+
+        values, size = fused.rounded(x.reshape(-1, self.in_features), _TOKEN, _LEAST)
+        out = fused.product8(values, size, self.weight, self.scale, self.bias, x.dtype)
+        return out.view(*x.shape[:-1], self.out_features)
 
     def product(self, values: Tensor, dtype: torch.dtype) -> Tensor:
         """The integers ``values [M, K]`` times the weight and its scales, ``[M, N]`` bfloat16 or float32."""
@@ -223,12 +236,13 @@ class Int8Linear(Quantised):
 
 
 def left_to_itself() -> None:
-    """Let ``torch.compile`` call :meth:`Int8Linear.product` as it is: it does not know the packed weight.
+    """Let ``torch.compile`` call what it cannot look into as it is: packed weights, and kernels that are ready.
 
     No decorator, which would import the compiler with this module.
     """
-    if not hasattr(Int8Linear.product, "_torchdynamo_disable"):
-        Int8Linear.product = torch.compiler.disable(Int8Linear.product)  # type: ignore[method-assign, no-untyped-call]
+    for kind, name in ((Int8Linear, "product"), (Int8Linear, "fused"), (Int4Linear, "fused")):
+        if not hasattr(getattr(kind, name), "_torchdynamo_disable"):
+            setattr(kind, name, torch.compiler.disable(getattr(kind, name)))  # type: ignore[no-untyped-call]
 
 
 class Int4Linear(Quantised):
@@ -242,9 +256,9 @@ class Int4Linear(Quantised):
         """Take over a weight, ``[N, K]``; ``dtype``: of the inputs."""
         outputs, groups = weight.scale.shape
         super().__init__(outputs, 2 * weight.values.shape[1], bias)
-        most = outputs if device.type == "cuda" else max(1, _AT_ONCE // self.in_features)
-        self.count = -(-min(outputs, max(32, most // 32 * 32)) // _WORDS) * _WORDS  # outputs of a piece
-        self.pieces = -(-outputs // self.count)
+        most = outputs if device.type == "cuda" else max(32, _AT_ONCE // self.in_features // 32 * 32)
+        self.count = -(-min(outputs, most) // _WORDS) * _WORDS  # outputs of a piece
+        self.pieces, self.fuses = -(-outputs // self.count), triton(device)
         lacking = self.pieces * self.count - outputs
 
         def laid(x: Tensor) -> Tensor:
@@ -265,16 +279,27 @@ class Int4Linear(Quantised):
         """The outputs from number ``begin`` on, alone."""
         return self._outputs(x, begin)
 
+    def fused(self, x: Tensor, begin: int) -> Tensor:
+        """The outputs from number ``begin`` on of ``x [M, K]``, without the bias; all weights are one piece."""
+        from . import fused
+
+        stored = (t[0, ..., begin : self.out_features] for t in (self.packed, self.scale, self.least))
+        return fused.product4(x, *stored)
+
     def _outputs(self, x: Tensor, begin: int) -> Tensor:
-        flat, first = x.reshape(-1, self.in_features), begin // self.count
-        out = x.new_empty(self.pieces - first, len(flat), self.count)
+        flat = x.reshape(-1, self.in_features)
+        out = self.fused(flat, begin) if self.fuses else self._unpacked(flat, begin)
+        out = out if self.bias is None else out + self.bias[begin:]
+        return out.reshape(*x.shape[:-1], self.out_features - begin)
+
+    def _unpacked(self, flat: Tensor, begin: int) -> Tensor:
+        first = begin // self.count
+        out = flat.new_empty(self.pieces - first, len(flat), self.count)
         room = Room(self)
         for index in range(first, self.pieces):
             torch.mm(flat, room.dense(index), out=out[index - first])
         skipped = begin - first * self.count
-        out = out.transpose(0, 1).flatten(1)[:, skipped : skipped + self.out_features - begin]
-        out = out if self.bias is None else out + self.bias[begin:]
-        return out.reshape(*x.shape[:-1], self.out_features - begin)
+        return out.transpose(0, 1).flatten(1)[:, skipped : skipped + self.out_features - begin]
 
 
 class QuantisedStack(Stack):
@@ -338,32 +363,3 @@ def per_token(x: Tensor) -> tuple[Tensor, Tensor]:
         values[piece] = wide.mul_(size.float().reciprocal()).round_()
         sizes[piece] = size
     return values, sizes
-
-
-def int8_runs(device: torch.device) -> str:
-    """What computes products of 8 bits on a device: ``"onednn"``, ``"int_mm"`` (torch's), or ``"dense"``: as floating
-    point numbers, where there is nothing for integers.
-    """
-    if device.type == "cuda":
-        return "int_mm"
-    return "onednn" if device.type == "cpu" and onednn.works(torch.float32) else "dense"
-
-
-def described(kind: str | None, device: torch.device) -> str:
-    """What computes the products of the layers, in words."""
-    if kind == "int4":
-        return "weights in 4 bits by groups, made floating point numbers as they are used"
-    if kind != "int8":
-        return "floating point numbers"
-    how = {
-        "onednn": f"oneDNN ({_instructions()})",
-        "int_mm": "torch._int_mm",
-        "dense": "floating point numbers, for there is no product of integers here",
-    }
-    return f"weights and activations in 8 bits, computed by {how[int8_runs(device)]}"
-
-
-def _instructions() -> str:
-    has: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    named = {"amx_int8": "AMX", "avx512_vnni": "AVX512-VNNI", "avx_vnni": "AVX-VNNI"}
-    return next((name for flag, name in named.items() if has.get(flag)), torch.backends.cpu.get_cpu_capability())
