@@ -35,10 +35,12 @@ PARTS = {
     "passes": Part(7, 100, "forward passes at the shape of LLaDA-8B, random weights"),
     "pieces": Part(2, 25, "the pieces of the layers, each alone"),
     "replay": Part(17, 250, "decodings of the bundled model replayed at that shape, beside an autoregressive model"),
-    "tests": Part(8, 300, "tests/test_cuda.py"),
+    "tests": Part(8, 500, "tests/test_cuda.py"),
     "host": Part(3, 40, "time outside the network, kernels and waits per step"),
     "answers": Part(3, 60, "answers of the bundled model on this device beside those on the CPU"),
     "dream": Part(4, 60, "forward passes at the shape of Dream-7B"),
+    "quantised": Part(4, 130, "forward passes at the shape of LLaDA-8B, weights in 8 and 4 bits"),
+    "served": Part(3, 90, "the bundled model served by HTTP: as alone, and how fast beside the engine alone"),
 }
 
 
@@ -118,7 +120,7 @@ def _one(args: argparse.Namespace) -> int:
     from book import Book
 
     device = devices.pick(args.dry_run)
-    where = "passes" if args.part == "dream" else args.part
+    where = {"dream": "passes", "quantised": "passes", "served": "answers"}.get(args.part, args.part)
     book = Book(args.out / f"{where}.jsonl", devices.name(device), tuple(args.after), args.deadline)
     began = time.time()
     _work(args.part)(book, device, args.dry_run)
@@ -137,6 +139,10 @@ def _work(part: str) -> Callable[[Any, Any, bool], None]:
 
         shape = "llada-8b" if part == "passes" else "dream-7b"
         return lambda book, device, dry: passes.measure(book, device, shape, dry)
+    if part == "quantised":
+        import passes
+
+        return passes.quantised
     module = __import__("cuda_tests" if part == "tests" else part)
     work: Callable[[Any, Any, bool], None] = module.measure
     return work

@@ -1,21 +1,34 @@
-"""A plug-in of pytest: writes the outcome of each test as it ends, a JSON object a line, whichever worker ran it."""
+"""A plug-in of pytest: writes the outcome of each test as it ends, one record a line, whichever worker ran it.
+
+Tests run in a random order, always the same: where time is short, what was run is a sample of all.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import random
 from pathlib import Path
 from typing import Any
 
 
 def pytest_runtest_logreport(report: Any) -> None:
-    """One line for a test that has run, or that has failed or been skipped on the way."""
-    path = os.environ.get("UNMASK_OUTCOMES")
-    if path is None or os.environ.get("PYTEST_XDIST_WORKER"):
+    """One record for a test that has run, or that has failed or been skipped on the way."""
+    if os.environ.get("PYTEST_XDIST_WORKER") or (report.when != "call" and report.outcome == "passed"):
         return
-    if report.when != "call" and report.outcome == "passed":
-        return
-    said = {"said": report.longreprtext} if report.outcome == "failed" else {}
-    line = {"test": report.nodeid, "outcome": report.outcome, "seconds": report.duration, **said}
-    with Path(path).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    said = {"said": report.longreprtext[-1500:]} if report.outcome == "failed" else {}
+    key, device = {"test": _name(report.nodeid)}, os.environ["UNMASK_OUTCOMES_DEVICE"]
+    record = {"key": key, "device": device, "outcome": report.outcome, "seconds": round(report.duration, 2), **said}
+    with Path(os.environ["UNMASK_OUTCOMES"]).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def pytest_collection_modifyitems(items: list[Any]) -> None:
+    """Those that were recorded before this run began are left out."""
+    known = set(Path(os.environ["UNMASK_OUTCOMES_KNOWN"]).read_text(encoding="utf-8").splitlines())
+    items[:] = [item for item in items if _name(item.nodeid) not in known]
+    random.Random("order").shuffle(items)
+
+
+def _name(nodeid: str) -> str:
+    return nodeid.partition("::")[2]

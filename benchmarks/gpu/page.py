@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from book import Record, latest
@@ -35,7 +36,10 @@ class Records:
         if not devices:
             raise SystemExit(f"no record of a machine in {', '.join(map(str, folders))}")
         self.device = device or devices[-1]
-        self.machine = next(r for r in machines if r["device"] == self.device and "bandwidth" in r)
+        every = [r for folder in folders for r in latest([folder], "machine") if r["device"] == self.device]
+        every = [r for r in every if "bandwidth" in r]
+        self.machine = every[0]
+        self.dates = sorted({r["date"] for r in every})
 
     def of(self, part: str, **key: Any) -> list[Record]:
         """Records of a part whose keys have these values."""
@@ -51,10 +55,11 @@ class Records:
 def page(records: Records, pictures: Sequence[str] = ()) -> str:
     """The whole page."""
     parts = [_head(records), _expected(records)]
-    parts += [_passes(records, model) for model in NAMES]
+    parts += [_passes(records, model) for model in NAMES] + [_quantised(records)]
     parts += [_pieces(records, model) for model in NAMES]
     parts += [_replays(records, length) for length in _values(records.of("replay"), "gen_length")]
-    parts += [_spelled(records), _host(records), _answers(records), _tests(records), _left_out(records)]
+    parts += [_spelled(records), _host(records), _answers(records), _served(records)]
+    parts += [_tests(records), _left_out(records)]
     parts.insert(2, "\n\n".join(f"![{Path(p).stem}]({p})" for p in pictures))
     return "\n\n".join(filter(None, parts)) + "\n"
 
@@ -64,10 +69,10 @@ def _head(records: Records) -> str:
     versions = ", ".join(f"{name} {m[name]}" for name in ("torch", "cuda", "triton", "transformers") if name in m)
     return (
         f"# On a GPU: {records.device}\n\n{_answer(records)}"
-        f"Measured on {m['date']} with `benchmarks/gpu/run.sh` on one {records.device} ({versions}). Weights are "
-        "random, in bfloat16, at the published shapes: times are those of the real models, texts are not. "
+        f"Measured on {' and '.join(records.dates)} with `benchmarks/gpu/run.sh` on one {records.device} ({versions}). "
+        "Weights are random, in bfloat16, at the published shapes: times are those of the real models, texts are not. "
         "[How it is measured](../../benchmarks/gpu/README.md).\n\n"
-        f"Two ceilings, measured in the same run: copying memory {m['bandwidth'] / 1e12:.2f} TB/s (read and written), "
+        f"Two ceilings, measured in the first run: copying memory {m['bandwidth'] / 1e12:.2f} TB/s (read and written), "
         f"a matrix product of size {m['product_size']} {m['product'] / 1e12:.0f} TFLOP/s."
     )
 
@@ -120,14 +125,17 @@ def _expected(records: Records) -> str:
 
 
 def _best(records: Records, length: int, rows: int, computed: int) -> Record | None:
-    found = [
-        records.one("passes", model="llada-8b", how=how, length=length, rows=rows, computed=computed) for how in HOWS
-    ]
-    return min((r for r in found if r), key=lambda r: r["seconds"], default=None)
+    size = (length, rows, computed)
+    return min((r for r in _dense(records, "llada-8b") if _size(r) == size), key=lambda r: r["seconds"], default=None)
+
+
+def _dense(records: Records, model: str) -> list[Record]:
+    """Forward passes with weights in bfloat16, but for those beside quantised ones."""
+    return [r for r in records.of("passes", model=model) if "seconds" in r and "weights" not in r["key"]]
 
 
 def _passes(records: Records, model: str) -> str:
-    mine = [r for r in records.of("passes", model=model) if "seconds" in r]
+    mine = _dense(records, model)
     if not mine:
         return ""
     sizes = sorted({(r["key"]["length"], r["key"]["rows"], r["key"]["computed"]) for r in mine})
@@ -147,6 +155,30 @@ def _passes(records: Records, model: str) -> str:
         "time of the row; `network alone` is the time of the layers and the head, without planning and reading; `GB` "
         "is the most memory in use, weights included. Empty: not measured.\n\n" + table(heads, rows)
     )
+
+
+def _quantised(records: Records) -> str:
+    """Weights in few bits beside those in bfloat16, measured in the same run."""
+    mine = [r for r in records.of("passes", model="llada-8b") if "seconds" in r and "weights" in r["key"]]
+    kinds, rows = _values(mine, "weights"), []
+    for size in sorted({_size(r) for r in mine}):
+        for how in HOWS:
+            by = {r["key"]["weights"]: r for r in mine if _size(r) == size and r["key"]["how"] == how}
+            if by:
+                cells = [cell for kind in kinds for cell in (_ms(by.get(kind), "seconds"), _gb(by.get(kind)))]
+                rows.append([*map(str, size[1:]), how, *cells])
+    names = ["bfloat16" if kind == "none" else kind for kind in kinds]
+    heads = ["batch", "computed", "how", *(f"{name}, {unit}" for name in names for unit in ("ms", "GB"))]
+    return (
+        "## Weights in 8 and 4 bits at the shape of LLaDA-8B\n\nMilliseconds of a forward pass and the most memory in "
+        "use, canvas 1024, as above, one after the other on one machine.\n\n" + table(heads, rows)
+        if rows
+        else ""
+    )
+
+
+def _gb(record: Record | None) -> str:
+    return "" if record is None else f"{record['peak'] / 1e9:.1f}"
 
 
 def _size(record: Record) -> tuple[int, int, int]:
@@ -298,23 +330,36 @@ def _answers(records: Records) -> str:
     )
 
 
+def _served(records: Records) -> str:
+    law, load = records.one("answers", what="law"), records.one("answers", what="load")
+    said = []
+    if law:
+        key = law["key"]
+        said.append(f"Of {key['requests']} requests of {key['kinds']} kinds, {key['concurrency']} at a time,")
+        said.append(
+            f"{law['as_alone']} were answered as alone, {law['left']} given up by the client, {law['wrong']} wrong."
+        )
+    if load:
+        key, times = load["key"], len(load["served_tokens_per_second"])
+        alone, served = (median(load[f"{name}_tokens_per_second"]) for name in ("alone", "served"))
+        said.append(f"{key['requests']} requests, {key['concurrency']} at a time: {served:.0f} tokens/s served,")
+        said.append(f"{alone:.0f} by the engine alone, in turns, medians of {times}: a ratio of {load['share']:.2f}.")
+    return "## Served\n\n`unmask serve` with the bundled model in float32. " + " ".join(said) if said else ""
+
+
 def _tests(records: Records) -> str:
-    summary = next((r for r in records.of("tests", what="summary")), None)
-    if summary is None:
+    ran = [r for r in records.of("tests") if "outcome" in r]
+    if not ran:
         return ""
-    counts = ", ".join(f"{count} {kind}" for kind, count in summary["counts"].items())
-    rows = [
-        [name, *(str(kinds.get(k, 0)) for k in ("passed", "failed", "skipped"))]
-        for name, kinds in summary["tests"].items()
-    ]
-    end = "" if summary["complete"] else " The rest did not run for want of time."
-    failed = [r["key"]["test"] for r in records.of("tests") if r.get("outcome") == "failed"]
-    listed = "\n\nFailed: " + ", ".join(f"`{name}`" for name in failed) if failed else ""
-    return (
-        f"## Tests\n\n`tests/test_cuda.py`: {counts}.{end}\n\n"
-        + table(["test", "passed", "failed", "skipped"], rows)
-        + listed
-    )
+    kinds = ("passed", "failed", "skipped")
+    every = {kind: [r["key"]["test"] for r in ran if r["outcome"] == kind] for kind in kinds}
+    names = sorted({r["key"]["test"].partition("[")[0] for r in ran})
+    rows = [[n, *(str(sum(t.partition("[")[0] == n for t in every[k])) for k in kinds)] for n in names]
+    counts = ", ".join(f"{len(some)} {kind}" for kind, some in every.items() if some)
+    ended = records.of("tests", what="ended")
+    end = "" if ended and ended[-1]["complete"] else " The rest did not run for want of time."
+    listed = "\n\nFailed: " + ", ".join(f"`{name}`" for name in every["failed"]) if every["failed"] else ""
+    return f"## Tests\n\n`tests/test_cuda.py`: {counts}.{end}\n\n" + table(["test", *kinds], rows) + listed
 
 
 def _left_out(records: Records) -> str:
@@ -362,7 +407,7 @@ def draw(records: Records, folder: Path) -> list[str]:
 
 
 def _draw_passes(records: Records, axes: Any) -> bool:
-    mine = [r for r in records.of("passes", model="llada-8b", rows=1) if "seconds" in r]
+    mine = [r for r in _dense(records, "llada-8b") if r["key"]["rows"] == 1]
     if not mine:
         return False
     length = 1024 if any(r["key"]["length"] == 1024 for r in mine) else mine[0]["key"]["length"]

@@ -19,6 +19,7 @@ from unmask.core.protocols import Ask, Plan, Prediction, Sampling
 from unmask.core.rows import Rows, gather
 from unmask.core.store import Store, attend_stored, visible
 from unmask.models.denoiser import Denoiser
+from unmask.models.quantised import KINDS
 
 ASKED = 32  # positions of a row whose logits are read
 GRAPHED = 4096  # rows times positions up to which graphs are tried
@@ -57,17 +58,25 @@ def points(dry: bool) -> list[tuple[Point, str]]:
     ]
 
 
-def measure(book: Book, device: torch.device, name: str, dry: bool) -> None:
-    """Measure all points of one shape that the time allows."""
+def few(dry: bool) -> list[tuple[Point, str]]:
+    """What is measured of quantised weights."""
+    if dry:
+        return [(Point(48, 1, 8), "graphs")]
+    sizes = ((1, 32), (8, 32), (32, 32), (1, 128), (1, 1024), (1, 1))
+    return [(Point(1024, *size), how) for how in ("graphs", "eager", "compiled graphs") for size in sizes]
+
+
+def measure(book: Book, device: torch.device, name: str, dry: bool, weights: str | None = None) -> None:
+    """Measure all points of one shape that the time allows; with ``weights``, as for ``--quantize``, a few of them."""
     ceilings = devices.ceilings(book)
-    model = networks.random(name, device, dry)
-    left_out = 0
-    for point, how in points(dry):
-        key = {"model": name, "how": how, "length": point.length, "rows": point.rows, "computed": point.computed}
+    model = networks.random(name, device, dry, weights or "none")
+    left_out, kind = 0, {"weights": weights} if weights else {}
+    for point, how in (few if kind else points)(dry):
+        key = {"model": name, "how": how, "length": point.length, "rows": point.rows, "computed": point.computed} | kind
         if book.has(key) or ("graphs" in how and point.rows * point.computed > GRAPHED):
             continue
         least = ceilings.seconds(least_bytes(model, point), operations(model, point))
-        needs = 20 * least + (QUICK if "compiled" in how and not _has_compiled(book, name) else 0.5)
+        needs = 20 * least + (QUICK if "compiled" in how and not _has_compiled(book, key) else 0.5)
         if book.left < needs:
             left_out += 1
             continue
@@ -80,11 +89,18 @@ def measure(book: Book, device: torch.device, name: str, dry: bool) -> None:
         bytes_, many = least_bytes(model, point), operations(model, point)
         book.write(key, **found, least=least, share=least / found["seconds"], bytes=bytes_, operations=many)
     if left_out:
-        book.write({"model": name, "what": "left out"}, skipped=f"{left_out} points for want of time")
+        book.write({"model": name, "what": "left out", **kind}, skipped=f"{left_out} points for want of time")
 
 
-def _has_compiled(book: Book, name: str) -> bool:
-    return book.has({"model": name, "how": "compiled graphs", "length": 1024, "rows": 1, "computed": 32})
+def quantised(book: Book, device: torch.device, dry: bool) -> None:
+    """A few of them with quantised weights, and with those in bfloat16 beside them."""
+    for weights in ("none", *KINDS):
+        measure(book, device, "llada-8b", dry, weights)
+        _free(device)
+
+
+def _has_compiled(book: Book, key: dict[str, Any]) -> bool:
+    return book.has(key | {"how": "compiled graphs", "length": 1024, "rows": 1, "computed": 32})
 
 
 def _point(model: Denoiser, device: torch.device, point: Point, how: str) -> dict[str, Any]:
@@ -189,15 +205,15 @@ class Stored:
 def operations(model: Denoiser, point: Point) -> int:
     """Floating point operations of the matrix products; an addition and a multiplication are two."""
     arch = model.network.arch
-    weights = sum(w.numel() for b in model.network.blocks for w in b.parameters() if w.dim() == 2)
-    scores = 2 * point.length * arch.heads * arch.head_dim * arch.layers
-    return 2 * point.rows * (point.computed * (weights + scores) + point.asked * arch.vocab * arch.width)
+    inner = arch.heads * arch.head_dim
+    layer = arch.width * (sum(arch.stacked["qkv_proj"].values()) + inner + 3 * arch.ffn) + 2 * point.length * inner
+    return 2 * point.rows * (point.computed * layer * arch.layers + point.asked * arch.vocab * arch.width)
 
 
 def least_bytes(model: Denoiser, point: Point) -> int:
     """Bytes that must be read: the weights once, of the embedding none, and all keys and values."""
-    arch, each = model.network.arch, model.network.embed.weight.element_size()
-    weights = sum(w.numel() for w in model.network.parameters())
-    weights -= 0 if arch.tied else model.network.embed.weight.numel()
+    arch, embedding = model.network.arch, model.network.embed.weight
+    weights = sum(w.numel() * w.element_size() for w in model.network.parameters())
+    weights -= 0 if arch.tied else embedding.numel() * embedding.element_size()
     stored = 2 * point.rows * point.length * arch.kv_heads * arch.head_dim * arch.layers
-    return each * (weights + stored)
+    return weights + embedding.element_size() * stored
