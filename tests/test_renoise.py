@@ -13,6 +13,7 @@ import torch
 import unmask
 from gemma import CASES, METHODS, ROOT, Case, Fed, cut, decode, denoiser, events, model, request, with_text
 from helpers import MASK, cli, fine, tiny
+from pairwise import combined
 from refusals import refused, refuses
 from unmask import registry
 from unmask.core.canvas import NO_MASK, Canvas, ModelSpec
@@ -57,9 +58,7 @@ def requests(cache: str, policy: str = QUICK, **params: Any) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("cache", CACHES)
-@pytest.mark.parametrize("temperature", [0.0, 1.0, 1.7])
-@pytest.mark.parametrize("batch", [2, 4])
+@combined(cache=CACHES, temperature=[0.0, 1.0, 1.7], batch=[2, 4])
 def test_a_row_alone_is_the_row_in_a_ragged_batch(cache: str, temperature: float, batch: int) -> None:
     own = denoiser()
     alone = {r.id: decode(own, [r])[r.id] for r in requests(cache, temperature=temperature)}
