@@ -73,6 +73,11 @@ def lm() -> CausalLM:
 
 
 @pytest.fixture(scope="module")
+def exact() -> CausalLM:
+    return load_causal(dtype="float64")
+
+
+@pytest.fixture(scope="module")
 def prompts(lm: CausalLM) -> list[list[int]]:
     assert lm.text is not None
     return [lm.text.encode(item.prompt) for name in FAMILIES for item in source(name, 2, "test").items]
@@ -107,10 +112,9 @@ def test_greedy_text_is_that_of_transformers(
 @pytest.mark.parametrize(
     "spec", [None, *DRAFTERS["ngram"], *DRAFTERS["specdiff"], *DRAFTERS["space"], *DRAFTERS["chimera"]]
 )
-def test_a_sample_does_not_depend_on_the_batch(spec: str | None, lm: CausalLM, prompts: list[list[int]]) -> None:
-    kind = load_causal(dtype="float64")
+def test_a_sample_does_not_depend_on_the_batch(spec: str | None, exact: CausalLM, prompts: list[list[int]]) -> None:
     alone, together = (
-        [r.tokens for r in kind.generate(prompts[:5], 24, spec, batch_size=n, temperature=0.8, top_p=0.95, seed=5)]
+        [r.tokens for r in exact.generate(prompts[:5], 24, spec, batch_size=n, temperature=0.8, top_p=0.95, seed=5)]
         for n in (1, 5)
     )
     assert alone == together
@@ -252,6 +256,8 @@ def test_a_draft_that_depends_on_what_stands_behind_it_is_not_exact() -> None:
 
 # --- whole loops, against all texts of three tokens
 
+MANY = 3000  # texts; a drafter that lies has a p-value below 1e-12
+
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> CausalLM:
@@ -330,9 +336,9 @@ def test_sampled_texts_have_the_targets_distribution(
     name: str, small: CausalLM, texts: dict[tuple[int, ...], float]
 ) -> None:
     drafter = LOOPS[name]()
-    found = [row for event in small.run(list(jobs(6000)), drafter, 1000) for row in event.finished]
+    found = [row for event in small.run(list(jobs(MANY)), drafter, 1000) for row in event.finished]
     assert p_value(Counter(tuple(row.tokens) for row in found), texts) > 1e-3
-    assert drafter is None or sum(row.accepted for row in found) > 200
+    assert drafter is None or sum(row.accepted for row in found) > 100
 
 
 @pytest.mark.slow
@@ -349,7 +355,7 @@ def test_a_model_that_lies_about_its_probabilities_is_found_out(
     honest = small_specdiff(gamma=2)
     drafter = Liar(gamma=2)
     drafter._held.update(honest._held)
-    found = [row for event in small.run(list(jobs(6000)), drafter, 1000) for row in event.finished]
+    found = [row for event in small.run(list(jobs(MANY)), drafter, 1000) for row in event.finished]
     assert p_value(Counter(tuple(row.tokens) for row in found), texts) < 1e-6
 
 
