@@ -44,7 +44,7 @@ ROOT = Path(os.environ.get("UNMASK_GOLDEN") or OWN)
 LOGITS_TOLERANCE = 1e-4
 MAX_DEVIATING_SHARE = 0.05
 ROUNDING, TIE_BREAKS = 3e-7, 32
-TOGETHER = 16  # rows in a batch
+TOGETHER = 48  # rows in a batch
 
 
 @dataclass(frozen=True)
