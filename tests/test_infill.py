@@ -28,7 +28,7 @@ from helpers import (
     tiny,
     trail,
 )
-from pairwise import combined
+from pairwise import FULL, combined
 from refusals import refuses
 from unmask import RequestError, registry
 from unmask.core.canvas import Canvas, Update
@@ -110,7 +110,8 @@ def test_given_tokens_stay_and_masks_are_filled_in_any_batch(
 def test_a_policy_that_asks_for_anything(kept: str, scale: float, shift: bool) -> None:
     requests = [replace(r, seed=r.row) for r in REQUESTS]
     found = decode(tiny(shift), Chaos(scale), kept, requests, batch_size=3)
-    for request in requests:
+    first = CACHES.index(kept)
+    for request in requests if FULL else [requests[first], requests[first + 2]]:
         assert_same(decode(tiny(shift), Chaos(scale), kept, [request]), {request.row: found[request.row]})
 
 
