@@ -41,11 +41,11 @@ from unmask.engine.scheduler import Engine
 from unmask.tasks import FAMILIES, problems
 
 REQUESTS = [
-    Request(0, [5, 6, 7], 12, ignore_eos=True),
-    Request(1, [4], 9),
-    Request(2, [9, 8, 7, 6], 14),
-    Request(3, [1, 2], 11, temperature=0.8, seed=5),
-    Request(4, [1, 2, 9], 13, temperature=0.7, top_p=0.9, seed=6, ignore_eos=True),
+    Request(0, [5, 6, 7], 9, ignore_eos=True),
+    Request(1, [4], 7),
+    Request(2, [9, 8, 7, 6], 11),
+    Request(3, [1, 2], 8, temperature=0.8, seed=5),
+    Request(4, [1, 2, 9], 10, temperature=0.7, top_p=0.9, seed=6, ignore_eos=True),
 ]
 GAPS = [Request(5, [5, 6, 7], 12, fixed={3: 4, 7: 9})]
 
