@@ -193,6 +193,7 @@ class Waits(TorchDispatchMode):
 
 
 @combined(
+    kinds=("policy", "shift"),
     apart=("policy", "kept"),
     policy=[p for p in POLICIES if "verifier=" not in p and "(klass" not in p],  # own passes; logits that are cut out
     kept=CACHES,
