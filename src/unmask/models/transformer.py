@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -234,12 +235,11 @@ class Transformer(nn.Module):
     """Embedding, blocks, final norm and head; the caller runs the blocks through a cache."""
 
     rotary: Tensor
+    kernels: Kernels = EAGER
 
     def __init__(self, arch: Architecture, context: int) -> None:
         super().__init__()
         self.arch = arch
-        self.kernels = EAGER
-        self._paces = {"layers": Pace()}
         self.embed = nn.Embedding(arch.vocab, arch.width, _weight=torch.empty(arch.vocab, arch.width))
         self.blocks = nn.ModuleList(TransformerBlock(arch, i) for i in range(arch.layers))
         self.norm = Norm(arch.width, arch.eps)
@@ -262,6 +262,10 @@ class Transformer(nn.Module):
         self.kernels = kernels
         for block in self.blocks:
             block.kernels = kernels  # type: ignore[assignment]
+
+    @cached_property
+    def _paces(self) -> dict[str, Pace]:
+        return {"layers": Pace()}
 
     def pace(self, part: str) -> Pace | None:
         """How fast a part of a forward pass is by number of threads; None where the number shall not change: compiled
