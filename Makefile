@@ -1,6 +1,6 @@
 # make demo      decode problems with the bundled model one token at a time and fast, side by side
-# make smoke     run one case of every quick test (2 to 3 minutes on two cores)
-# make test      run the tests, every policy with every cache among them (8 to 10 minutes)
+# make smoke     run one case of every quick test (a minute and a half on two cores)
+# make test      run the tests, every policy with every cache among them (7 to 8 minutes)
 # make test-all  run the tests, every combination of these (nightly)
 # make check     lint, format, types, floors
 # make format    repair what the linter and the formatter can

@@ -148,8 +148,8 @@ def test_products_of_few_bits(
 ) -> None:
     """Those of the weights that are meant and of the inputs as they are rounded, whatever rows a kernel wants."""
     if not triton:
-        monkeypatch.setattr(computing, "triton", lambda _: False)
-        monkeypatch.setattr(quantised, "triton", lambda _: False)
+        monkeypatch.setattr(computing, "uses_triton", lambda _: False)
+        monkeypatch.setattr(quantised, "uses_triton", lambda _: False)
     draw = torch.Generator().manual_seed(rows)
     weight, x = torch.randn(sizes, generator=draw), torch.randn(rows, sizes[1], generator=draw).to(dtype)
     stored, bias = KINDS[kind].of(weight), torch.randn(sizes[0], generator=draw).to(dtype)
@@ -166,7 +166,7 @@ def test_products_of_few_bits(
 def test_kernels_of_few_bits_are_used() -> None:
     """Where Triton is found: a device on which its products are wrong does without, and says so."""
     found = importlib.util.find_spec("triton") is not None and DEVICE == "cuda"
-    assert computing.triton(torch.device(DEVICE)) == found
+    assert computing.uses_triton(torch.device(DEVICE)) == found
     assert ("Triton" in computing.described("int8", torch.device(DEVICE))) == found
 
 

@@ -22,7 +22,15 @@ pytest.importorskip("triton")
 if torch.cuda.is_available():
     pytest.skip("compiled for a GPU here: tests/test_cuda.py", allow_module_level=True)
 CPU = torch.device("cpu")
-SIZES = [(1, 48, 64), (17, 100, 192), (40, 64, 320), (130, 260, 128), (5, 36, 48), (3, 70, 80)]  # rows, outputs, inputs
+SIZES = [
+    (1, 48, 64),
+    (17, 100, 192),
+    (40, 64, 320),
+    (130, 260, 128),
+    (5, 36, 48),
+    (3, 70, 80),
+    (20, 70, 512),
+]  # rows, outputs, inputs
 
 
 @pytest.fixture
@@ -96,7 +104,7 @@ def test_layers_use_them(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x, plain = drawn(2, 7, 96, seed=3), stored.layer(bias, torch.float32, CPU)
     expected = plain(x), plain.part(x, 13)
     monkeypatch.setattr(quantised, "int8_runs", lambda _: "triton")
-    monkeypatch.setattr(quantised, "triton", lambda _: True)
+    monkeypatch.setattr(quantised, "uses_triton", lambda _: True)
     layer = stored.layer(bias, torch.float32, CPU)
     called = list[str]()
     whole = type(layer).fused
@@ -106,18 +114,24 @@ def test_layers_use_them(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert called == [kind] * 3
 
 
-def test_a_device_on_which_they_are_wrong_does_without(
-    fused: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("name", ["rounded", "product8", "dense4", "product4"])
+def test_a_device_on_which_one_is_wrong_does_without(
+    fused: Any, name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    works = fused.works.__wrapped__
+    works, right = fused.works.__wrapped__, getattr(fused, name)
     assert works(CPU)
-    right = fused.product8
-    monkeypatch.setattr(fused, "product8", lambda *given: right(*given) + 1)
-    assert not works(CPU)
-    monkeypatch.setattr(fused, "product8", lambda *_: 1 / 0)
-    with caplog.at_level(logging.WARNING):
-        assert not works(CPU)
-    assert "ZeroDivisionError" in caplog.text
+    assert not caplog.records
+
+    def wrong(*given: Any) -> Any:
+        found = right(*given)
+        return (found[0] + 1, found[1]) if name == "rounded" else found + 1
+
+    for faulty, said in ((wrong, "cpu"), (lambda *_: 1 / 0, "ZeroDivisionError")):
+        monkeypatch.setattr(fused, name, faulty)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            assert not works(CPU)
+        assert said in caplog.text
 
 
 def test_as_many_stages_as_fit(fused: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +159,7 @@ def test_as_many_stages_as_fit(fused: Any, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_no_kernels_on_a_cpu() -> None:
-    assert not computing.triton(CPU)
+    assert not computing.uses_triton(CPU)
     assert isinstance(Int8.of(drawn(8, 16)).layer(None, torch.float32, CPU), Int8Linear)
 
 

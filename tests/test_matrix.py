@@ -178,6 +178,26 @@ def test_a_row_is_the_same_in_any_batch(
     check_batch(policy, cache, tiny(shift), requests, batch, [single], monkeypatch)
 
 
+@cache
+def sure_of_itself() -> Denoiser:
+    """Most of its confidences are close to one."""
+    model = tiny()
+    assert model.network.head is not None
+    model.network.head.weight.data *= 6
+    return model
+
+
+LONG_AND_SHORT = [Request(30, [1, 2, 3], 26), Request(31, [5, 6], 9, ignore_eos=True), Request(32, [9, 3, 2, 4], 17)]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_row_is_the_same_where_the_model_is_sure(policy: str) -> None:
+    """Bounds on what is committed at once, leads, early ends: what flat distributions and short rows do not reach."""
+    model = sure_of_itself()
+    found = decode(model, policy, "none", LONG_AND_SHORT)
+    assert_same(found, singly(model, policy, "none", LONG_AND_SHORT))
+
+
 FRESH: dict[
     str, tuple[Any, bool]
 ] = {  # caches that reuse nothing, and whether they recompute what a policy would reuse

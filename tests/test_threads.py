@@ -86,9 +86,11 @@ def test_layers_head_and_reading_find_their_own(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(threads, "WORK", 1e4)
     model.generate([[5, 6]], 32, "vanilla", "none", ignore_eos=True)
     model.generate([[5, 6]], 32, "vanilla", "none", ignore_eos=True, temperature=0.7)
+    model.generate([[5, 6]], 32, "vanilla", "dual", ignore_eos=True)
     paces = model.denoiser.network._paces
-    assert set(paces) == {"layers", "head", "reading", "sampling"}
-    assert [part for part, pace in paces.items() if pace.alarms] == ["layers"]
+    layers = {("layers", cache, False) for cache in ("none", "dual")}
+    assert set(paces) == layers | {("head",), ("reading",), ("sampling",)}
+    assert {kind for kind, pace in paces.items() if pace.alarms} == layers
     assert all(level.warm for pace in paces.values() for level in pace.levels.values())
 
 

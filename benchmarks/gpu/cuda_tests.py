@@ -1,4 +1,4 @@
-"""The part ``tests``: ``tests/test_cuda.py``, its outcomes recorded one by one; what has run is not run again."""
+"""The part ``tests``: ``tests/test_cuda.py``, its outcomes recorded one by one; what has passed is not run again."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def measure(book: Book, device: torch.device, dry: bool) -> None:
     """Run the tests until the deadline; failures are recorded with the end of what they say."""
     known = Path(tempfile.mkdtemp()) / "known"
     earlier = [record for folder in (*book.earlier, book.path.parent) for record in read(folder / book.path.name)]
-    names = [r["key"]["test"] for r in earlier if "outcome" in r and r["device"] == book.device]
+    names = [r["key"]["test"] for r in earlier if r.get("outcome") == "passed" and r["device"] == book.device]
     known.write_text("\n".join(names), encoding="utf-8")
     command = [
         sys.executable,

@@ -24,7 +24,7 @@ def pytest_runtest_logreport(report: Any) -> None:
 
 
 def pytest_collection_modifyitems(items: list[Any]) -> None:
-    """Those that were recorded before this run began are left out."""
+    """Those that had passed before this run began are left out."""
     known = set(Path(os.environ["UNMASK_OUTCOMES_KNOWN"]).read_text(encoding="utf-8").splitlines())
     items[:] = [item for item in items if _name(item.nodeid) not in known]
     random.Random("order").shuffle(items)

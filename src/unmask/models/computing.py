@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from typing import Any
 
 import torch
 
 from . import onednn
+
+_LOG = logging.getLogger(__name__)
 
 
 def int8_runs(device: torch.device) -> str:
@@ -15,23 +18,26 @@ def int8_runs(device: torch.device) -> str:
     as floating point numbers, where there is nothing for integers.
     """
     if device.type == "cuda":
-        return "triton" if triton(device) else "int_mm"
+        return "triton" if uses_triton(device) else "int_mm"
     return "onednn" if device.type == "cpu" and onednn.works(torch.float32) else "dense"
 
 
-def triton(device: torch.device) -> bool:
-    """Whether :mod:`unmask.models.fused` is used on a device."""
+def uses_triton(device: torch.device) -> bool:
+    """Whether :mod:`unmask.models.fused` computes on a device: on CUDA, where Triton is found and right."""
     if device.type != "cuda" or importlib.util.find_spec("triton") is None:
         return False
-    from . import fused
-
-    return fused.works(device)
+    try:
+        from . import fused
+    except ImportError as error:
+        _LOG.warning("products of few bits run without Triton: %s", error)
+        return False
+    return fused.works(device if device.index is not None else torch.device("cuda", torch.cuda.current_device()))
 
 
 def described(kind: str | None, device: torch.device) -> str:
     """What computes the products of the layers, in words."""
     if kind == "int4":
-        by = " by Triton" if triton(device) else ""
+        by = " by Triton" if uses_triton(device) else ""
         return f"weights in 4 bits by groups, made floating point numbers{by} as they are used"
     if kind != "int8":
         return "floating point numbers"

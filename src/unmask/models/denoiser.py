@@ -257,7 +257,7 @@ class Denoiser:
         """Hidden states ``[B, Q, C]`` of the positions of some rows."""
         rows, place = (rows, None) if probes is None else probes.aim(rows, keys, rank)
         work = len(rows.members) * rows.slots * (self.layer_weights + 2 * rows.total * self.width)
-        with for_work(work, self.network.pace("layers")):
+        with for_work(work, self.network.pace("layers", cache.name, watch is not None)):
             rows = replace(rows, rotary=self.network.rotate_rows(rows, place))
             at = rows.position if rows.whole else rows.position.clamp(max=rows.total - 1)
             ids, run = rows.of(tokens).gather(1, at), partial(self._layers, cache, watch)

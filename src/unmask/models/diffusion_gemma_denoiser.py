@@ -138,7 +138,7 @@ class GemmaDenoiser(Denoiser):
         network, start = self.network, rows.of(state.start)
         size = state.signal.shape[1]
         work = len(rows.members) * rows.slots * (self.layer_weights + 2 * rows.total * self.width)
-        with for_work(work, self.network.pace("layers")):
+        with for_work(work, self.network.pace("layers", cache.name)):
             view = View.of(self.kinds, rows, start, size)
             ids = rows.of(tokens).gather(1, rows.position.clamp(max=rows.total - 1))
             place = (rows.position - start[:, None]).clamp(0, size - 1)[..., None].expand(-1, -1, self.width)

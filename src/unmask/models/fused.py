@@ -6,6 +6,7 @@ Triton comes with torch on Linux. ``TRITON_INTERPRET=1`` runs these on a CPU, fo
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any
 
@@ -17,20 +18,23 @@ from torch import Tensor
 
 Tile = tuple[int, int, int, int, int]  # rows, outputs and inputs computed at once; warps, stages
 
-MOST4 = 64  # rows up to which int4 weights are made floating point numbers inside the product, not before it
+_MOST4 = 64  # rows up to which int4 weights are made floating point numbers inside the product, not before it
 _SHORTEST = 16  # sums that Triton makes products of
 _ENOUGH = 768  # pieces of a product at a time
 _NEAREST = tl.constexpr(12582912.0)  # 1.5 x 2 ** 23: adding and subtracting it rounds a float32 to the nearest integer
+_TIES = 0.01  # share of integers that may be the neighbour: half way between two, the last bit of a scale decides
 _fit: dict[Any, int] = {}  # stages of kernels that need more memory of a multiprocessor than there is
 _LOG = logging.getLogger(__name__)
 
 
 def _launch(kernel: Any, grid: tuple[int, ...], *given: Any, warps: int, stages: int, **more: Any) -> None:
-    """Run a kernel, with as many stages as fit."""
-    key = kernel.fn.__name__, *(x for x in given if isinstance(x, int | bool)), warps
+    """Run a kernel on the device of what it is given, with as many stages as fit."""
+    device = next((x.device for x in given if isinstance(x, Tensor) and x.is_cuda), None)
+    key = kernel.fn.__name__, device, *(x for x in given if isinstance(x, int)), warps
     for count in range(min(stages, _fit.get(key, stages)), 0, -1):
         try:
-            kernel[grid](*given, num_warps=warps, num_stages=count, **more)
+            with nullcontext() if device is None else torch.cuda.device(device):
+                kernel[grid](*given, num_warps=warps, num_stages=count, **more)
             return
         except triton.runtime.errors.OutOfResources:
             if count == 1:
@@ -173,7 +177,7 @@ def _product4(
 def product4(x: Tensor, packed: Tensor, scale: Tensor, least: Tensor) -> Tensor:
     """``x [M, K]`` times the weight of :func:`dense4`, ``[M, N]``."""
     groups, half, outputs = packed.shape
-    if len(x) > MOST4 or half < _SHORTEST:
+    if len(x) > _MOST4 or half < _SHORTEST:
         return x @ dense4(packed, scale, least)
     columns, rows = 64, 16 if len(x) <= 16 else 32 if len(x) <= 32 else 64
     parts = _parts(triton.cdiv(outputs, columns), groups)
@@ -192,15 +196,35 @@ def _parts(columns: int, groups: int) -> int:
 
 @lru_cache(maxsize=8)
 def works(device: torch.device) -> bool:
-    """Whether these products are right on a device: what Triton makes for it is not known beforehand."""
+    """Whether these products are right on a device: what Triton makes for it is not known beforehand. Warns if not."""
     draw = torch.Generator().manual_seed(0)
-    x = torch.randn(40, 128, generator=draw).to(device)
-    values = torch.randint(-127, 128, (48, 128), generator=draw, dtype=torch.int8).to(device)
-    ones = torch.ones(len(values), device=device)
+    x, weight = (torch.randn(n, 128, generator=draw).to(device) for n in (40, 48))
     try:
-        rows, sizes = rounded(x, 127.0, 1e-30)
-        found = product8(rows, torch.ones_like(sizes), values, ones, None, torch.float32)
+        wrong = _wrong(x, weight)
     except Exception as error:  # whatever Triton, its compiler or the driver raise
-        _LOG.warning("products of few bits run without Triton here: %s: %s", type(error).__name__, str(error)[:200])
-        return False
-    return torch.equal(found, F.linear(rows.float(), values.float()))
+        wrong = f"{type(error).__name__}: {str(error)[:200]}"
+    if wrong:
+        _LOG.warning("products of few bits run without Triton on %s: %s", device, wrong)
+    return not wrong
+
+
+def _wrong(x: Tensor, weight: Tensor) -> str:
+    """Which of the kernels gives something else than torch, in words; "": none."""
+    from .quantised import Int4, Int4Linear, Int8, Room, per_token
+
+    rows, sizes = rounded(x, 127.0, 2.0**-120)
+    values, expected = (t.to(x.device) for t in per_token(x.cpu()))
+    apart = (rows.int() - values.int()).abs().float()
+    if not torch.allclose(sizes, expected, atol=0) or apart.max() > 1 or apart.mean() > _TIES:
+        return "inputs are rounded wrongly"
+    eight, four = Int8.of(weight), Int4Linear(Int4.of(weight.cpu()), None, x.dtype, torch.device("cpu"))
+    found = product8(rows, torch.ones_like(sizes), eight.values, torch.ones_like(eight.scale), None, x.dtype)
+    if not torch.equal(found, F.linear(rows.float(), eight.values.float())):
+        return "a product of integers is wrong"
+    dense = Room(four).dense(0).to(x.device)
+    stored = [t[0].to(x.device) for t in (four.packed, four.scale, four.least)]
+    if not torch.allclose(dense4(*stored), dense, atol=1e-5):
+        return "weights of four bits are unpacked wrongly"
+    if not torch.allclose(product4(x, *stored), x @ dense, rtol=1e-3, atol=1e-2):
+        return "a product of weights of four bits is wrong"
+    return ""

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..core.errors import ModelError
 from . import onednn
-from .computing import int8_runs, triton
+from .computing import int8_runs, uses_triton
 from .experts import Groups, Stack
 from .transformer import Linear
 
@@ -181,7 +181,7 @@ class Int8Linear(Quantised):
         outputs, inputs = weight.values.shape
         super().__init__(outputs, inputs, bias)
         self.runs = int8_runs(device)
-        values = weight.values.to(device)
+        values = weight.values.to(device).contiguous()
         self._hold("weight", onednn.prepacked(values) if self.runs == "onednn" else values)
         self._hold("scale", weight.scale.to(device))
         self._tails: dict[int, Int8Linear] = {}
@@ -258,7 +258,8 @@ class Int4Linear(Quantised):
         super().__init__(outputs, 2 * weight.values.shape[1], bias)
         most = outputs if device.type == "cuda" else max(32, _AT_ONCE // self.in_features // 32 * 32)
         self.count = -(-min(outputs, most) // _WORDS) * _WORDS  # outputs of a piece
-        self.pieces, self.fuses = -(-outputs // self.count), triton(device)
+        self.pieces = -(-outputs // self.count)
+        self.fuses = dtype != torch.float64 and uses_triton(device)
         lacking = self.pieces * self.count - outputs
 
         def laid(x: Tensor) -> Tensor:

@@ -97,7 +97,7 @@ def read(
     hidden = hidden if lift is None else lift(-1, hidden)
     blocks: Any = enumerate(zip(network.blocks, memory.key, memory.value, strict=True))
     work = slot.numel() * (weights(network) + 2 * extent * network.arch.width)
-    with for_work(work, network.pace("layers")):
+    with for_work(work, network.pace("layers", "slots", len(skip))):
         for index, (block, stored_key, stored_value) in blocks:
             if (index, ATTENTION) not in skip:
                 query, key, value = block.qkv(hidden, rotary)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -264,17 +264,21 @@ class Transformer(nn.Module):
             block.kernels = kernels  # type: ignore[assignment]
 
     @cached_property
-    def _paces(self) -> dict[str, Pace]:
-        return {"layers": Pace()}
+    def _paces(self) -> dict[tuple[Hashable, ...], Pace]:
+        return {}
 
-    def pace(self, part: str) -> Pace | None:
+    def pace(self, part: str, *kind: Hashable) -> Pace | None:
         """How fast a part of a forward pass is by number of threads; None where the number shall not change: compiled
-        code is made for one number, and beside a GPU threads compute nothing. The times of the layers alone are steady
-        enough to tell whether others use the processors.
+        code is made for one number, and beside a GPU threads compute nothing.
+
+        Args:
+            part: "layers", ...; the times of these alone are steady enough to tell whether others use the processors.
+            kind: what else the time depends on, beside the work.
         """
-        if self.kernels.compiled or self.embed.weight.is_cuda:
+        if self.kernels.compiled or self.embed.weight.device.type != "cpu":
             return None
-        return self._paces.get(part) or self._paces.setdefault(part, Pace(alarms=False))
+        key = (part, *kind)
+        return self._paces.get(key) or self._paces.setdefault(key, Pace(alarms=part == "layers"))
 
     def parts(self) -> dict[str, dict[str, tuple[int, ...]]]:
         """The name and shape of each tensor of a checkpoint, by the parameter whose rows it is (or is a part of)."""
