@@ -113,6 +113,20 @@ def test_all_sizes_take_fewer_at_once() -> None:
     assert {machine.do(2, work) for work in (*sizes, 5.0)} == {1}
 
 
+def test_many_sizes_lose_no_more_than_one() -> None:
+    """Short pieces of twelve sizes in turn: each could try another number every quarter of a second."""
+    machine = Machine(always(QUIET))
+    sizes = [2.0**-i for i in range(4, 16)]
+    for _ in range(20):
+        for work in sizes:
+            machine.do(2, work)
+    began, rounds = machine.now, 200
+    for _ in range(rounds):
+        for work in sizes:
+            machine.do(2, work)
+    assert machine.now - began < rounds * sum(sizes) / QUIET[2] * 1.07
+
+
 def test_the_longest_alarm_counts() -> None:
     machine = Machine(always(QUIET))
     machine.run(3)

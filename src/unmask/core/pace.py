@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-TRYING = 0.05  # of the time may be lost by trying other numbers of threads
+MORE, FEWER = 0.05, 0.01  # of the time may be lost by trying more threads, and fewer: two slow passes call for these
 SOONEST = 0.25  # seconds between two tries
 HINDERED = 2.0  # times slower than before, twice in a row: somebody else uses a processor
 LATEST = 60.0  # seconds for which all levels then do without more threads
@@ -24,9 +24,12 @@ EQUAL = 0.05  # slower, fewer threads are still preferred
 
 @dataclass
 class Others:
-    """Whether somebody else uses the processors: ``until`` this time more threads are not tried."""
+    """What all levels know: ``until`` when more threads are not tried, for somebody else uses the processors, and when
+    the next try of any of them is ``due``.
+    """
 
     until: float = 0.0
+    due: float = 0.0
 
 
 OTHERS = Others()
@@ -46,7 +49,8 @@ class Level:
         self.seconds: dict[int, float] = {}  # for one unit of work, by number
         self.warm = False
         self.slow = 0  # times in a row
-        self.due = 0.0  # when another number is tried
+        self.due = 0.0  # when another number is tried; the first time does not wait for those of other levels
+        self.fresh = True
         self.turn = 0  # which
 
     @property
@@ -58,7 +62,7 @@ class Level:
         """The number of threads to take."""
         if self.heard < self.others.until:
             self._fewer()
-        if self.used not in self.seconds or now < self.due:
+        if self.used not in self.seconds or now < (self.due if self.fresh else max(self.due, self.others.due)):
             return self.used
         more = [self.place + 1] if now >= self.others.until and self.used < self.numbers[-1] else []
         tried = [*more, *([self.place - 1] if self.place else [])]
@@ -79,7 +83,7 @@ class Level:
         if not self.slow:
             self.seconds[self.used] = (self.seconds.get(self.used, each) + each) / 2
         elif self.slow > 1:
-            wait = min(LATEST, max(SOONEST, (each - before) * work / TRYING))
+            wait = min(LATEST, max(SOONEST, (each - before) * work / MORE))
             self.due = now + wait
             if alarms:
                 self.others.until = max(self.others.until, self.due)
@@ -88,7 +92,8 @@ class Level:
     def _compare(self, number: int, each: float, work: float, now: float) -> None:
         known = self.seconds[self.used]
         apart = min(abs(each - known), GREATEST * min(each, known))
-        self.due = now + max(SOONEST, apart * work / TRYING)
+        self.fresh, wait = False, apart * work / (MORE if number > self.used else FEWER)
+        self.due, self.others.due = now + max(SOONEST, wait), max(self.others.due, now + wait)
         better = each < (known * (1 + EQUAL) if number < self.used else known)
         self.turn = self.turn + 1 if not better else 0 if number > self.used else -1  # on in this direction
         self.seconds[number] = each
