@@ -127,6 +127,21 @@ def test_many_sizes_lose_no_more_than_one() -> None:
     assert machine.now - began < rounds * sum(sizes) / QUIET[2] * 1.07
 
 
+def test_long_work_does_not_keep_short_work_from_more_threads() -> None:
+    """A try of fewer threads that costs twenty seconds, and soon after the other processes are gone."""
+    others, busy = Others(), True
+    long = Machine(always(QUIET), others)
+    long.run(300, 64, 1000.0)
+    short = Machine(lambda number, _: (BUSY if busy else QUIET)[number], others)
+    short.now = long.now
+    short.run(10)
+    assert short.share(1) > 0.9
+    busy = False
+    short.taken.clear()
+    short.run(20)
+    assert short.share(2) > 0.8
+
+
 def test_the_longest_alarm_counts() -> None:
     machine = Machine(always(QUIET))
     machine.run(3)

@@ -17,19 +17,20 @@ from typing import Any
 MORE, FEWER = 0.05, 0.01  # of the time may be lost by trying more threads, and fewer: two slow passes call for these
 SOONEST = 0.25  # seconds between two tries
 HINDERED = 2.0  # times slower than before, twice in a row: somebody else uses a processor
-LATEST = 60.0  # seconds for which all levels then do without more threads
+LATEST = 60.0  # seconds at most for which all levels then do without more threads, or wait for the try of another
 GREATEST = 100.0  # times what is usual that a time may count as: a process stopped for an hour has not lost an hour
 EQUAL = 0.05  # slower, fewer threads are still preferred
 
 
 @dataclass
 class Others:
-    """What all levels know: ``until`` when more threads are not tried, for somebody else uses the processors, and when
-    the next try of any of them is ``due``.
+    """What all levels know: ``until`` when nobody tries more threads, for somebody else uses the processors, and since
+    when any of them may try ``more`` or ``fewer`` again.
     """
 
     until: float = 0.0
-    due: float = 0.0
+    more: float = 0.0
+    fewer: float = 0.0
 
 
 OTHERS = Others()
@@ -62,10 +63,11 @@ class Level:
         """The number of threads to take."""
         if self.heard < self.others.until:
             self._fewer()
-        if self.used not in self.seconds or now < (self.due if self.fresh else max(self.due, self.others.due)):
+        if self.used not in self.seconds or now < self.due:
             return self.used
-        more = [self.place + 1] if now >= self.others.until and self.used < self.numbers[-1] else []
-        tried = [*more, *([self.place - 1] if self.place else [])]
+        more = self.used < self.numbers[-1] and now >= self.others.until and (self.fresh or now >= self.others.more)
+        fewer = self.place > 0 and (self.fresh or now >= self.others.fewer)
+        tried = [self.place + step for step, free in ((1, more), (-1, fewer)) if free]
         return self.numbers[tried[self.turn % len(tried)]] if tried else self.used
 
     def took(self, number: int, seconds: float, work: float, now: float, alarms: bool) -> None:
@@ -92,10 +94,15 @@ class Level:
     def _compare(self, number: int, each: float, work: float, now: float) -> None:
         known = self.seconds[self.used]
         apart = min(abs(each - known), GREATEST * min(each, known))
-        self.fresh, wait = False, apart * work / (MORE if number > self.used else FEWER)
-        self.due, self.others.due = now + max(SOONEST, wait), max(self.others.due, now + wait)
-        better = each < (known * (1 + EQUAL) if number < self.used else known)
-        self.turn = self.turn + 1 if not better else 0 if number > self.used else -1  # on in this direction
+        more, self.fresh = number > self.used, False
+        wait = apart * work / (MORE if more else FEWER)
+        self.due, shared = now + max(SOONEST, wait), now + min(LATEST, wait)
+        if more:
+            self.others.more = max(self.others.more, shared)
+        else:
+            self.others.fewer = max(self.others.fewer, shared)
+        better = each < (known if more else known * (1 + EQUAL))
+        self.turn = self.turn + 1 if not better else 0 if more else -1  # on in this direction
         self.seconds[number] = each
         if better:
             self.place = self.numbers.index(number)
