@@ -102,6 +102,16 @@ class TestProphet:
                 assert decode(tiny(shift), policy, "none", [request])[0].commits == commits
         assert len(exits) > 2, "always the same step"
 
+    def test_each_row_has_its_own_progress(self) -> None:
+        """With nothing required from two thirds on, the rest follows when these are filled."""
+        lengths = {1: 6, 2: 30, 3: 12}
+        requests = [Request(row, [4, row], length, ignore_eos=True) for row, length in lengths.items()]
+        found = decode(tiny(), "prophet(vanilla,high=1e9,mid=1e9,low=0)", "none", requests)
+        for row, length in lengths.items():
+            commits = [len(commit) for commit in found[row].commits if commit]
+            alone = next(n for n in range(length) if n / length >= 0.67)
+            assert commits == [1] * (alone - 1) + [length - alone + 1]
+
     def test_a_policy_that_hides_masks_is_left_alone_meanwhile(self) -> None:
         found = decode(tiny(), "prophet(left_to_right(lookahead=3),0,0,0)", "none", REQUESTS[:1])[0]
         assert [len(commit) for commit in found.commits] == [1] * 9 + [3]
