@@ -210,9 +210,9 @@ def works(device: torch.device) -> bool:
 
 def _wrong(x: Tensor, weight: Tensor) -> str:
     """Which of the kernels gives something else than torch, in words; "": none."""
-    from .quantised import Int4, Int4Linear, Int8, Room, per_token
+    from .quantised import _LEAST, _TOKEN, Int4, Int4Linear, Int8, Room, per_token
 
-    rows, sizes = rounded(x, 127.0, 2.0**-120)
+    rows, sizes = rounded(x, _TOKEN, _LEAST)
     values, expected = (t.to(x.device) for t in per_token(x.cpu()))
     apart = (rows.int() - values.int()).abs().float()
     if not torch.allclose(sizes, expected, atol=0) or apart.max() > 1 or apart.mean() > _TIES:
