@@ -48,10 +48,14 @@ class Book:
     def write(self, key: Mapping[str, Any], **values: Any) -> None:
         """Add a record; on the disk when this returns."""
         self._done.add(_name(key))
-        record = {"key": dict(key), "device": self.device, **values}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        add(self.path, key, self.device, **values)
         print(self.path.stem, _short(key), _short(values), f"({self.left:.0f} s left)", flush=True)
+
+
+def add(path: Path, key: Mapping[str, Any], device: str, /, **values: Any) -> None:
+    """Add a record to a file; on the disk when this returns."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"key": dict(key), "device": device, **values}) + "\n")
 
 
 def read(path: Path) -> Iterator[Record]:

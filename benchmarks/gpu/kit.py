@@ -23,11 +23,14 @@ GRACE = 3.0  # seconds between a part's deadline and its end by force
 
 @dataclass(frozen=True)
 class Part:
-    """``weight``: its share of the time that is left when its turn comes; ``most`` seconds."""
+    """``weight``: its share of the time that is left when its turn comes; ``most`` seconds; ``file``: the part whose
+    file its records are in, if not its own.
+    """
 
     weight: float
     most: float
     what: str
+    file: str | None = None
 
 
 PARTS = {
@@ -38,9 +41,11 @@ PARTS = {
     "tests": Part(8, 500, "tests/test_cuda.py"),
     "host": Part(3, 40, "time outside the network, kernels and waits per step"),
     "answers": Part(3, 60, "answers of the bundled model on this device beside those on the CPU"),
-    "dream": Part(4, 60, "forward passes at the shape of Dream-7B"),
-    "quantised": Part(4, 130, "forward passes at the shape of LLaDA-8B, weights in 8 and 4 bits"),
-    "served": Part(3, 90, "the bundled model served by HTTP: as alone, and how fast beside the engine alone"),
+    "dream": Part(4, 60, "forward passes at the shape of Dream-7B", "passes"),
+    "quantised": Part(4, 130, "forward passes at the shape of LLaDA-8B, weights in 8 and 4 bits", "passes"),
+    "served": Part(
+        3, 90, "the bundled model served by HTTP: as alone, and how fast beside the engine alone", "answers"
+    ),
 }
 
 
@@ -120,8 +125,9 @@ def _one(args: argparse.Namespace) -> int:
     from book import Book
 
     device = devices.pick(args.dry_run)
-    where = {"dream": "passes", "quantised": "passes", "served": "answers"}.get(args.part, args.part)
-    book = Book(args.out / f"{where}.jsonl", devices.name(device), tuple(args.after), args.deadline)
+    book = Book(
+        args.out / f"{PARTS[args.part].file or args.part}.jsonl", devices.name(device), tuple(args.after), args.deadline
+    )
     began = time.time()
     _work(args.part)(book, device, args.dry_run)
     book.write({"what": "part", "part": args.part, "began": round(began)}, took=time.time() - began)
@@ -134,15 +140,13 @@ def _work(part: str) -> Callable[[Any, Any, bool], None]:
         from device import measure
 
         return measure
-    if part in {"passes", "dream"}:
+    if part in {"passes", "dream", "quantised"}:
         import passes
 
+        if part == "quantised":
+            return passes.quantised
         shape = "llada-8b" if part == "passes" else "dream-7b"
         return lambda book, device, dry: passes.measure(book, device, shape, dry)
-    if part == "quantised":
-        import passes
-
-        return passes.quantised
     module = __import__("cuda_tests" if part == "tests" else part)
     work: Callable[[Any, Any, bool], None] = module.measure
     return work

@@ -5,22 +5,23 @@ Tests run in a random order, always the same: where time is short, what was run 
 
 from __future__ import annotations
 
-import json
 import os
 import random
 from pathlib import Path
 from typing import Any
+
+from book import add
 
 
 def pytest_runtest_logreport(report: Any) -> None:
     """One record for a test that has run, or that has failed or been skipped on the way."""
     if os.environ.get("PYTEST_XDIST_WORKER") or (report.when != "call" and report.outcome == "passed"):
         return
-    said = {"said": report.longreprtext[-1500:]} if report.outcome == "failed" else {}
-    key, device = {"test": _name(report.nodeid)}, os.environ["UNMASK_OUTCOMES_DEVICE"]
-    record = {"key": key, "device": device, "outcome": report.outcome, "seconds": round(report.duration, 2), **said}
-    with Path(os.environ["UNMASK_OUTCOMES"]).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+    found = {"outcome": report.outcome, "seconds": round(report.duration, 2)}
+    if report.outcome == "failed":
+        found["said"] = report.longreprtext[-1500:]
+    path, device = Path(os.environ["UNMASK_OUTCOMES"]), os.environ["UNMASK_OUTCOMES_DEVICE"]
+    add(path, {"test": _name(report.nodeid)}, device, **found)
 
 
 def pytest_collection_modifyitems(items: list[Any]) -> None:

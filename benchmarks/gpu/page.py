@@ -31,15 +31,13 @@ class Records:
 
     def __init__(self, folders: Sequence[Path], device: str | None = None) -> None:
         self.folders = list(folders)
-        machines = latest(folders, "machine")
-        devices = list(dict.fromkeys(r["device"] for r in machines if "bandwidth" in r))
+        every = [r for folder in folders for r in latest([folder], "machine") if "bandwidth" in r]
+        devices = list(dict.fromkeys(r["device"] for r in every))
         if not devices:
             raise SystemExit(f"no record of a machine in {', '.join(map(str, folders))}")
         self.device = device or devices[-1]
-        every = [r for folder in folders for r in latest([folder], "machine") if r["device"] == self.device]
-        every = [r for r in every if "bandwidth" in r]
-        self.machine = every[0]
-        self.dates = sorted({r["date"] for r in every})
+        mine = [r for r in every if r["device"] == self.device]
+        self.machine, self.dates = mine[0], sorted({r["date"] for r in mine})
 
     def of(self, part: str, **key: Any) -> list[Record]:
         """Records of a part whose keys have these values."""

@@ -33,7 +33,7 @@ def measure(book: Book, device: torch.device, dry: bool) -> None:
     with _server(device) as port:
         lm = networks.bundled(device, "float32")
         key = {"what": "law", "kinds": kinds, "requests": requests, "concurrency": CONCURRENCY}
-        if not book.has(key) and not _short_of_time(book, key, 25):
+        if not book.has(key) and not _skipped(book, key, 25):
             made, draw = mix.jobs(kinds, 0), random.Random(0)
             expected = mix.alone(lm, made)
             numbers = [draw.randrange(kinds) for _ in range(requests)]
@@ -45,7 +45,7 @@ def measure(book: Book, device: torch.device, dry: bool) -> None:
             book.write(key, left=left, wrong=len(wrong), as_alone=len(replies) - left - len(wrong), shown=shown)
         made, rates = mix.jobs(16 if dry else 128, 7), {"alone": list[float](), "served": list[float]()}
         key = {"what": "load", "requests": len(made), "concurrency": CONCURRENCY}
-        if book.has(key) or _short_of_time(book, key, 15):
+        if book.has(key) or _skipped(book, key, 15):
             return
         load.served(port, made[:16], 8)
         load.offline(lm, made[:16])
@@ -58,10 +58,12 @@ def measure(book: Book, device: torch.device, dry: bool) -> None:
         book.write(key, share=share, **{f"{name}_tokens_per_second": each for name, each in rates.items()})
 
 
-def _short_of_time(book: Book, key: dict[str, Any], needs: float) -> bool:
-    if book.left < needs:
-        book.write(key, skipped=f"{book.left:.0f} s left")
-    return book.left < needs
+def _skipped(book: Book, key: dict[str, Any], needs: float) -> bool:
+    """Whether less time is left than it needs; then this is recorded."""
+    left = book.left
+    if left < needs:
+        book.write(key, skipped=f"{left:.0f} s left")
+    return left < needs
 
 
 @contextmanager
